@@ -1,0 +1,343 @@
+"""
+The errors a caller is meant to act on, and the table that takes them over gRPC and back.
+
+* ServiceError
+  x InvalidRequest           INVALID_ARGUMENT     fix the request: every wrong field is named
+  x NotFound                 NOT_FOUND            no such payment, mail, text
+  x AlreadyExists            ALREADY_EXISTS       there is one
+    x IdempotencyReuse                            same key, different request
+  x InProgress               ABORTED              the same request is running
+  x Rejected                 FAILED_PRECONDITION  no, for good
+  x Throttled                RESOURCE_EXHAUSTED   later, see retry_after
+  x Unavailable              UNAVAILABLE          not done, or nobody knows; safe with the same key
+    x BreakerOpen                                 not attempted
+  x Unauthenticated          UNAUTHENTICATED      who are you
+  x PermissionDenied         PERMISSION_DENIED    not with this token
+  x OutOfRange               OUT_OF_RANGE         the cursor is older than the log
+  x DeadlineExceeded         DEADLINE_EXCEEDED    too little time; nothing was done
+  x ExternalServiceError (service, original)      what a provider caused; each also one of the above
+    x NotSent                UNAVAILABLE          no byte has left
+    x OutcomeUnknown         UNAVAILABLE          it may have been done
+    x CredentialsRefused     UNAVAILABLE          our key is wrong, not the caller's request
+    x ProviderThrottled      RESOURCE_EXHAUSTED   its 429
+    x ProviderRefusedInput   INVALID_ARGUMENT     it read the request and found a fault
+    x ProviderRejected       FAILED_PRECONDITION  it said no: declined, opted out
+    x ProviderNotFound       NOT_FOUND
+    x ProviderBusy           ABORTED              the same key again, later
+    x ProviderKeyReused      ALREADY_EXISTS
+"""
+# ruff: noqa: N818 - they are outcomes with names; half of them are answers and no errors of anybody
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, NamedTuple, TypedDict, TypeVar, Unpack
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+DOMAIN = "topsmile.integrations"
+DETAILS_KEY = "grpc-status-details-bin"
+# The trailers of an RPC have to fit into 8 KiB.
+VIOLATIONS_AT_MOST = 20
+MESSAGE_AT_MOST = 600
+
+
+class Violation(NamedTuple):
+    """`field` is the path in the request, as the contract spells it: appointment.start_time."""
+
+    field: str
+    description: str
+
+
+class Facts(TypedDict, total=False):
+    """What any error may carry besides its message and violations."""
+
+    reason: str | None
+    retry_after: float | None
+    localized: str | None
+    metadata: Mapping[str, str] | None
+
+
+class ServiceError(Exception):
+    """
+    Not raised itself: an error nobody has named is a bug, hence INTERNAL.
+
+    `message` is for developers and crosses the wire: no address, number, body or token in it.
+    """
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    default_reason: ClassVar[str] = "INTERNAL"
+    definite: bool = True  #: It is known that nothing was done.
+    provider_fault: bool = False  #: Counts for a breaker.
+    retryable: bool = False  #: Provably safe to repeat at once.
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        retry_after: float | None = None,
+        localized: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        violations: Sequence[Violation] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or self.default_reason
+        self.retry_after = retry_after
+        self.localized = localized
+        self.metadata = dict(metadata or {})
+        self.violations = tuple(violations)
+
+
+class InvalidRequest(ServiceError):
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    default_reason = "INVALID_REQUEST"
+
+    def __init__(self, violations: Sequence[Violation], **facts: Unpack[Facts]) -> None:
+        message = "; ".join(f"{field}: {wrong}" for field, wrong in violations)
+        super().__init__(message, violations=violations, **facts)
+
+
+class NotFound(ServiceError):
+    code = grpc.StatusCode.NOT_FOUND
+    default_reason = "NOT_FOUND"
+
+
+class AlreadyExists(ServiceError):
+    code = grpc.StatusCode.ALREADY_EXISTS
+    default_reason = "ALREADY_EXISTS"
+
+
+class IdempotencyReuse(AlreadyExists):
+    default_reason = "IDEMPOTENCY_KEY_REUSED"
+
+    def __init__(self, differing: Sequence[str], **facts: Unpack[Facts]) -> None:
+        message = f"this idempotency_key was used for another request; different: {', '.join(differing)}"
+        violations = [Violation(field, "differs from the first request") for field in differing]
+        super().__init__(message, violations=violations, **facts)
+
+
+class InProgress(ServiceError):
+    code = grpc.StatusCode.ABORTED
+    default_reason = "IN_PROGRESS"
+
+    def __init__(self, message: str, **facts: Unpack[Facts]) -> None:
+        facts.setdefault("retry_after", 1.0)
+        super().__init__(message, **facts)
+
+
+class Rejected(ServiceError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    default_reason = "REJECTED"
+
+
+class Throttled(ServiceError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    default_reason = "THROTTLED"
+
+
+class Unavailable(ServiceError):
+    code = grpc.StatusCode.UNAVAILABLE
+    default_reason = "UNAVAILABLE"
+
+
+class BreakerOpen(Unavailable):
+    default_reason = "BREAKER_OPEN"
+
+
+class Unauthenticated(ServiceError):
+    code = grpc.StatusCode.UNAUTHENTICATED
+    default_reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(ServiceError):
+    code = grpc.StatusCode.PERMISSION_DENIED
+    default_reason = "PERMISSION_DENIED"
+
+
+class OutOfRange(ServiceError):
+    code = grpc.StatusCode.OUT_OF_RANGE
+    default_reason = "CURSOR_TOO_OLD"
+
+
+class DeadlineExceeded(ServiceError):
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    default_reason = "DEADLINE_TOO_SHORT"
+
+
+class ExternalServiceError(ServiceError):
+    """`service` crosses the wire, `original` stays for the logs."""
+
+    def __init__(
+        self,
+        service: str,
+        original: object,
+        message: str,
+        *,
+        violations: Sequence[Violation] = (),
+        **facts: Unpack[Facts],
+    ) -> None:
+        ServiceError.__init__(self, message, violations=violations, **facts)  # the other parents' differ
+        self.service = service
+        self.original = original
+
+
+class NotSent(ExternalServiceError, Unavailable):
+    default_reason = "NOT_SENT"
+    provider_fault = True
+    retryable = True
+
+
+class OutcomeUnknown(ExternalServiceError, Unavailable):
+    default_reason = "OUTCOME_UNKNOWN"
+    definite = False
+    provider_fault = True
+
+
+class CredentialsRefused(ExternalServiceError, Unavailable):
+    default_reason = "PROVIDER_CREDENTIALS"
+
+
+class ProviderThrottled(ExternalServiceError, Throttled):
+    retryable = True
+
+
+class ProviderRefusedInput(ExternalServiceError, InvalidRequest):
+    default_reason = "PROVIDER_REFUSED_INPUT"
+
+
+class ProviderRejected(ExternalServiceError, Rejected):
+    default_reason = "PROVIDER_REJECTED"
+
+
+class ProviderNotFound(ExternalServiceError, NotFound):
+    default_reason = "PROVIDER_NOT_FOUND"
+
+
+class ProviderBusy(ExternalServiceError, InProgress):
+    default_reason = "PROVIDER_BUSY"
+
+
+class ProviderKeyReused(ExternalServiceError, AlreadyExists):
+    default_reason = "PROVIDER_KEY_REUSED"
+
+
+# What a person may be shown. A reason that is not here is said in the words of its status code.
+PORTUGUESE = {
+    "INVALID_REQUEST": "Alguns dados estão incorretos. Confira e tente de novo.",
+    "IDEMPOTENCY_KEY_REUSED": "Este pedido já foi enviado com outros dados.",
+    "PAYMENT_OPEN": "Já existe um pagamento em aberto para esta consulta.",
+    "DECLINED": "O pagamento foi recusado. Tente outra forma de pagamento.",
+    "OUTCOME_UNKNOWN": "Ainda não sabemos se o pedido foi concluído. Repita o mesmo pedido em instantes.",
+    "DEADLINE_TOO_SHORT": "Não houve tempo para atender ao pedido. Tente de novo.",
+    "CURSOR_TOO_OLD": "Estas alterações não estão mais disponíveis.",
+    "INVALID_ARGUMENT": "Alguns dados foram recusados. Confira e tente de novo.",
+    "NOT_FOUND": "Não encontramos o que foi pedido.",
+    "ALREADY_EXISTS": "Isto já existe.",
+    "ABORTED": "Este pedido já está em andamento. Aguarde um instante.",
+    "FAILED_PRECONDITION": "O pedido foi recusado.",
+    "RESOURCE_EXHAUSTED": "Há muitos pedidos agora. Tente de novo em instantes.",
+    "UNAVAILABLE": "O serviço está indisponível no momento. Tente de novo em instantes.",
+    "UNAUTHENTICATED": "É preciso se identificar.",
+    "PERMISSION_DENIED": "Sem permissão para esta operação.",
+    "DEADLINE_EXCEEDED": "Não houve tempo para atender ao pedido. Tente de novo.",
+    "OUT_OF_RANGE": "O pedido está fora do intervalo disponível.",
+    "INTERNAL": "Ocorreu um erro inesperado.",
+}
+
+
+def to_status(error: ServiceError) -> status_pb2.Status:
+    """Say everything the error knows, in google.rpc's words."""
+    status = status_pb2.Status(code=error.code.value[0], message=error.message[:MESSAGE_AT_MOST])
+    for detail in _details(error):
+        status.details.add().Pack(detail)
+    return status
+
+
+def _details(error: ServiceError) -> Iterator[Message]:
+    metadata = dict(error.metadata)
+    if isinstance(error, ExternalServiceError):
+        metadata["service"] = error.service
+    yield error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
+    if error.violations:
+        named = error.violations[:VIOLATIONS_AT_MOST]
+        yield error_details_pb2.BadRequest(
+            field_violations=[
+                error_details_pb2.BadRequest.FieldViolation(field=field[:80], description=description[:120])
+                for field, description in named
+            ]
+        )
+    if error.retry_after is not None:
+        delay = Duration()
+        delay.FromMilliseconds(round(error.retry_after * 1000))
+        yield error_details_pb2.RetryInfo(retry_delay=delay)
+    sentence = error.localized or PORTUGUESE.get(error.reason) or PORTUGUESE[error.code.name]
+    yield error_details_pb2.LocalizedMessage(locale="pt-BR", message=sentence)
+
+
+def _kinds() -> dict[tuple[grpc.StatusCode, str, bool], type[ServiceError]]:
+    """(code, reason, caused by a provider) → class; reason "" for reasons that only one service knows."""
+    found: dict[tuple[grpc.StatusCode, str, bool], type[ServiceError]] = {}
+    waiting = list(ServiceError.__subclasses__())
+    while waiting:
+        kind = waiting.pop(0)
+        waiting += [child for child in kind.__subclasses__() if child not in waiting]
+        external = issubclass(kind, ExternalServiceError)
+        if kind is not ExternalServiceError:
+            found[kind.code, kind.default_reason, external] = kind
+            found.setdefault((kind.code, "", external), kind)
+    # Of the three that are UNAVAILABLE, the one that promises least.
+    found[grpc.StatusCode.UNAVAILABLE, "", True] = OutcomeUnknown
+    return found
+
+
+KINDS = _kinds()
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> ServiceError:
+    """
+    Rebuild what the other service raised, as the same class.
+
+    Without our details it was no answer of the service's but a broken call, or a bug in the service. An error the
+    service has reported is no fault of the service: its breaker is not to open because its provider is down.
+    """
+    status = status_pb2.Status()
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            status.ParseFromString(value)
+    info = _find(status, error_details_pb2.ErrorInfo)
+    external = "service" in info.metadata
+    kind = KINDS.get((error.code(), info.reason, external)) or KINDS.get((error.code(), "", external))
+    if info.domain != DOMAIN or kind is None:
+        unknown = OutcomeUnknown("grpc", error, f"{error.code().name}: {error.details()}")
+        unknown.provider_fault = error.code() is not grpc.StatusCode.INTERNAL
+        return unknown
+    rebuilt = kind.__new__(kind)
+    ServiceError.__init__(
+        rebuilt,
+        status.message,
+        reason=info.reason,
+        retry_after=_find(status, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() / 1000 or None,
+        localized=_find(status, error_details_pb2.LocalizedMessage).message,
+        metadata={key: value for key, value in info.metadata.items() if key != "service"},
+        violations=[
+            Violation(each.field, each.description)
+            for each in _find(status, error_details_pb2.BadRequest).field_violations
+        ],
+    )
+    rebuilt.provider_fault = False
+    if isinstance(rebuilt, ExternalServiceError):
+        rebuilt.service, rebuilt.original = info.metadata["service"], error
+    return rebuilt
+
+
+M = TypeVar("M", bound=Message)
+
+
+def _find(status: status_pb2.Status, kind: type[M]) -> M:
+    """Find the detail of that kind, an empty one where there is none."""
+    found = kind()
+    any(detail.Unpack(found) for detail in status.details)
+    return found
