@@ -209,45 +209,57 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     """Never answered."""
     ERROR_REASON_INVALID_REQUEST: _ErrorReason.ValueType  # 1
     """INVALID_ARGUMENT: the request is wrong; BadRequest names each field. Correct it before you repeat it."""
-    ERROR_REASON_IDEMPOTENCY_KEY_REUSED: _ErrorReason.ValueType  # 2
-    """ALREADY_EXISTS: this key was used with another request; the differing fields are named. Nothing was done."""
-    ERROR_REASON_PAYMENT_OPEN: _ErrorReason.ValueType  # 3
+    ERROR_REASON_PROVIDER_REFUSED_INPUT: _ErrorReason.ValueType  # 2
+    """INVALID_ARGUMENT: Stripe found the request wrong; BadRequest names the field where Stripe does. Correct it, and use
+    a new key.
+    """
+    ERROR_REASON_IDEMPOTENCY_KEY_REUSED: _ErrorReason.ValueType  # 3
+    """ALREADY_EXISTS: this key was used with another request; BadRequest names the differing fields. Nothing was done."""
+    ERROR_REASON_PAYMENT_OPEN: _ErrorReason.ValueType  # 4
     """ALREADY_EXISTS: the appointment has an open payment; ErrorInfo's metadata `payment_id` names it. Nothing was done."""
-    ERROR_REASON_IN_PROGRESS: _ErrorReason.ValueType  # 4
+    ERROR_REASON_PROVIDER_KEY_REUSED: _ErrorReason.ValueType  # 5
+    """ALREADY_EXISTS: Stripe saw our key for this operation with another request. Nothing was charged twice; ask an
+    operator.
+    """
+    ERROR_REASON_IN_PROGRESS: _ErrorReason.ValueType  # 6
     """ABORTED: the first call with this key is still running. Repeat after RetryInfo's delay, with the same key."""
-    ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 5
+    ERROR_REASON_PROVIDER_BUSY: _ErrorReason.ValueType  # 7
+    """ABORTED: Stripe is still at work on this payment. Repeat after RetryInfo's delay, with the same key."""
+    ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 8
     """NOT_FOUND: no such payment."""
-    ERROR_REASON_DECLINED: _ErrorReason.ValueType  # 6
-    """FAILED_PRECONDITION: the payer's bank said no. Metadata: `decline_code`, `advice_code`."""
-    ERROR_REASON_PROVIDER_REJECTED: _ErrorReason.ValueType  # 7
+    ERROR_REASON_PROVIDER_NOT_FOUND: _ErrorReason.ValueType  # 9
+    """NOT_FOUND: Stripe does not know what it was asked about."""
+    ERROR_REASON_DECLINED: _ErrorReason.ValueType  # 10
+    """FAILED_PRECONDITION: the payer's bank said no. Metadata: `payment_id`, `decline_code`, `advice_code`."""
+    ERROR_REASON_PROVIDER_REJECTED: _ErrorReason.ValueType  # 11
     """FAILED_PRECONDITION: Stripe said no for a reason that repeating does not change."""
-    ERROR_REASON_THROTTLED: _ErrorReason.ValueType  # 8
+    ERROR_REASON_THROTTLED: _ErrorReason.ValueType  # 12
     """RESOURCE_EXHAUSTED: Stripe's pace, or the caller's limit, is used up. Nothing was done; RetryInfo says when."""
-    ERROR_REASON_SHEDDING: _ErrorReason.ValueType  # 9
+    ERROR_REASON_SHEDDING: _ErrorReason.ValueType  # 13
     """RESOURCE_EXHAUSTED: this replica is full. Nothing was done; try again at once elsewhere, or shortly."""
-    ERROR_REASON_DEADLINE_TOO_SHORT: _ErrorReason.ValueType  # 10
+    ERROR_REASON_DEADLINE_TOO_SHORT: _ErrorReason.ValueType  # 14
     """DEADLINE_EXCEEDED: too little time was left to begin. Nothing was done."""
-    ERROR_REASON_UNAVAILABLE: _ErrorReason.ValueType  # 11
+    ERROR_REASON_UNAVAILABLE: _ErrorReason.ValueType  # 15
     """UNAVAILABLE: not done. Repeat with the same key."""
-    ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 12
+    ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 16
     """UNAVAILABLE: our disk is full. Nothing was stored."""
-    ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 13
+    ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 17
     """UNAVAILABLE: our database does not answer. Repeat with the same key."""
-    ERROR_REASON_NOT_SENT: _ErrorReason.ValueType  # 14
+    ERROR_REASON_NOT_SENT: _ErrorReason.ValueType  # 18
     """UNAVAILABLE: Stripe could not be reached; nothing was sent. Safe to repeat at once with the same key."""
-    ERROR_REASON_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 15
+    ERROR_REASON_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 19
     """UNAVAILABLE: Stripe was asked and its answer was lost. It is being found out; repeating with the same key is safe,
     another key may charge twice.
     """
-    ERROR_REASON_PROVIDER_CREDENTIALS: _ErrorReason.ValueType  # 16
+    ERROR_REASON_PROVIDER_CREDENTIALS: _ErrorReason.ValueType  # 20
     """UNAVAILABLE: Stripe refuses our credentials; an operator has been alarmed. Stored work is kept and goes on after."""
-    ERROR_REASON_BREAKER_OPEN: _ErrorReason.ValueType  # 17
+    ERROR_REASON_BREAKER_OPEN: _ErrorReason.ValueType  # 21
     """UNAVAILABLE: Stripe has been failing and was not asked. RetryInfo says when it will be."""
-    ERROR_REASON_CURSOR_TOO_OLD: _ErrorReason.ValueType  # 18
+    ERROR_REASON_CURSOR_TOO_OLD: _ErrorReason.ValueType  # 22
     """OUT_OF_RANGE: the cursor is older than the changes that are kept."""
-    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 19
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 23
     """UNAUTHENTICATED: no token, or none that is known here."""
-    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 20
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 24
     """PERMISSION_DENIED: the token lacks the scope this RPC needs."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -259,45 +271,57 @@ ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never answered."""
 ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 1
 """INVALID_ARGUMENT: the request is wrong; BadRequest names each field. Correct it before you repeat it."""
-ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 2
-"""ALREADY_EXISTS: this key was used with another request; the differing fields are named. Nothing was done."""
-ERROR_REASON_PAYMENT_OPEN: ErrorReason.ValueType  # 3
+ERROR_REASON_PROVIDER_REFUSED_INPUT: ErrorReason.ValueType  # 2
+"""INVALID_ARGUMENT: Stripe found the request wrong; BadRequest names the field where Stripe does. Correct it, and use
+a new key.
+"""
+ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 3
+"""ALREADY_EXISTS: this key was used with another request; BadRequest names the differing fields. Nothing was done."""
+ERROR_REASON_PAYMENT_OPEN: ErrorReason.ValueType  # 4
 """ALREADY_EXISTS: the appointment has an open payment; ErrorInfo's metadata `payment_id` names it. Nothing was done."""
-ERROR_REASON_IN_PROGRESS: ErrorReason.ValueType  # 4
+ERROR_REASON_PROVIDER_KEY_REUSED: ErrorReason.ValueType  # 5
+"""ALREADY_EXISTS: Stripe saw our key for this operation with another request. Nothing was charged twice; ask an
+operator.
+"""
+ERROR_REASON_IN_PROGRESS: ErrorReason.ValueType  # 6
 """ABORTED: the first call with this key is still running. Repeat after RetryInfo's delay, with the same key."""
-ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 5
+ERROR_REASON_PROVIDER_BUSY: ErrorReason.ValueType  # 7
+"""ABORTED: Stripe is still at work on this payment. Repeat after RetryInfo's delay, with the same key."""
+ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 8
 """NOT_FOUND: no such payment."""
-ERROR_REASON_DECLINED: ErrorReason.ValueType  # 6
-"""FAILED_PRECONDITION: the payer's bank said no. Metadata: `decline_code`, `advice_code`."""
-ERROR_REASON_PROVIDER_REJECTED: ErrorReason.ValueType  # 7
+ERROR_REASON_PROVIDER_NOT_FOUND: ErrorReason.ValueType  # 9
+"""NOT_FOUND: Stripe does not know what it was asked about."""
+ERROR_REASON_DECLINED: ErrorReason.ValueType  # 10
+"""FAILED_PRECONDITION: the payer's bank said no. Metadata: `payment_id`, `decline_code`, `advice_code`."""
+ERROR_REASON_PROVIDER_REJECTED: ErrorReason.ValueType  # 11
 """FAILED_PRECONDITION: Stripe said no for a reason that repeating does not change."""
-ERROR_REASON_THROTTLED: ErrorReason.ValueType  # 8
+ERROR_REASON_THROTTLED: ErrorReason.ValueType  # 12
 """RESOURCE_EXHAUSTED: Stripe's pace, or the caller's limit, is used up. Nothing was done; RetryInfo says when."""
-ERROR_REASON_SHEDDING: ErrorReason.ValueType  # 9
+ERROR_REASON_SHEDDING: ErrorReason.ValueType  # 13
 """RESOURCE_EXHAUSTED: this replica is full. Nothing was done; try again at once elsewhere, or shortly."""
-ERROR_REASON_DEADLINE_TOO_SHORT: ErrorReason.ValueType  # 10
+ERROR_REASON_DEADLINE_TOO_SHORT: ErrorReason.ValueType  # 14
 """DEADLINE_EXCEEDED: too little time was left to begin. Nothing was done."""
-ERROR_REASON_UNAVAILABLE: ErrorReason.ValueType  # 11
+ERROR_REASON_UNAVAILABLE: ErrorReason.ValueType  # 15
 """UNAVAILABLE: not done. Repeat with the same key."""
-ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 12
+ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 16
 """UNAVAILABLE: our disk is full. Nothing was stored."""
-ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 13
+ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 17
 """UNAVAILABLE: our database does not answer. Repeat with the same key."""
-ERROR_REASON_NOT_SENT: ErrorReason.ValueType  # 14
+ERROR_REASON_NOT_SENT: ErrorReason.ValueType  # 18
 """UNAVAILABLE: Stripe could not be reached; nothing was sent. Safe to repeat at once with the same key."""
-ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 15
+ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 19
 """UNAVAILABLE: Stripe was asked and its answer was lost. It is being found out; repeating with the same key is safe,
 another key may charge twice.
 """
-ERROR_REASON_PROVIDER_CREDENTIALS: ErrorReason.ValueType  # 16
+ERROR_REASON_PROVIDER_CREDENTIALS: ErrorReason.ValueType  # 20
 """UNAVAILABLE: Stripe refuses our credentials; an operator has been alarmed. Stored work is kept and goes on after."""
-ERROR_REASON_BREAKER_OPEN: ErrorReason.ValueType  # 17
+ERROR_REASON_BREAKER_OPEN: ErrorReason.ValueType  # 21
 """UNAVAILABLE: Stripe has been failing and was not asked. RetryInfo says when it will be."""
-ERROR_REASON_CURSOR_TOO_OLD: ErrorReason.ValueType  # 18
+ERROR_REASON_CURSOR_TOO_OLD: ErrorReason.ValueType  # 22
 """OUT_OF_RANGE: the cursor is older than the changes that are kept."""
-ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 19
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 23
 """UNAUTHENTICATED: no token, or none that is known here."""
-ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 20
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 24
 """PERMISSION_DENIED: the token lacks the scope this RPC needs."""
 
 @typing.final

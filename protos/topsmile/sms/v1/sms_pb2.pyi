@@ -207,11 +207,11 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never answered."""
     ERROR_REASON_INVALID_REQUEST: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT: the request is wrong; BadRequest names each field. Of a message: Twilio found it wrong."""
+    """INVALID_ARGUMENT: the request is wrong; BadRequest names each field. Correct it before you repeat it."""
     ERROR_REASON_IDEMPOTENCY_KEY_REUSED: _ErrorReason.ValueType  # 2
-    """ALREADY_EXISTS: this key was used with another request; the differing fields are named. Nothing was done."""
+    """ALREADY_EXISTS: this key was used with another request; BadRequest names the differing fields. Nothing was done."""
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 3
-    """NOT_FOUND: no such message. Of a message: Twilio does not know what it was asked about."""
+    """NOT_FOUND: no such message."""
     ERROR_REASON_THROTTLED: _ErrorReason.ValueType  # 4
     """RESOURCE_EXHAUSTED: the caller's limit is used up. Nothing was stored; RetryInfo says when. Of a message: Twilio
     asks for patience.
@@ -238,9 +238,13 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     """Of a message: Twilio refuses our credentials. The message waits; an operator has been alarmed."""
     ERROR_REASON_PROVIDER_REJECTED: _ErrorReason.ValueType  # 15
     """Of a message: Twilio said no, for good."""
-    ERROR_REASON_BREAKER_OPEN: _ErrorReason.ValueType  # 16
+    ERROR_REASON_PROVIDER_REFUSED_INPUT: _ErrorReason.ValueType  # 16
+    """Of a message: Twilio found it wrong, its recipient most often."""
+    ERROR_REASON_PROVIDER_NOT_FOUND: _ErrorReason.ValueType  # 17
+    """Of a message: Twilio does not know what it was asked about."""
+    ERROR_REASON_BREAKER_OPEN: _ErrorReason.ValueType  # 18
     """Of a message: Twilio has been failing and was not asked."""
-    ERROR_REASON_QUOTA: _ErrorReason.ValueType  # 17
+    ERROR_REASON_QUOTA: _ErrorReason.ValueType  # 19
     """Of a message: Twilio's account has used up what it may send."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -252,11 +256,11 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never answered."""
 ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT: the request is wrong; BadRequest names each field. Of a message: Twilio found it wrong."""
+"""INVALID_ARGUMENT: the request is wrong; BadRequest names each field. Correct it before you repeat it."""
 ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 2
-"""ALREADY_EXISTS: this key was used with another request; the differing fields are named. Nothing was done."""
+"""ALREADY_EXISTS: this key was used with another request; BadRequest names the differing fields. Nothing was done."""
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 3
-"""NOT_FOUND: no such message. Of a message: Twilio does not know what it was asked about."""
+"""NOT_FOUND: no such message."""
 ERROR_REASON_THROTTLED: ErrorReason.ValueType  # 4
 """RESOURCE_EXHAUSTED: the caller's limit is used up. Nothing was stored; RetryInfo says when. Of a message: Twilio
 asks for patience.
@@ -283,9 +287,13 @@ ERROR_REASON_PROVIDER_CREDENTIALS: ErrorReason.ValueType  # 14
 """Of a message: Twilio refuses our credentials. The message waits; an operator has been alarmed."""
 ERROR_REASON_PROVIDER_REJECTED: ErrorReason.ValueType  # 15
 """Of a message: Twilio said no, for good."""
-ERROR_REASON_BREAKER_OPEN: ErrorReason.ValueType  # 16
+ERROR_REASON_PROVIDER_REFUSED_INPUT: ErrorReason.ValueType  # 16
+"""Of a message: Twilio found it wrong, its recipient most often."""
+ERROR_REASON_PROVIDER_NOT_FOUND: ErrorReason.ValueType  # 17
+"""Of a message: Twilio does not know what it was asked about."""
+ERROR_REASON_BREAKER_OPEN: ErrorReason.ValueType  # 18
 """Of a message: Twilio has been failing and was not asked."""
-ERROR_REASON_QUOTA: ErrorReason.ValueType  # 17
+ERROR_REASON_QUOTA: ErrorReason.ValueType  # 19
 """Of a message: Twilio's account has used up what it may send."""
 
 @typing.final
