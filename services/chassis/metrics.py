@@ -1,0 +1,43 @@
+"""Every metric there is, so that an alert rule can be written by reading one file."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# Up to the ten seconds that a caller waits when it sets no deadline.
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+rpc_seconds = Histogram("topsmile_rpc_seconds", "RPCs answered", ["method", "code"], buckets=SECONDS)
+rpcs_running = Gauge("topsmile_rpcs_running", "RPCs that run now, streams included")
+rpcs_shed_total = Counter(
+    "topsmile_rpcs_shed_total", "RPCs refused because too many ran or one caller sent too many", ["reason"]
+)
+
+http_requests_total = Counter("topsmile_http_requests_total", "HTTP requests answered", ["route", "method", "status"])
+http_seconds = Histogram("topsmile_http_seconds", "How long they took", ["route"], buckets=SECONDS)
+
+outbound_seconds = Histogram(
+    "topsmile_outbound_seconds", "Calls to a provider", ["service", "outcome"], buckets=SECONDS
+)
+breaker_state = Gauge("topsmile_breaker_state", "0 closed, 1 half open, 2 open", ["target"])
+
+JOBS = Counter("topsmile_jobs_total", "Jobs run, by what came of it", ["queue", "outcome"])
+queue_live = Gauge("topsmile_queue_live", "Jobs not finished", ["queue", "state"])
+queue_dead = Gauge("topsmile_queue_dead", "Jobs given up on and kept", ["queue"])
+queue_oldest_due_seconds = Gauge("topsmile_queue_oldest_due_seconds", "How long the oldest due job waits", ["queue"])
+queue_paused = Gauge("topsmile_queue_paused", "1 while a queue is paused for that reason", ["queue", "reason"])
+
+_paused_for: dict[str, set[str]] = {}  # the reasons told so far: a series once begun has to fall to 0
+
+
+def queue_census(queue: str, census: Mapping[str, Any]) -> None:
+    """Tell what was counted; the keys are those of `job_operations.census`."""
+    for state in ("queued", "running"):
+        queue_live.labels(queue, state).set(census[state])
+    queue_dead.labels(queue).set(census["dead"])
+    queue_oldest_due_seconds.labels(queue).set(census["oldest_due_ms"] / 1000)
+    reasons = _paused_for.setdefault(queue, set())
+    reasons |= {census["paused"]} - {""}
+    for reason in reasons:
+        queue_paused.labels(queue, reason).set(reason == census["paused"])
