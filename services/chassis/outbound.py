@@ -1,0 +1,151 @@
+"""
+The one way out to a provider over HTTP.
+
+What went wrong is told in two words only: NotSent (no byte of the request has left; safe to repeat) and OutcomeUnknown
+(the provider may have acted on it).
+"""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+from multidict import CIMultiDictProxy
+from yarl import URL
+
+from services.chassis import deadline, metrics
+from services.chassis.errors import DeadlineExceeded, NotSent, OutcomeUnknown, ServiceError
+
+LARGEST_BODY = 4 << 20
+CONNECTIONS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    service: str
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+
+    def json(self) -> Any:
+        """
+        Parse the body. A success that cannot be read is OutcomeUnknown; an error that cannot is {}.
+
+        (Error pages of the proxies in front of a provider are HTML and say no more than their status.)
+        """
+        try:
+            return json.loads(self.body)
+        except ValueError as error:
+            if 200 <= self.status < 300:
+                raise OutcomeUnknown(self.service, error, f"{self.service} answered {self.status}, not JSON") from error
+            return {}
+
+
+class Outbound:
+    def __init__(self, session: aiohttp.ClientSession, base_url: str, service: str, timeout: float) -> None:
+        self._session = session
+        self._base_url = base_url.rstrip("/")
+        self._service = service
+        self._timeout = timeout
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        json: object = None,
+        data: bytes | None = None,
+        form: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """`path` may carry a query, already encoded. Redirects are answers like any other status."""
+        url = URL(self._base_url + path, encoded=True)
+        request = {"params": params, "json": json, "data": form if data is None else data, "headers": headers}
+        started, outcome = time.monotonic(), "CANCELLED"
+        try:
+            answer = await self._exchange(method, url, self._seconds(timeout), request)
+            outcome = f"{answer.status // 100}xx"
+        except ServiceError as error:
+            outcome = error.reason
+            raise
+        else:
+            return answer
+        finally:
+            taken = time.monotonic() - started
+            metrics.outbound_seconds.labels(service=self._service, outcome=outcome).observe(taken)
+
+    async def _exchange(self, method: str, url: URL, seconds: float, request: Mapping[str, Any]) -> Answer:
+        progress = SimpleNamespace(sent=False)
+        try:
+            # Not aiohttp's own total timeout: it rounds up to whole seconds, past the deadline.
+            async with (
+                asyncio.timeout(seconds),
+                self._session.request(
+                    method, url, allow_redirects=False, trace_request_ctx=progress, **request
+                ) as response,
+            ):
+                body = await self._read(response)
+                return Answer(self._service, response.status, response.headers, body)
+        except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError and SSLError too
+            what = f"no answer within {seconds:.1f} s" if isinstance(error, TimeoutError) else type(error).__name__
+            if progress.sent:
+                raise OutcomeUnknown(self._service, error, f"{self._service} may have acted: {what}") from error
+            raise NotSent(self._service, error, f"{self._service} was not reached: {what}") from error
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > LARGEST_BODY:
+                response.close()
+                raise OutcomeUnknown(self._service, None, f"{self._service} answered more than {LARGEST_BODY} bytes")
+        return bytes(body)
+
+    def _seconds(self, timeout: float | None) -> float:
+        seconds, remaining = timeout or self._timeout, deadline.remaining()
+        if remaining is not None and remaining <= 0.0:
+            raise DeadlineExceeded(f"no time was left to call {self._service}")
+        return seconds if remaining is None else min(seconds, remaining)
+
+
+async def _note_sending(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
+    # Told just before the first byte is written, to a fresh connection or a kept one.
+    context.trace_request_ctx.sent = True
+
+
+@asynccontextmanager
+async def outbound(
+    base_url: str,
+    *,
+    service: str,
+    headers: Mapping[str, str] | None = None,
+    auth: tuple[str, str] | None = None,
+    timeout: float = 8.0,
+) -> AsyncIterator[Outbound]:
+    """
+    Keep a pool of connections to one provider.
+
+    aiohttp itself repeats a request on a kept connection that turns out closed, but only where HTTP calls the method
+    idempotent: never a POST.
+    """
+    fixed = dict(headers or {})
+    if auth is not None:
+        fixed["Authorization"] = "Basic " + base64.b64encode(":".join(auth).encode()).decode()
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_headers_sent.append(_note_sending)
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=CONNECTIONS, ttl_dns_cache=60),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers=fixed,
+        timeout=aiohttp.ClientTimeout(total=None),
+        trace_configs=[tracing],
+    ) as session:
+        yield Outbound(session, base_url, service, timeout)

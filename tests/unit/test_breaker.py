@@ -1,0 +1,256 @@
+"""Rules of the circuit breaker, under a clock that only the tests move."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from services.chassis.breaker import CircuitBreaker
+from services.chassis.errors import BreakerOpen, DeadlineExceeded, NotSent, ProviderRejected
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def breaker(clock: Clock) -> CircuitBreaker:
+    return CircuitBreaker("stripe", clock=clock)
+
+
+def outage() -> NotSent:
+    return NotSent("stripe", None, "refused")
+
+
+def raising(error: BaseException) -> Callable[[], Awaitable[None]]:
+    async def call() -> None:
+        raise error
+
+    return call
+
+
+async def answering() -> str:
+    return "answer"
+
+
+async def fail(breaker: CircuitBreaker, times: int = 1) -> None:
+    for _ in range(times):
+        with pytest.raises(NotSent):
+            await breaker.call(raising(outage()))
+
+
+class Gate:
+    """A provider that answers when told to."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def __call__(self) -> str:
+        self.calls += 1
+        return await asyncio.shield(self._answer)
+
+    def succeed(self) -> None:
+        self._answer.set_result("answer")
+
+    def fail(self) -> None:
+        self._answer.set_exception(outage())
+
+
+async def test_five_failures_in_a_row_open_it_and_the_fifth_error_is_seen_as_it_is(breaker: CircuitBreaker) -> None:
+    await fail(breaker, 4)
+    assert breaker.state == "CLOSED"
+
+    await fail(breaker)
+
+    assert breaker.state == "OPEN"
+
+
+async def test_while_open_nothing_is_attempted_and_the_error_tells_when_to_come_back(
+    breaker: CircuitBreaker, clock: Clock
+) -> None:
+    await fail(breaker, 5)
+    clock.now += 10
+    gate = Gate()
+
+    with pytest.raises(BreakerOpen) as refusal:
+        await breaker.call(gate)
+
+    assert gate.calls == 0
+    assert refusal.value.retry_after == breaker.retry_after()
+    assert 38 <= breaker.retry_after() <= 50
+    assert breaker.room() == 0
+
+
+async def test_a_success_in_between_starts_the_row_again(breaker: CircuitBreaker) -> None:
+    await fail(breaker, 4)
+    await breaker.call(answering)
+    await fail(breaker, 4)
+
+    assert breaker.state == "CLOSED"
+
+
+async def test_half_of_ten_calls_failing_open_it_though_never_five_in_a_row(breaker: CircuitBreaker) -> None:
+    for _ in range(4):
+        await breaker.call(answering)
+        await fail(breaker)
+    await breaker.call(answering)
+    assert breaker.state == "CLOSED"
+
+    await fail(breaker)
+
+    assert breaker.state == "OPEN"
+
+
+async def test_failures_older_than_the_window_are_forgotten(breaker: CircuitBreaker, clock: Clock) -> None:
+    for _ in range(4):
+        await breaker.call(answering)
+        await fail(breaker)
+    clock.now += 31
+    await breaker.call(answering)
+    await fail(breaker)
+
+    assert breaker.state == "CLOSED"
+
+
+async def test_a_refusal_is_an_answer_and_breaks_a_row_of_failures(breaker: CircuitBreaker) -> None:
+    await fail(breaker, 4)
+    with pytest.raises(ProviderRejected):
+        await breaker.call(raising(ProviderRejected("stripe", None, "declined")))
+    await fail(breaker, 4)
+
+    assert breaker.state == "CLOSED"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), DeadlineExceeded("too late to try"), asyncio.CancelledError()])
+async def test_bugs_and_calls_that_never_reached_the_provider_count_as_nothing(
+    breaker: CircuitBreaker, error: BaseException
+) -> None:
+    await fail(breaker, 4)
+    with pytest.raises(type(error)):
+        await breaker.call(raising(error))
+    assert breaker.state == "CLOSED"
+
+    await fail(breaker)
+
+    assert breaker.state == "OPEN"
+
+
+async def test_one_of_a_hundred_concurrent_calls_is_the_trial(breaker: CircuitBreaker, clock: Clock) -> None:
+    await fail(breaker, 5)
+    clock.now += 61
+    assert breaker.room() == 1
+    gate = Gate()
+
+    calls = [asyncio.create_task(breaker.call(gate)) for _ in range(100)]
+    await asyncio.sleep(0)
+    assert (breaker.state, breaker.room()) == ("HALF_OPEN", 0)
+    gate.succeed()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert gate.calls == 1
+    assert results.count("answer") == 1
+    assert sum(isinstance(result, BreakerOpen) for result in results) == 99
+    assert breaker.state == "CLOSED"
+
+
+async def test_a_cancelled_trial_frees_the_place_for_another(breaker: CircuitBreaker, clock: Clock) -> None:
+    await fail(breaker, 5)
+    clock.now += 61
+    trial = asyncio.create_task(breaker.call(Gate()))
+    await asyncio.sleep(0)
+    trial.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await trial
+    assert (breaker.state, breaker.room()) == ("HALF_OPEN", 1)
+
+    await breaker.call(answering)
+
+    assert breaker.state == "CLOSED"
+
+
+async def test_each_failed_trial_doubles_the_open_period_up_to_the_most_and_a_success_resets_it(
+    breaker: CircuitBreaker, clock: Clock
+) -> None:
+    await fail(breaker, 5)
+    for longest in (60, 120, 240, 480, 600, 600):
+        assert 0.8 * longest <= breaker.retry_after() <= longest
+        clock.now += longest
+        await fail(breaker)
+    clock.now += 600
+    await breaker.call(answering)
+
+    await fail(breaker, 5)
+
+    assert 48 <= breaker.retry_after() <= 60
+
+
+async def test_the_last_failure_of_an_outage_does_not_reopen_what_a_trial_has_closed(
+    breaker: CircuitBreaker, clock: Clock
+) -> None:
+    straggler = Gate()
+    late = [asyncio.create_task(breaker.call(straggler)) for _ in range(10)]
+    await asyncio.sleep(0)
+    await fail(breaker, 5)
+    clock.now += 61
+    await breaker.call(answering)
+
+    straggler.fail()
+    await asyncio.gather(*late, return_exceptions=True)
+
+    assert breaker.state == "CLOSED"
+
+
+async def test_an_older_success_does_not_close_a_circuit_that_has_opened_since(breaker: CircuitBreaker) -> None:
+    straggler = Gate()
+    late = asyncio.create_task(breaker.call(straggler))
+    await asyncio.sleep(0)
+    await fail(breaker, 5)
+
+    straggler.succeed()
+    await late
+
+    assert breaker.state == "OPEN"
+
+
+async def test_slow_answers_count_as_failures(clock: Clock) -> None:
+    breaker = CircuitBreaker("twilio", slow_after=2.0, clock=clock)
+
+    async def slow() -> str:
+        clock.now += 2.5
+        return "answer"
+
+    answers = [await breaker.call(slow) for _ in range(5)]
+
+    assert (answers, breaker.state) == (["answer"] * 5, "OPEN")
+
+
+async def test_an_operator_holds_it_open_until_it_is_released_to_one_trial(
+    breaker: CircuitBreaker, clock: Clock
+) -> None:
+    breaker.force_open()
+    clock.now += 100_000
+    with pytest.raises(BreakerOpen):
+        await breaker.call(answering)
+    assert (breaker.room(), breaker.retry_after()) == (0, 60)
+
+    breaker.release()
+    assert (breaker.state, breaker.room()) == ("HALF_OPEN", 1)
+
+    await breaker.call(answering)
+    assert breaker.state == "CLOSED"
+
+
+async def test_releasing_what_is_not_open_changes_nothing(breaker: CircuitBreaker) -> None:
+    breaker.release()
+
+    assert breaker.state == "CLOSED"
