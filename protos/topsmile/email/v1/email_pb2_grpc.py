@@ -37,9 +37,9 @@ class EmailServiceStub(object):
     known, google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
-    included. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was stored), ALREADY_EXISTS (same
-    idempotency_key, different request: the differing fields are named), RESOURCE_EXHAUSTED (later; nothing was stored),
-    UNAVAILABLE (nothing is known to be stored; repeat with the same key).
+    included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
+    stored), ALREADY_EXISTS (same idempotency_key, different request: the differing fields are named), RESOURCE_EXHAUSTED
+    (later; nothing was stored), UNAVAILABLE (nothing is known to be stored; repeat with the same key).
     """
 
     def __init__(self, channel):
@@ -87,9 +87,9 @@ class EmailServiceServicer(object):
     known, google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
-    included. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was stored), ALREADY_EXISTS (same
-    idempotency_key, different request: the differing fields are named), RESOURCE_EXHAUSTED (later; nothing was stored),
-    UNAVAILABLE (nothing is known to be stored; repeat with the same key).
+    included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
+    stored), ALREADY_EXISTS (same idempotency_key, different request: the differing fields are named), RESOURCE_EXHAUSTED
+    (later; nothing was stored), UNAVAILABLE (nothing is known to be stored; repeat with the same key).
     """
 
     def SendAppointmentConfirmation(self, request, context):
@@ -182,9 +182,9 @@ class EmailService(object):
     known, google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
-    included. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was stored), ALREADY_EXISTS (same
-    idempotency_key, different request: the differing fields are named), RESOURCE_EXHAUSTED (later; nothing was stored),
-    UNAVAILABLE (nothing is known to be stored; repeat with the same key).
+    included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
+    stored), ALREADY_EXISTS (same idempotency_key, different request: the differing fields are named), RESOURCE_EXHAUSTED
+    (later; nothing was stored), UNAVAILABLE (nothing is known to be stored; repeat with the same key).
     """
 
     @staticmethod

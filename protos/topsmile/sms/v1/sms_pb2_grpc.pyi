@@ -38,9 +38,9 @@ class SmsServiceStub:
     known, google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
-    included. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was stored), ALREADY_EXISTS (same
-    idempotency_key, different request: the differing fields are named), RESOURCE_EXHAUSTED (later; nothing was stored),
-    UNAVAILABLE (nothing is known to be stored; repeat with the same key).
+    included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
+    stored), ALREADY_EXISTS (same idempotency_key, different request: the differing fields are named), RESOURCE_EXHAUSTED
+    (later; nothing was stored), UNAVAILABLE (nothing is known to be stored; repeat with the same key).
 
     Recipients are mobile numbers, E.164 (`+5511912345678`) or Brazilian national (`(11) 91234-5678`), answered as E.164.
     Texts are folded to plain letters (`ã` becomes `a`), which more than halves their segments, unless accents are kept.
@@ -90,9 +90,9 @@ class SmsServiceAsyncStub(SmsServiceStub):
     known, google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
-    included. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was stored), ALREADY_EXISTS (same
-    idempotency_key, different request: the differing fields are named), RESOURCE_EXHAUSTED (later; nothing was stored),
-    UNAVAILABLE (nothing is known to be stored; repeat with the same key).
+    included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
+    stored), ALREADY_EXISTS (same idempotency_key, different request: the differing fields are named), RESOURCE_EXHAUSTED
+    (later; nothing was stored), UNAVAILABLE (nothing is known to be stored; repeat with the same key).
 
     Recipients are mobile numbers, E.164 (`+5511912345678`) or Brazilian national (`(11) 91234-5678`), answered as E.164.
     Texts are folded to plain letters (`ã` becomes `a`), which more than halves their segments, unless accents are kept.
@@ -138,9 +138,9 @@ class SmsServiceServicer(metaclass=abc_1.ABCMeta):
     known, google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
-    included. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was stored), ALREADY_EXISTS (same
-    idempotency_key, different request: the differing fields are named), RESOURCE_EXHAUSTED (later; nothing was stored),
-    UNAVAILABLE (nothing is known to be stored; repeat with the same key).
+    included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
+    stored), ALREADY_EXISTS (same idempotency_key, different request: the differing fields are named), RESOURCE_EXHAUSTED
+    (later; nothing was stored), UNAVAILABLE (nothing is known to be stored; repeat with the same key).
 
     Recipients are mobile numbers, E.164 (`+5511912345678`) or Brazilian national (`(11) 91234-5678`), answered as E.164.
     Texts are folded to plain letters (`ã` becomes `a`), which more than halves their segments, unless accents are kept.
