@@ -182,7 +182,7 @@ class CircuitBreaker(aiobreaker.CircuitBreaker):  # type: ignore[misc]  # aiobre
         self.open_for, self.open_at_most = open_for, open_at_most
         self.slow_after = slow_after  #: Seconds; a call that took longer counts as failed, whatever it answered.
         self.clock = clock
-        self.trips_in_a_row = 0
+        self.next_period = open_for
         super().__init__(fail_max=max_failures, name=name, listeners=[_Announcer()])
         self.generation: _Generation = _Closed(self)
         metrics.breaker_state.labels(target=name).set(0)
@@ -205,15 +205,14 @@ class CircuitBreaker(aiobreaker.CircuitBreaker):  # type: ignore[misc]  # aiobre
 
     def open(self) -> None:
         """Trip. Jitter only shortens the period: replicas must not all try again in the same instant."""
-        period = min(self.open_at_most, self.open_for * 2.0**self.trips_in_a_row)
-        self.trips_in_a_row += 1
+        period, self.next_period = self.next_period, min(self.open_at_most, 2 * self.next_period)
         self._enter(_Open(self, period * _dice.uniform(0.8, 1.0)))
 
     def half_open(self) -> None:
         self._enter(_HalfOpen(self))
 
     def close(self) -> None:
-        self.trips_in_a_row = 0
+        self.next_period = self.open_for
         self._enter(_Closed(self))
 
     def force_open(self) -> None:
@@ -227,7 +226,7 @@ class CircuitBreaker(aiobreaker.CircuitBreaker):  # type: ignore[misc]  # aiobre
 
     def refuse_unless(self, allowed: bool) -> None:
         if not allowed:
-            raise BreakerOpen(f"{self.name} keeps failing and was not called", retry_after=self.retry_after())
+            raise BreakerOpen(f"{self.name} was not called: its circuit is open", retry_after=self.retry_after())
 
     def was_slow(self, started: float) -> bool:
         return self.slow_after is not None and self.clock() - started > self.slow_after
