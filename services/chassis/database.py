@@ -1,0 +1,125 @@
+"""
+Transactions as values: an `async def` that awaits nothing but statements.
+
+A transaction holds no connection. It yields `Statement`s and is sent rows, so whoever has a connection can drive it by
+hand: SQLite in its one writer thread, PostgreSQL inside a connection's transaction, a test step by step.
+
+* It is pure: no clock (`now_ms()` is SQL), no randomness, no side effect. It may be run again.
+* It composes by `await`; mypy reports a forgotten one.
+* An error of the database never resumes it. What it raises itself rolls it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+Transaction: TypeAlias = Coroutine[Any, Any, T]
+
+
+class Row(Protocol):
+    """What sqlite3.Row and asyncpg.Record have in common: columns by name, and `**` into a dataclass."""
+
+    def keys(self) -> Any: ...
+    def __getitem__(self, column: str, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Statement:
+    """SQL that both databases understand, with `:name` parameters."""
+
+    sql: str
+    parameters: Mapping[str, object]
+
+    def __await__(self) -> Generator[Statement, Sequence[Row], Sequence[Row]]:
+        return (yield self)
+
+
+async def rows(sql: str, **parameters: object) -> Sequence[Row]:
+    return await Statement(sql, parameters)
+
+
+async def maybe_one(sql: str, **parameters: object) -> Row | None:
+    found = await rows(sql, **parameters)
+    return found[0] if found else None
+
+
+async def one(sql: str, **parameters: object) -> Row:
+    """Return the only row; an absent one is a bug of ours."""
+    (found,) = await rows(sql, **parameters)
+    return found
+
+
+class Database(Protocol):
+    """
+    Where a process keeps what it must not lose.
+
+    `run` commits before it returns or raises what the transaction raised; errors.Unavailable means that the database
+    could not take it (reason STORE_FULL: too many wait, nothing was done; STORE_UNAVAILABLE: the commit may or may not
+    have happened, repeating is safe). Cancelling the caller does not stop the transaction.
+    """
+
+    #: Milliseconds added to the database's clock, the only clock there is. Tests move time with it.
+    offset_ms: int
+
+    async def run(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    async def read(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a transaction that only reads; it never waits behind the writers."""
+        ...
+
+    async def ready(self) -> None:
+        """Store something; raises errors.Unavailable when that is not possible now."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def next_statement(transaction: Transaction[Any], found: Sequence[Row] | None) -> Statement:
+    """Resume a transaction until its next statement; StopIteration carries its result."""
+    asked = transaction.send(found)
+    if not isinstance(asked, Statement):
+        transaction.close()
+        raise TypeError(f"a transaction awaits statements only, not {asked!r}")
+    return asked
+
+
+# An SQLite file is one process's own, so nobody holds a lease when it is opened.
+EXPIRE_LEASES = """
+    UPDATE job SET due_at = now_ms() WHERE state IN ('queued', 'running') AND state = 'running' AND due_at > now_ms()
+"""
+
+
+@asynccontextmanager
+async def connect(url: str, migrations: Path | None = None) -> AsyncIterator[Database]:
+    """
+    Open `sqlite:///file`, `sqlite:////absolute/file` or `postgresql://…` and bring its schema up to date.
+
+    PostgreSQL URLs may name several hosts (`postgresql://a,b,c/name`); the one that takes writes is used.
+    """
+    from services.chassis.migrations import migrate  # noqa: PLC0415 - the adapters need this module first
+
+    database: Database
+    if url.startswith("sqlite:///"):
+        from services.chassis.sqlite import SQLite  # noqa: PLC0415
+
+        database = await SQLite.open(url.removeprefix("sqlite:///"))
+    elif url.startswith(("postgresql://", "postgres://")):
+        from services.chassis.postgres import Postgres  # noqa: PLC0415
+
+        database = await Postgres.open(url)
+    else:
+        raise ValueError("a database URL begins with sqlite:/// or postgresql://")
+    try:
+        await migrate(database, migrations)
+        if url.startswith("sqlite:"):
+            await database.run(rows, EXPIRE_LEASES)
+        yield database
+    finally:
+        await database.close()

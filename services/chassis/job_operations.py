@@ -1,0 +1,84 @@
+"""What operators do to the durable queue, as transactions: look, count, replay, set aside, forget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from services.chassis.database import Row, maybe_one, one, rows
+from services.chassis.jobs import PACE, PRIORITIES
+
+REQUEUE = """
+    UPDATE job SET state = 'queued', due_at = now_ms(), failures = 0, crashes = 0, finished_at = NULL,
+        give_up_at = now_ms() + 86400000
+    WHERE queue = :queue AND id = :id AND state = :state
+    RETURNING id
+"""
+PARK = """
+    UPDATE job SET state = 'parked', finished_at = NULL
+    WHERE queue = :queue AND id = :id AND state IN ('queued', 'dead') RETURNING id
+"""
+PURGE = """
+    DELETE FROM job WHERE queue = :queue AND id IN (
+        SELECT id FROM job WHERE queue = :queue AND finished_at < now_ms() - :age AND finished_at IS NOT NULL
+            AND state IN ('done', 'cancelled') ORDER BY finished_at LIMIT :most)
+    RETURNING id
+"""
+SHOWN = """queue, id, priority, state, due_at, claims, attempted, failures, crashes, note, trace,
+        created_at, finished_at, give_up_at"""
+SHOW = f"SELECT {SHOWN} FROM job WHERE queue = :queue AND id = :id"
+LIST = f"SELECT {SHOWN} FROM job WHERE queue = :queue AND state = :state ORDER BY due_at, id LIMIT :most"
+CENSUS = """
+    SELECT
+        (SELECT COUNT(*) FROM job
+            WHERE queue = :queue AND state IN ('queued', 'running') AND state = 'queued') AS queued,
+        (SELECT COUNT(*) FROM job
+            WHERE queue = :queue AND state IN ('queued', 'running') AND state = 'running') AS running,
+        (SELECT COUNT(*) FROM job WHERE queue = :queue AND state = 'dead') AS dead,
+        now_ms() AS now
+"""
+OLDEST_DUE = """
+    SELECT MIN(due_at) AS due_at FROM job
+    WHERE queue = :queue AND priority = :priority AND state IN ('queued', 'running') AND due_at <= now_ms()
+"""
+
+
+async def replay(queue: str, id: str) -> bool:
+    """Queue a dead letter again, for another day."""
+    return await maybe_one(REQUEUE, queue=queue, id=id, state="dead") is not None
+
+
+async def park(queue: str, id: str) -> bool:
+    """Set a job aside until somebody unparks it."""
+    return await maybe_one(PARK, queue=queue, id=id) is not None
+
+
+async def unpark(queue: str, id: str) -> bool:
+    return await maybe_one(REQUEUE, queue=queue, id=id, state="parked") is not None
+
+
+async def purge(queue: str, age_ms: int, most: int = 500) -> int:
+    """Forget finished jobs of this age, a small batch at a time; dead letters and parked jobs stay."""
+    return len(await rows(PURGE, queue=queue, age=age_ms, most=most))
+
+
+async def show(queue: str, id: str) -> Row | None:
+    return await maybe_one(SHOW, queue=queue, id=id)
+
+
+async def listed(queue: str, state: str, most: int = 50) -> list[Row]:
+    return list(await rows(LIST, queue=queue, state=state, most=most))
+
+
+async def census(queue: str) -> Mapping[str, Any]:
+    """Count a queue: queued, running, dead, oldest_due_ms, paused (the reason or an empty string)."""
+    counted = await one(CENSUS, queue=queue)
+    oldest = [(await one(OLDEST_DUE, queue=queue, priority=priority))["due_at"] for priority in PRIORITIES]
+    pace = await maybe_one(PACE, queue=queue)
+    return {
+        "queued": counted["queued"],
+        "running": counted["running"],
+        "dead": counted["dead"],
+        "oldest_due_ms": max((counted["now"] - due for due in oldest if due is not None), default=0),
+        "paused": "" if pace is None else pace["reason"],
+    }

@@ -1,0 +1,405 @@
+"""
+The durable queue: a job is a promise to call a handler.
+
+It is stored with the record it belongs to, before the promise is given, and leaves the queue in the transaction that
+stores what the handler learnt. Everything here is a transaction or a value; `worker.py` has the loop.
+
+    queued ──claim──▶ running ──▶ done
+      ▲  ▲               │
+      │  └── Later, failure ──▶ dead (Never, or tried until give_up_at)
+      └── replay, unpark ── dead, parked          queued ──▶ cancelled
+
+A running job's `due_at` is the end of its lease: when that passes, its worker has vanished and the job may be claimed
+again. `claims` fences: an outcome counts only for the latest claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, fields, replace
+from math import ceil
+from typing import TypeAlias
+
+from services.chassis.database import Row, Transaction, maybe_one, one, rows
+from services.chassis.errors import Throttled, Unavailable
+
+#: Priorities: verification codes go before confirmations and notices, these before reminders.
+CODES, NOTICES, REMINDERS = 0, 1, 2
+PRIORITIES = (CODES, NOTICES, REMINDERS)
+
+#: Claims that vanished while the job ran alone; a job that kills its worker this often is given up.
+CRASHES_AT_MOST = 5
+#: Failed tries before a job is given up, however late it is.
+TRIES_AT_LEAST = 5
+
+
+class ClaimLost(Exception):  # noqa: N818 - an outcome, not an error: somebody else has this job now
+    """Stop, and store nothing: the claim is another worker's, or too short for the act."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A claimed job. Times are epoch milliseconds of the database's clock."""
+
+    queue: str
+    id: str
+    priority: int
+    claims: int
+    attempted: int
+    failures: int
+    crashes: int
+    payload: bytes
+    trace: str
+    due_at: int
+    created_at: int
+    give_up_at: int
+    #: 1 when give_up_at had passed at the claim: the handler says whether the job is still worth doing.
+    expired: int
+
+    @property
+    def unsure(self) -> bool:
+        """An earlier attempt may have reached the provider: ask there before doing it again."""
+        return self.attempted == 1
+
+
+@dataclass(frozen=True)
+class Done:
+    """The job is finished; `transaction(*args)` stores what was learnt, together with that."""
+
+    transaction: Callable[..., Transaction[object]] | None = None
+    args: tuple[object, ...] = ()
+
+    @classmethod
+    def storing(cls, transaction: Callable[..., Transaction[object]], *args: object) -> Done:
+        return cls(transaction, args)
+
+
+@dataclass(frozen=True)
+class Later:
+    """Postponed, which is no failure. With `pause` the whole queue waits, on all replicas."""
+
+    seconds: float
+    reason: str
+    pause: bool = False
+
+
+@dataclass(frozen=True)
+class Never:
+    """A dead letter at once."""
+
+    reason: str
+
+
+Outcome: TypeAlias = Done | Later | Never
+BeginAct: TypeAlias = Callable[[float], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a provider may be called, by all replicas together: GCRA with `burst` calls at once."""
+
+    per_second: float
+    burst: int = 1
+
+    def free_slots(self, free_at: int, now: int) -> int:
+        ahead = max(free_at - now, 0) * self.per_second / 1000
+        return max(int(self.burst - ahead), 0)
+
+    def after(self, free_at: int, now: int, taken: int) -> int:
+        return max(free_at, now) + ceil(taken * 1000 / self.per_second)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """
+    What a process does with the jobs of one name.
+
+    The handler calls `begin_act(seconds)` just before an act that cannot be taken back. `on_dead(job, reason)` is
+    the transaction that tells the record that its job was given up.
+    """
+
+    name: str
+    handler: Callable[[Job, BeginAct], Awaitable[Outcome]]
+    on_dead: Callable[[Job, str], Transaction[object]]
+    deadline: float = 10.0
+    concurrency: int = 20
+    pace: Pace | None = None
+    #: Days a finished job is kept; while it is, its id cannot be added again.
+    kept_days: int = 35
+
+    @property
+    def lease_ms(self) -> int:
+        """Twice the deadline, so that no heartbeat is needed."""
+        return int(self.deadline * 2000)
+
+
+COLUMNS = """job.queue, job.id, job.priority, job.claims, job.attempted, job.failures, job.crashes, job.payload,
+        job.trace, job.due_at, job.created_at, job.give_up_at,
+        CASE WHEN job.give_up_at < now_ms() THEN 1 ELSE 0 END AS expired"""
+
+ADD = f"""
+    INSERT INTO job (queue, id, priority, state, due_at, claims, payload, trace, created_at, give_up_at)
+    VALUES (:queue, :id, :priority, :state,
+        COALESCE(CAST(:due_at AS BIGINT), now_ms() + CAST(:lease AS BIGINT)), :claims, :payload, :trace, now_ms(),
+        COALESCE(CAST(:give_up_at AS BIGINT), COALESCE(CAST(:due_at AS BIGINT), now_ms()) + 86400000))
+    ON CONFLICT (queue, id) DO NOTHING
+    RETURNING {COLUMNS}
+"""
+
+# Due and queued: a new job, or one that failed. Due and running: its worker vanished without an outcome.
+# The IN (...) stands verbatim because SQLite uses the partial index only then; equality of queue and priority because
+# an ORDER BY over all priorities reads every job that is scheduled ahead.
+DUE = """queue = :queue AND priority = :priority AND state IN ('queued', 'running') AND state = :state
+            AND due_at <= now_ms()"""
+
+CLAIM = f"""
+    WITH due AS MATERIALIZED (
+        SELECT queue, id FROM job WHERE {DUE} ORDER BY due_at LIMIT :slots FOR UPDATE SKIP LOCKED
+    )
+    UPDATE job SET state = 'running', claims = claims + 1, due_at = now_ms() + :lease,
+        crashes = CASE WHEN state = 'running' THEN crashes + 1 ELSE crashes END
+    FROM due WHERE job.queue = due.queue AND job.id = due.id
+    RETURNING {COLUMNS}
+"""
+
+CLAIM_ONE = f"""
+    UPDATE job SET state = 'running', claims = claims + 1, due_at = now_ms() + :lease
+    WHERE queue = :queue AND id = :id AND (state = 'queued' OR (state = 'running' AND due_at <= now_ms()))
+    RETURNING {COLUMNS}
+"""
+
+# One row a priority: whether something is due, and when the next one will be.
+LOOK = f"""
+    SELECT now_ms() AS now,
+        CASE WHEN EXISTS (SELECT 1 FROM job WHERE {DUE}) THEN 1 ELSE 0 END AS due,
+        CASE WHEN EXISTS (SELECT 1 FROM job WHERE {DUE.replace(":state", "'running'")}) THEN 1 ELSE 0 END AS vanished
+"""
+
+PACE = "SELECT free_at, paused_until, reason, now_ms() AS now FROM pace WHERE queue = :queue"
+ENSURE_PACE = "INSERT INTO pace (queue) VALUES (:queue) ON CONFLICT (queue) DO NOTHING"
+TAKE_PACE = "UPDATE pace SET free_at = :free_at WHERE queue = :queue"
+PAUSE = """
+    INSERT INTO pace (queue, paused_until, reason) VALUES (:queue, now_ms() + :pause, :reason)
+    ON CONFLICT (queue) DO UPDATE SET paused_until = excluded.paused_until, reason = excluded.reason
+"""
+RESUME = "UPDATE pace SET reason = '' WHERE queue = :queue AND reason <> '' AND paused_until <= now_ms()"
+
+# Ours still, and long enough for the act itself: otherwise somebody else has it, or soon will.
+BEGIN_ACT = """
+    UPDATE job SET attempted = 1
+    WHERE queue = :queue AND id = :id AND claims = :claims AND state = 'running' AND due_at >= now_ms() + :act
+    RETURNING id
+"""
+
+FINISH = """
+    UPDATE job SET state = :state, note = :note, attempted = :attempted, crashes = 0, finished_at = now_ms(),
+        payload = CASE WHEN :state = 'done' THEN :nothing ELSE payload END
+    WHERE queue = :queue AND id = :id AND claims = :claims AND state = 'running'
+    RETURNING id
+"""
+
+# Given up when the next try would come too late and it was really tried: a job that a pause or an open breaker held
+# back past its give_up_at still gets its tries.
+AGAIN = """
+    UPDATE job SET
+        state = CASE WHEN :failures > 0 AND failures + :failures >= :least AND now_ms() + :delay > give_up_at
+            THEN 'dead' ELSE 'queued' END,
+        finished_at = CASE WHEN :failures > 0 AND failures + :failures >= :least AND now_ms() + :delay > give_up_at
+            THEN now_ms() ELSE NULL END,
+        due_at = now_ms() + :delay, failures = failures + :failures, attempted = :attempted, crashes = 0, note = :note
+    WHERE queue = :queue AND id = :id AND claims = :claims AND state = 'running'
+    RETURNING state
+"""
+
+
+async def add(
+    queue: str,
+    id: str,
+    payload: bytes,
+    *,
+    priority: int = NOTICES,
+    due_at: int | None = None,
+    give_up_at: int | None = None,
+    trace: str = "",
+) -> bool:
+    """Queue a job, unless its id is known. `due_at` None is now; `give_up_at` None is a day after that."""
+    row = await maybe_one(
+        ADD, queue=queue, id=id, payload=payload, priority=priority, due_at=due_at, give_up_at=give_up_at, trace=trace,
+        state="queued", lease=0, claims=0,
+    )  # fmt: skip
+    return row is not None
+
+
+async def add_claimed(
+    queue: Queue, id: str, payload: bytes, *, priority: int = NOTICES, give_up_at: int | None = None, trace: str = ""
+) -> Job:
+    """Queue a job already claimed by the caller, who runs it with `Worker.perform`; if he dies, the queue does."""
+    row = await one(
+        ADD, queue=queue.name, id=id, payload=payload, priority=priority, due_at=None, give_up_at=give_up_at,
+        trace=trace, state="running", lease=queue.lease_ms, claims=1,
+    )  # fmt: skip
+    return job_of(row)
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """What a claim got. `recovering`: the queue was paused and the job is its trial."""
+
+    jobs: tuple[Job, ...] = ()
+    recovering: bool = False
+    vanished: bool = False
+
+
+async def look(queue: str) -> Claimed | None:
+    """Look without a lock whether a claim is worth its commit: None is no. Costs nothing but a read."""
+    found = [await one(LOOK, queue=queue, priority=priority, state="queued") for priority in PRIORITIES]
+    vanished = any(row["vanished"] for row in found)
+    if not vanished and not any(row["due"] for row in found):
+        return None
+    pace = await maybe_one(PACE, queue=queue)
+    if pace is not None and pace["paused_until"] > pace["now"]:
+        return None
+    return Claimed(vanished=vanished)
+
+
+async def claim(queue: Queue, slots: int, *, vanished: bool = False) -> Claimed:
+    """
+    Claim what is due and can start now: within the slots and the provider's pace; one trial after a pause.
+
+    With `vanished`, one job whose worker is gone. Only for a worker that runs nothing else: it may be what killed it.
+    """
+    slots, pace = (1, None) if vanished else (slots, queue.pace)
+    if pace is not None:
+        await rows(ENSURE_PACE, queue=queue.name)
+    row = await maybe_one(PACE + (" FOR UPDATE" if pace else ""), queue=queue.name)
+    recovering = row is not None and row["reason"] != ""
+    if row is not None:
+        if row["paused_until"] > row["now"]:
+            return Claimed()
+        slots = min(slots, 1 if recovering else slots, pace.free_slots(row["free_at"], row["now"]) if pace else slots)
+    jobs: list[Job] = []
+    for priority in PRIORITIES:
+        if slots > len(jobs):
+            found = await rows(
+                CLAIM, queue=queue.name, priority=priority, state="running" if vanished else "queued",
+                slots=slots - len(jobs), lease=queue.lease_ms,
+            )  # fmt: skip
+            jobs += map(job_of, found)
+    if pace is not None and row is not None and jobs:
+        await rows(TAKE_PACE, queue=queue.name, free_at=pace.after(row["free_at"], row["now"], len(jobs)))
+    return Claimed(tuple(jobs), recovering)
+
+
+async def claim_one(queue: Queue, id: str) -> Job | None:
+    """Claim this job, due or backing off; None while another has it, or when it is finished."""
+    row = await maybe_one(CLAIM_ONE, queue=queue.name, id=id, lease=queue.lease_ms)
+    return None if row is None else job_of(row)
+
+
+async def take_turn(queue: Queue) -> bool:
+    """
+    Take a turn in the queue's pace for a call that an RPC makes itself; raises, nothing stored, where none is free.
+
+    Returns whether the queue was paused and this is its trial.
+    """
+    await rows(ENSURE_PACE, queue=queue.name)
+    row = await one(PACE + " FOR UPDATE", queue=queue.name)
+    wait = (row["paused_until"] - row["now"]) / 1000
+    if wait > 0:
+        refusal = Throttled if row["reason"] == "THROTTLED" else Unavailable
+        raise refusal(f"{queue.name} is paused", reason=row["reason"], retry_after=wait)
+    if queue.pace is not None:
+        if queue.pace.free_slots(row["free_at"], row["now"]) < 1:
+            wait = (row["free_at"] - row["now"]) / 1000
+            raise Throttled(f"the pace of {queue.name} is used up", retry_after=max(wait, 0.1))
+        await rows(TAKE_PACE, queue=queue.name, free_at=queue.pace.after(row["free_at"], row["now"], 1))
+    return bool(row["reason"])
+
+
+async def begin_act(job: Job, act_ms: int) -> None:
+    if await maybe_one(BEGIN_ACT, queue=job.queue, id=job.id, claims=job.claims, act=act_ms) is None:
+        raise ClaimLost(job.id)
+
+
+async def done(job: Job, outcome: Done) -> None:
+    await finish(job, "done", "")
+    if outcome.transaction is not None:
+        await outcome.transaction(*outcome.args)
+
+
+async def dead(job: Job, reason: str, on_dead: Callable[[Job, str], Transaction[object]]) -> None:
+    await finish(job, "dead", reason)
+    await on_dead(job, reason)
+
+
+async def finish(job: Job, state: str, note: str) -> None:
+    row = await maybe_one(
+        FINISH,
+        queue=job.queue,
+        id=job.id,
+        claims=job.claims,
+        attempted=job.attempted,
+        state=state,
+        note=note,
+        nothing=b"",
+    )
+    if row is None:
+        raise ClaimLost(job.id)
+
+
+async def later(job: Job, outcome: Later) -> None:
+    await again(job, outcome.seconds, outcome.reason, failures=0)
+    if outcome.pause:
+        await rows(PAUSE, queue=job.queue, pause=int(outcome.seconds * 1000), reason=outcome.reason)
+
+
+async def failed(job: Job, delay: float, note: str, on_dead: Callable[[Job, str], Transaction[object]]) -> bool:
+    """Back off after a failure; True if the job was given up instead."""
+    given_up = await again(job, delay, note, failures=1) == "dead"
+    if given_up:
+        await on_dead(job, note)
+    return given_up
+
+
+async def again(job: Job, delay: float, note: str, *, failures: int) -> str:
+    row = await maybe_one(
+        AGAIN, queue=job.queue, id=job.id, claims=job.claims, attempted=job.attempted, delay=int(delay * 1000),
+        note=note, failures=failures, least=TRIES_AT_LEAST,
+    )  # fmt: skip
+    if row is None:
+        raise ClaimLost(job.id)
+    return str(row["state"])
+
+
+async def resume(queue: str) -> None:
+    """Let a paused queue run at full width again: its trial succeeded."""
+    await rows(RESUME, queue=queue)
+
+
+def job_of(row: Row) -> Job:
+    return Job(**{field.name: row[field.name] for field in fields(Job)})
+
+
+def attempted_as(job: Job, attempted: bool) -> Job:
+    return replace(job, attempted=int(attempted))
+
+
+CANCEL = """
+    UPDATE job SET state = 'cancelled', finished_at = now_ms()
+    WHERE queue = :queue AND id = :id AND state IN ('queued', 'parked') AND attempted = 0
+    RETURNING id
+"""
+RESCHEDULE = """
+    UPDATE job SET due_at = :due_at, give_up_at = COALESCE(CAST(:give_up_at AS BIGINT), give_up_at + :due_at - due_at)
+    WHERE queue = :queue AND id = :id AND state = 'queued' AND attempted = 0
+    RETURNING id
+"""
+
+
+async def cancel(queue: str, id: str) -> bool:
+    """Call off a job; False is too late: it runs, it ran, or it may have been done."""
+    return await maybe_one(CANCEL, queue=queue, id=id) is not None
+
+
+async def reschedule(queue: str, id: str, due_at: int, give_up_at: int | None = None) -> bool:
+    return await maybe_one(RESCHEDULE, queue=queue, id=id, due_at=due_at, give_up_at=give_up_at) is not None

@@ -1,0 +1,180 @@
+"""
+PostgreSQL when one machine is outgrown: several replicas of a process, a replicated database under them.
+
+One transaction a connection at a time: grouping by savepoints was measured slower than none. No advisory locks, no
+LISTEN/NOTIFY (a global lock at commit), no sequences: what distributed databases of this protocol speak, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import lru_cache, partial
+from typing import Any, ParamSpec, TypeVar
+
+import asyncpg
+import structlog
+from asyncpg.connect_utils import SessionAttribute
+
+from services.chassis.database import Transaction, next_statement, rows
+from services.chassis.errors import Unavailable
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+log = structlog.get_logger()
+
+#: Seconds for one statement, and for a free connection. Below the default deadline of an RPC.
+STATEMENT_TIMEOUT = 8.0
+ACQUIRE_TIMEOUT = 5.0
+#: Seconds a starting process waits for its database.
+START_TIMEOUT = 60.0
+
+# STABLE over statement_timestamp(): with clock_timestamp() an index on due_at is not used.
+NOW_MS = """
+    CREATE OR REPLACE FUNCTION now_ms() RETURNS BIGINT LANGUAGE sql STABLE AS $$
+        SELECT CAST(extract(epoch FROM statement_timestamp()) * 1000 AS BIGINT)
+            + CAST(coalesce(nullif(current_setting('topsmile.clock_offset_ms', true), ''), '0') AS BIGINT)
+    $$
+"""
+
+REPLAY = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
+# A database that is gone, going, coming, or no longer the primary.
+GONE = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
+    OSError,
+    TimeoutError,
+)
+
+
+@lru_cache(maxsize=1024)
+def numbered(sql: str) -> tuple[str, tuple[str, ...]]:
+    """Compile `:name` to `$n`; `::` casts are left alone."""
+    names: list[str] = []
+
+    def place(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            names.append(match[1])
+        return f"${names.index(match[1]) + 1}"
+
+    return re.sub(r"(?<![:\w]):([a-z_]\w*)", place, sql), tuple(names)
+
+
+async def keep_session(_connection: object) -> None:
+    """Do nothing between two users of a connection: no transaction changes the session, so nothing needs resetting."""
+
+
+class Postgres:
+    """A pool of connections to whichever host takes writes."""
+
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+        self.offset_ms = 0
+        self._pool = pool
+
+    @classmethod
+    async def open(cls, url: str, connections: int = 10) -> Postgres:
+        started = asyncio.get_running_loop().time()
+        while True:
+            pool = asyncpg.create_pool(
+                url,
+                min_size=1,
+                max_size=connections,
+                command_timeout=STATEMENT_TIMEOUT,
+                timeout=ACQUIRE_TIMEOUT,
+                reset=keep_session,
+                target_session_attrs=SessionAttribute.primary if "," in url else SessionAttribute.any,
+                server_settings={"application_name": "topsmile"},
+            )
+            try:
+                await pool  # type: ignore[unused-awaitable]  # awaiting it is how it is opened
+                async with pool.acquire() as connection:
+                    await define_clock(connection)
+            except GONE as error:
+                pool.terminate()
+                if asyncio.get_running_loop().time() - started > START_TIMEOUT:
+                    raise
+                log.warning("database.waiting", error=type(error).__name__)
+                await asyncio.sleep(1.0)
+            else:
+                return cls(pool)
+
+    async def run(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.shield(asyncio.ensure_future(self._run(partial(transaction, *args, **kwargs))))
+
+    async def read(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self.offset_ms:  # a transaction is needed to hold the moved clock
+            return await self.run(transaction, *args, **kwargs)
+        async with self._connection() as connection:
+            return await drive(connection, transaction(*args, **kwargs))
+
+    async def ready(self) -> None:
+        await self.run(rows, "UPDATE schema_lock SET touched_at = now_ms()")
+
+    async def close(self) -> None:
+        try:
+            await asyncio.wait_for(self._pool.close(), 5.0)
+        except GONE:
+            self._pool.terminate()
+
+    async def _run(self, transaction: Callable[[], Transaction[T]]) -> T:
+        while True:
+            try:
+                async with self._connection() as connection, connection.transaction():
+                    if self.offset_ms:
+                        moved = str(self.offset_ms)
+                        await connection.execute("SELECT set_config('topsmile.clock_offset_ms', $1, true)", moved)
+                    return await drive(connection, transaction())
+            except REPLAY:
+                continue
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        """Lend a connection; one that met an outage is not lent again."""
+        try:
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT) as connection:
+                try:
+                    yield connection
+                except GONE:
+                    connection.terminate()
+                    raise
+        except asyncpg.DataError:  # an InterfaceError by birth, but a bug of ours
+            raise
+        except GONE as error:
+            if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+                # Demoted: every connection of the pool leads to a host that takes no writes any more.
+                await self._pool.expire_connections()
+            raise Unavailable(
+                f"the database: {type(error).__name__}", reason="STORE_UNAVAILABLE", retry_after=1.0
+            ) from error
+
+
+async def drive(connection: Any, transaction: Transaction[T]) -> T:
+    try:
+        asked = next_statement(transaction, None)
+        while True:
+            sql, names = numbered(asked.sql)
+            found = await connection.fetch(sql, *(asked.parameters[name] for name in names))
+            asked = next_statement(transaction, found)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # StopIteration is not generic
+    finally:
+        transaction.close()
+
+
+async def define_clock(connection: Any) -> None:
+    """Define `now_ms()`; two replicas that start together may both try, and the loser finds the work done."""
+    if await connection.fetchval("SELECT to_regprocedure('now_ms()')") is None:
+        try:
+            await connection.execute(NOW_MS)
+        except (asyncpg.InternalServerError, asyncpg.UniqueViolationError):
+            if await connection.fetchval("SELECT to_regprocedure('now_ms()')") is None:
+                raise

@@ -1,0 +1,224 @@
+"""
+SQLite for one process: one thread owns the one writing connection and commits waiting transactions together.
+
+Promises what one disk promises: WAL with synchronous=FULL, an answer only after the commit. One process per file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import queue
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+from services.chassis.database import Transaction, next_statement, rows
+from services.chassis.errors import Unavailable
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+#: Transactions that may wait for the writer; more would be memory growth, so callers are refused.
+WAITING = 10_000
+#: Transactions committed with one fsync.
+TOGETHER = 500
+
+
+class Waiting(NamedTuple):
+    transaction: Callable[[], Transaction[Any]]
+    answer: asyncio.Future[Any]
+
+
+class Answer(NamedTuple):
+    future: asyncio.Future[Any]
+    value: Any
+    error: Exception | None
+
+
+@lru_cache(maxsize=1024)
+def without_locks(sql: str) -> str:
+    """Drop row locks: the one writer holds the lock on everything."""
+    return re.sub(r"\s+FOR UPDATE(\s+SKIP LOCKED)?", "", sql)
+
+
+def drive(connection: sqlite3.Connection, transaction: Transaction[T]) -> T:
+    try:
+        asked = next_statement(transaction, None)
+        while True:
+            found = connection.execute(without_locks(asked.sql), asked.parameters).fetchall()
+            asked = next_statement(transaction, found)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # StopIteration is not generic
+    finally:
+        transaction.close()
+
+
+def storable(error: Exception) -> Exception:
+    """Say in our words that the file cannot take a write: full, locked, unreadable."""
+    if isinstance(error, sqlite3.OperationalError) and "syntax" not in str(error) and "no such" not in str(error):
+        return Unavailable(f"the database refused: {error}", reason="STORE_UNAVAILABLE", retry_after=1.0)
+    return error
+
+
+class SQLite:
+    """The embedded database of one process."""
+
+    def __init__(self, path: str, lock: int, waiting: int = WAITING) -> None:
+        self.offset_ms = 0
+        self._path = path
+        self._lock = lock
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.Queue[Waiting | None] = queue.Queue(waiting)
+        self._local = threading.local()
+        self._reads: list[sqlite3.Connection] = []
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="sqlite-read")
+        self._writing = self._connection()
+        self._thread = threading.Thread(target=self._write, name="sqlite-write", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    async def open(cls, path: str, waiting: int = WAITING) -> SQLite:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return cls(path, alone(path), waiting)
+
+    async def run(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        answer: asyncio.Future[T] = self._loop.create_future()
+        try:
+            self._queue.put_nowait(Waiting(partial(transaction, *args, **kwargs), answer))
+        except queue.Full:
+            raise Unavailable("too many writes are waiting", reason="STORE_FULL", retry_after=1.0) from None
+        return await asyncio.shield(answer)
+
+    async def read(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._loop.run_in_executor(self._readers, self._read, partial(transaction, *args, **kwargs))
+
+    async def ready(self) -> None:
+        await self.run(rows, "UPDATE schema_lock SET touched_at = now_ms()")
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._queue.put, None)
+        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._readers.shutdown)
+        for connection in [*self._reads, self._writing]:
+            connection.close()
+        os.close(self._lock)
+
+    def _connection(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, cached_statements=512)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA busy_timeout=5000")
+        connection.create_function("now_ms", 0, self._now_ms)
+        return connection
+
+    def _now_ms(self) -> int:
+        return time.time_ns() // 1_000_000 + self.offset_ms
+
+    def _read(self, transaction: Callable[[], Transaction[T]]) -> T:
+        if not hasattr(self._local, "connection"):
+            self._local.connection = self._connection()
+            self._local.connection.execute("PRAGMA query_only=ON")
+            self._reads.append(self._local.connection)
+        connection: sqlite3.Connection = self._local.connection
+        connection.execute("BEGIN")
+        try:
+            return drive(connection, transaction())
+        except sqlite3.Error as error:
+            raise storable(error) from error
+        finally:
+            connection.execute("ROLLBACK")
+
+    def _write(self) -> None:
+        for group in self._groups():
+            answers = self._together(group)
+            with suppress(RuntimeError):  # the loop is gone, and with it everyone who waited
+                self._loop.call_soon_threadsafe(deliver, answers)
+
+    def _groups(self) -> Iterator[list[Waiting]]:
+        while (first := self._queue.get()) is not None:
+            group: list[Waiting] = [first]
+            while len(group) < TOGETHER:
+                try:
+                    following = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if following is None:
+                    yield group
+                    return
+                group.append(following)
+            yield group
+
+    def _together(self, group: list[Waiting]) -> list[Answer]:
+        """
+        Commit a group with one fsync.
+
+        A full disk rolls back the whole group, whatever the savepoints say: the one that met it is answered with the
+        error and the others are run again; where it was the commit that met it, each runs alone.
+        """
+        db = self._writing
+        spoilt: list[Answer] = []
+        while group:
+            answers: list[Answer] = []
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                for waiting in group:
+                    answers.append(self._in_savepoint(waiting))
+                    if not db.in_transaction:
+                        break
+                else:
+                    db.execute("COMMIT")
+                    return spoilt + answers
+            except sqlite3.Error as error:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                if len(group) == 1:
+                    return [*spoilt, Answer(group[0].answer, None, storable(error))]
+                return spoilt + [answer for waiting in group for answer in self._together([waiting])]
+            spoilt.append(answers[-1])
+            group = [waiting for waiting in group if waiting.answer is not answers[-1].future]
+        return spoilt
+
+    def _in_savepoint(self, waiting: Waiting) -> Answer:
+        db = self._writing
+        db.execute("SAVEPOINT one")
+        try:
+            value = drive(db, waiting.transaction())
+        except Exception as error:  # noqa: BLE001 - whatever a transaction raises is its caller's answer
+            if db.in_transaction:
+                db.execute("ROLLBACK TO one")
+                db.execute("RELEASE one")
+            return Answer(waiting.answer, None, storable(error))
+        db.execute("RELEASE one")
+        return Answer(waiting.answer, value, None)
+
+
+def alone(path: str) -> int:
+    """Take the file for this process; the lock goes when the process does, however it goes."""
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise RuntimeError(f"another process has {path} open; for several replicas use postgresql://") from None
+    return lock
+
+
+def deliver(answers: list[Answer]) -> None:
+    for future, value, error in answers:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+            future.exception()  # a caller who has gone will not ask; that is no warning's matter

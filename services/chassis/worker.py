@@ -1,0 +1,217 @@
+"""
+The loop behind a queue: claim what can start now, run it under a deadline, store its outcome.
+
+No leased job waits in memory, a worker is stopped by an event and never by cancelling it, and a database that is away
+for an hour costs nobody a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+
+from services.chassis import deadline, job_operations, jobs, metrics
+from services.chassis.context import restored
+from services.chassis.database import Database
+from services.chassis.errors import BreakerOpen, CredentialsRefused, ProviderThrottled, ServiceError, Unavailable
+from services.chassis.jobs import ClaimLost, Done, Job, Later, Never, Outcome, Queue
+
+log = structlog.get_logger()
+
+#: Seconds between two looks at an idle queue; what this process adds wakes it at once.
+POLL = 0.25
+#: Seconds until refused credentials are tried again: by then somebody may have mended them.
+CREDENTIALS_PAUSE = 60.0
+#: Seconds between two counts of the queue for the metrics and two looks for what may be forgotten.
+CENSUS_EVERY = 5.0
+#: Seconds a failed job waits, at least and at most.
+BACKOFF_FIRST, BACKOFF_MOST = 1.0, 3600.0
+
+
+def backoff(failures: int) -> float:
+    """Full jitter between a second and a ceiling that doubles with each failure, up to an hour."""
+    ceiling: float = min(BACKOFF_MOST, BACKOFF_FIRST * 2**failures)
+    return BACKOFF_FIRST + random.random() * (ceiling - BACKOFF_FIRST)  # noqa: S311 - no secret
+
+
+def verdict_of(error: BaseException) -> Later | None:
+    """Which errors postpone a job instead of counting against it; None is a failure."""
+    match error:
+        case BreakerOpen():
+            return Later(error.retry_after or 1.0, error.reason)
+        case CredentialsRefused():
+            return Later(CREDENTIALS_PAUSE, error.reason, pause=True)
+        case ProviderThrottled():
+            return Later(error.retry_after or 1.0, error.reason, pause=True)
+    return None
+
+
+class Worker:
+    """Runs the jobs of one queue. `room` says how many calls the breaker in front of the handler would let through."""
+
+    def __init__(self, database: Database, queue: Queue, room: Callable[[], int] | None = None) -> None:
+        self._database = database
+        self._queue = queue
+        self._room = room or (lambda: queue.concurrency)
+        self._woken = asyncio.Event()
+        self._stopping = False
+        self._running: set[asyncio.Task[None]] = set()
+        self._store_retry = 0.0
+
+    @property
+    def queue(self) -> Queue:
+        return self._queue
+
+    def wake(self) -> None:
+        """Look now: this process has just added a job."""
+        self._woken.set()
+
+    def stop(self) -> None:
+        """Claim nothing more; `run` returns when what runs has stored its outcome."""
+        self._stopping = True
+        self._woken.set()
+
+    async def run(self) -> None:
+        watch = asyncio.create_task(self._keep_house())
+        try:
+            while not self._stopping:
+                self._woken.clear()
+                if not await self._turn():
+                    await self._idle()
+        finally:
+            watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await watch
+            while self._running:
+                await asyncio.wait(self._running)
+
+    async def perform(self, job: Job, *, recovering: bool = False) -> None:
+        """
+        Run a job that the caller has claimed, under the same rules; raises what the handler raised, stored by then.
+
+        The caller may be cancelled, the job is not: it belongs to the worker.
+        """
+        await asyncio.shield(self._start(job, recovering=recovering))
+
+    async def _turn(self) -> bool:
+        """Claim and start what can start; True if there may be more at once."""
+        slots = min(self._queue.concurrency - len(self._running), self._room())
+        if slots <= 0:
+            return False
+        try:
+            found = await self._database.read(jobs.look, self._queue.name)
+            if found is None or (found.vanished and self._running):  # a vanished job waits until nothing else runs
+                return False
+            claimed = await self._database.run(jobs.claim, self._queue, slots, vanished=found.vanished)
+        except Unavailable as error:
+            self._store_retry = min(5.0, self._store_retry * 2 + POLL)
+            log.warning("queue.database_away", queue=self._queue.name, reason=error.reason)
+            return False
+        self._store_retry = 0.0
+        started = [self._start(job, recovering=claimed.recovering, alone=found.vanished) for job in claimed.jobs]
+        if found.vanished and started:
+            await asyncio.wait(started)
+        return bool(started)
+
+    async def _idle(self) -> None:
+        waiting = asyncio.create_task(self._woken.wait())
+        full = len(self._running) >= self._queue.concurrency
+        pause = self._store_retry or POLL * (0.75 + random.random() / 2)  # noqa: S311 - no secret
+        await asyncio.wait(
+            {waiting, *self._running}, timeout=None if full else pause, return_when=asyncio.FIRST_COMPLETED
+        )
+        waiting.cancel()
+
+    def _start(self, job: Job, *, recovering: bool, alone: bool = False) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._work(job, recovering=recovering, alone=alone))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # stored and logged; only `perform` hands it on
+        if len(self._running) == self._queue.concurrency - 1:
+            self._woken.set()
+
+    async def _work(self, job: Job, *, recovering: bool, alone: bool) -> None:
+        begun = False
+
+        async def begin_act(seconds: float) -> None:
+            nonlocal begun
+            await self._database.run(jobs.begin_act, job, int(seconds * 1000))
+            begun = True
+
+        outcome: Outcome | None = None
+        error: BaseException | None = None
+        with restored(job.trace), deadline.within(self._queue.deadline):
+            try:
+                if alone and job.crashes >= jobs.CRASHES_AT_MOST:
+                    outcome = Never("CRASHES")
+                else:
+                    async with asyncio.timeout(self._queue.deadline):
+                        outcome = await self._queue.handler(job, begin_act)
+            except ClaimLost:
+                log.warning("job.claim_lost", queue=job.queue, job=job.id, claims=job.claims)
+                return
+            except Exception as raised:  # noqa: BLE001 - the one guard around every job: its failure is its own
+                error = raised
+            definite = outcome is not None or (isinstance(error, ServiceError) and error.definite)
+            job = jobs.attempted_as(job, not definite if begun else job.unsure)
+            await self._store(job, outcome or verdict_of(error or TimeoutError()), error, recovering=recovering)
+        if error is not None:
+            raise error
+
+    async def _store(self, job: Job, outcome: Outcome | None, error: BaseException | None, *, recovering: bool) -> None:
+        """Store an outcome in one fenced transaction. Where the database is away, the lease brings the job back."""
+        try:
+            name = await self._settle(job, outcome, error)
+            if recovering and not isinstance(outcome, Later):
+                await self._database.run(jobs.resume, job.queue)
+                self.wake()
+        except (ClaimLost, Unavailable) as lost:
+            name = "lost"
+            log.warning("job.outcome_lost", queue=job.queue, job=job.id, error=type(lost).__name__)
+        metrics.JOBS.labels(job.queue, name).inc()
+        reason = outcome.reason if isinstance(outcome, Later | Never) else reason_of(error)
+        bug = error if error is not None and not isinstance(error, ServiceError | TimeoutError) else None
+        log.log(
+            40 if bug or name == "dead" else 30 if name in {"failed", "lost"} else 20,
+            "job", queue=job.queue, job=job.id, outcome=name, reason=reason or None, claims=job.claims,
+            failures=job.failures, unsure=job.unsure, exc_info=bug,
+        )  # fmt: skip
+
+    async def _settle(self, job: Job, outcome: Outcome | None, error: BaseException | None) -> str:
+        run, on_dead = self._database.run, self._queue.on_dead
+        match outcome:
+            case Done():
+                await run(jobs.done, job, outcome)
+                return "done"
+            case Later():
+                await run(jobs.later, job, outcome)
+                return "later"
+            case Never():
+                await run(jobs.dead, job, outcome.reason, on_dead)
+                return "dead"
+        delay = max(backoff(job.failures), getattr(error, "retry_after", None) or 0.0)
+        return "dead" if await run(jobs.failed, job, delay, reason_of(error), on_dead) else "failed"
+
+    async def _keep_house(self) -> None:
+        """Count for the metrics and forget what is old enough."""
+        name, kept_ms = self._queue.name, self._queue.kept_days * 86_400_000
+        purged = 0
+        while True:
+            with suppress(Unavailable):
+                metrics.queue_census(name, await self._database.read(job_operations.census, name))
+                purged = await self._database.run(job_operations.purge, name, kept_ms)
+            await asyncio.sleep(0.1 if purged else CENSUS_EVERY)
+
+
+def reason_of(error: BaseException | None) -> str:
+    """What is kept of an error: its reason or its class, never its text, which may name a person."""
+    return "" if error is None else error.reason if isinstance(error, ServiceError) else type(error).__name__

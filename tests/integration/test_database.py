@@ -1,0 +1,192 @@
+"""Both databases keep the same promises about a transaction."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from services.chassis.database import Database, connect, maybe_one, one, rows
+from services.chassis.errors import Rejected, Unavailable
+from services.chassis.sqlite import SQLite
+
+TABLE = "CREATE TABLE note (id TEXT PRIMARY KEY, amount BIGINT NOT NULL, body BYTEA)"
+INSERT = "INSERT INTO note (id, amount, body) VALUES (:id, :amount, :body)"
+
+
+async def add(id: str, amount: int = 0) -> str:
+    await rows(INSERT, id=id, amount=amount, body=b"\x00\xff")
+    return id
+
+
+async def count() -> int:
+    return int((await one("SELECT COUNT(*) AS n FROM note"))["n"])
+
+
+@pytest.fixture
+async def notes(database: Database) -> Database:
+    await database.run(rows, TABLE)
+    return database
+
+
+async def test_a_transaction_returns_what_its_coroutine_returns(notes: Database) -> None:
+    await notes.run(add, "a", amount=2**40)
+    row = await notes.read(maybe_one, "SELECT id, amount, body FROM note WHERE id = :id", id="a")
+
+    assert row is not None
+    assert dict(row) == {"id": "a", "amount": 2**40, "body": b"\x00\xff"}
+
+
+async def test_what_a_transaction_raises_rolls_it_back_and_reaches_the_caller(notes: Database) -> None:
+    async def refuse() -> None:
+        await add("a")
+        raise Rejected("no")
+
+    with pytest.raises(Rejected, match="no"):
+        await notes.run(refuse)
+
+    assert await notes.read(count) == 0
+
+
+async def test_a_database_error_never_resumes_a_transaction(notes: Database) -> None:
+    resumed = False
+
+    async def twice() -> None:
+        nonlocal resumed
+        await add("a")
+        try:
+            await add("a")
+        except Exception:  # noqa: BLE001 - nothing may arrive here
+            resumed = True
+
+    with pytest.raises((sqlite3.IntegrityError, asyncpg.UniqueViolationError)):
+        await notes.run(twice)
+
+    assert not resumed
+    assert await notes.read(count) == 0
+
+
+async def test_awaiting_anything_but_a_statement_raises_and_rolls_back(notes: Database) -> None:
+    async def sleepy() -> None:
+        await add("a")
+        await asyncio.sleep(0)
+
+    with pytest.raises(TypeError, match="statements only"):
+        await notes.run(sleepy)
+
+    assert await notes.read(count) == 0
+
+
+async def test_one_failing_transaction_takes_no_other_of_its_group_with_it(notes: Database) -> None:
+    answers = await asyncio.gather(*(notes.run(add, str(n // 2)) for n in range(100)), return_exceptions=True)
+
+    assert await notes.read(count) == 50
+    assert len([answer for answer in answers if isinstance(answer, str)]) == 50
+
+
+async def test_cancelling_the_caller_does_not_stop_the_transaction(notes: Database) -> None:
+    caller = asyncio.create_task(notes.run(add, "a"))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+
+    await notes.ready()
+    for _ in range(100):
+        if await notes.read(count):
+            break
+        await asyncio.sleep(0.01)
+    assert await notes.read(count) == 1
+
+
+async def test_read_then_write_under_a_lock_never_overspends(notes: Database) -> None:
+    async def spend() -> None:
+        row = await one("SELECT amount FROM note WHERE id = 'purse' FOR UPDATE")
+        if row["amount"] < 100:
+            raise Rejected("empty")
+        await rows("UPDATE note SET amount = amount - 100 WHERE id = 'purse'")
+
+    await notes.run(add, "purse", 1000)
+    await asyncio.gather(*(notes.run(spend) for _ in range(25)), return_exceptions=True)
+
+    row = await notes.read(one, "SELECT amount FROM note WHERE id = 'purse'")
+    assert row["amount"] == 0
+
+
+async def test_the_clock_is_the_databases_and_can_be_moved(notes: Database) -> None:
+    before = (await notes.run(one, "SELECT now_ms() AS now"))["now"]
+    notes.offset_ms = 3_600_000
+
+    assert 3_600_000 <= (await notes.run(one, "SELECT now_ms() AS now"))["now"] - before < 3_660_000
+    assert 3_600_000 <= (await notes.read(one, "SELECT now_ms() AS now"))["now"] - before < 3_660_000
+
+
+async def test_a_second_start_finds_the_schema_done_and_a_newer_one_does_no_harm(
+    database_url: str, tmp_path: Path
+) -> None:
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    (newer / "0002_note.sql").write_text(
+        f"-- a table; of notes\n{TABLE};\n\nCREATE INDEX by_amount ON note (amount);\n"
+    )
+    async with connect(database_url, newer) as database:
+        await database.run(add, "a")
+    async with connect(database_url) as database:
+        assert await database.read(count) == 1
+    async with connect(database_url, newer) as database:
+        assert await database.read(count) == 1
+
+
+async def test_replicas_that_start_together_migrate_once(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    url = request.getfixturevalue("postgres").database()
+    (tmp_path / "0002_note.sql").write_text(f"{TABLE};\n")
+
+    async def start() -> int:
+        async with connect(url, tmp_path) as database:
+            return await database.read(count)
+
+    assert await asyncio.gather(*(start() for _ in range(4))) == [0, 0, 0, 0]
+
+
+async def test_a_second_process_may_not_open_the_same_file(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/one.db"
+    async with connect(url):
+        with pytest.raises(RuntimeError, match="use postgresql://"):
+            async with connect(url):
+                pass
+    async with connect(url):
+        pass
+
+
+async def test_a_full_queue_of_writes_refuses_instead_of_growing(tmp_path: Path) -> None:
+    database = await SQLite.open(f"{tmp_path}/small.db", waiting=5)
+    await database.run(rows, TABLE)
+
+    answers = await asyncio.gather(*(database.run(add, str(n)) for n in range(200)), return_exceptions=True)
+
+    refused = [answer for answer in answers if isinstance(answer, Unavailable)]
+    assert {"STORE_FULL"} == {error.reason for error in refused}
+    assert await database.read(count) == 200 - len(refused)
+    await database.close()
+
+
+async def test_a_full_disk_refuses_the_one_that_met_it_and_keeps_the_others(tmp_path: Path) -> None:
+    async def big(id: str) -> None:
+        await rows(INSERT, id=id, amount=0, body=b"x" * 400_000)
+
+    database = await SQLite.open(f"{tmp_path}/full.db")
+    await database.run(rows, TABLE)
+    await database.run(rows, "PRAGMA max_page_count = 60")
+
+    answers = await asyncio.gather(
+        *(database.run(add, str(n)) for n in range(5)),
+        database.run(big, "big"),
+        *(database.run(add, str(n)) for n in range(5, 10)),
+        return_exceptions=True,
+    )
+
+    [refused] = [answer for answer in answers if isinstance(answer, BaseException)]
+    assert isinstance(refused, Unavailable)
+    assert refused.reason == "STORE_UNAVAILABLE"
+    assert await database.read(count) == 10
+    await database.close()

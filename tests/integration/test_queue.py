@@ -1,0 +1,412 @@
+"""The durable queue, rule by rule, on both databases. Time is moved, not waited for."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from services.chassis import job_operations, jobs
+from services.chassis.database import Database, one, rows
+from services.chassis.errors import (
+    CredentialsRefused,
+    NotSent,
+    OutcomeUnknown,
+    ProviderThrottled,
+    Throttled,
+    Unavailable,
+)
+from services.chassis.jobs import CODES, REMINDERS, BeginAct, Done, Job, Later, Never, Outcome, Pace, Queue
+from services.chassis.worker import Worker
+
+
+async def remember(job: Job, reason: str) -> None:
+    await rows("INSERT INTO given_up (id, reason) VALUES (:id, :reason)", id=job.id, reason=reason)
+
+
+async def nothing(_job: Job, _begin_act: BeginAct) -> Outcome:
+    return Done()
+
+
+def queue_of(handler: object = nothing, **changes: object) -> Queue:
+    return replace(Queue("post", handler, remember, deadline=10.0), **changes)  # type: ignore[arg-type]  # changes vary
+
+
+QUEUE = queue_of()
+
+
+@pytest.fixture
+async def db(database: Database) -> Database:
+    await database.run(rows, "CREATE TABLE given_up (id TEXT PRIMARY KEY, reason TEXT NOT NULL)")
+    return database
+
+
+async def claim_now(db: Database, slots: int = 10, queue: Queue = QUEUE) -> tuple[Job, ...]:
+    return (await db.run(jobs.claim, queue, slots)).jobs
+
+
+async def state_of(db: Database, id: str) -> str:
+    row = await db.read(job_operations.show, "post", id)
+    return "" if row is None else str(row["state"])
+
+
+async def work(db: Database, queue: Queue, until: int = 1, room: int = 20) -> None:
+    """Run a worker until so many jobs of the queue are finished."""
+    worker = Worker(db, queue, room=lambda: room)
+    running = asyncio.create_task(worker.run())
+    async with asyncio.timeout(30):
+        while True:
+            finished = await db.read(one, "SELECT COUNT(*) AS n FROM job WHERE finished_at IS NOT NULL")
+            if finished["n"] >= until:
+                break
+            await asyncio.sleep(0.02)
+    worker.stop()
+    await running
+
+
+async def test_adding_a_known_id_again_changes_nothing(db: Database) -> None:
+    assert await db.run(jobs.add, "post", "a", b"first")
+    assert not await db.run(jobs.add, "post", "a", b"second")
+
+    assert [job.payload for job in await claim_now(db)] == [b"first"]
+
+
+async def test_codes_go_before_notices_and_these_before_reminders(db: Database) -> None:
+    for id, priority in (("reminder", REMINDERS), ("notice", jobs.NOTICES), ("code", CODES)):
+        await db.run(jobs.add, "post", id, b"", priority=priority)
+
+    assert [(await claim_now(db, slots=1))[0].id for _ in range(3)] == ["code", "notice", "reminder"]
+
+
+async def test_a_job_is_claimed_once_and_only_when_due(db: Database) -> None:
+    now = (await db.run(one, "SELECT now_ms() AS now"))["now"]
+    await db.run(jobs.add, "post", "later", b"", due_at=now + 60_000)
+    await db.run(jobs.add, "post", "now", b"")
+
+    assert [job.id for job in await claim_now(db)] == ["now"]
+    assert await claim_now(db) == ()
+    db.offset_ms = 61_000
+    assert [job.id for job in await claim_now(db)] == ["later"]
+
+
+async def test_a_worker_frozen_past_its_lease_may_not_act_and_its_outcome_does_not_count(db: Database) -> None:
+    await db.run(jobs.add, "post", "a", b"")
+    [frozen] = await claim_now(db)
+    db.offset_ms = QUEUE.lease_ms + 1_000
+    [thawed] = (await db.run(jobs.claim, QUEUE, 5, vanished=True)).jobs
+
+    for step in (jobs.begin_act(frozen, 1_000), jobs.done(frozen, Done()), jobs.later(frozen, Later(1, ""))):
+        with pytest.raises(jobs.ClaimLost):
+            await db.run(lambda step=step: step)  # type: ignore[misc]  # a coroutine made beforehand
+    await db.run(jobs.begin_act, thawed, 1_000)
+    await db.run(jobs.done, thawed, Done())
+
+    assert await state_of(db, "a") == "done"
+
+
+async def test_an_act_needs_a_lease_that_outlasts_it(db: Database) -> None:
+    await db.run(jobs.add, "post", "a", b"")
+    [job] = await claim_now(db)
+
+    await db.run(jobs.begin_act, job, QUEUE.lease_ms - 1_000)
+    with pytest.raises(jobs.ClaimLost):
+        await db.run(jobs.begin_act, job, QUEUE.lease_ms + 1_000)
+
+
+async def test_what_is_unknown_after_an_act_stays_unsure_and_what_is_known_clears_it(db: Database) -> None:
+    errors: list[Exception] = [
+        OutcomeUnknown("Sandbox", None, "reset"),
+        NotSent("Sandbox", None, "the lookup was refused"),  # raised before an act: says nothing of the first
+        NotSent("Sandbox", None, "refused"),
+    ]
+    seen: list[bool] = []
+
+    async def handler(job: Job, begin_act: BeginAct) -> Outcome:
+        seen.append(job.unsure)
+        if len(seen) > len(errors):
+            return Done()
+        if len(seen) != 2:
+            await begin_act(1.0)
+        raise errors[len(seen) - 1]
+
+    await db.run(jobs.add, "post", "a", b"")
+    for _ in range(4):
+        worker = Worker(db, queue_of(handler))
+        job = await db.run(jobs.claim_one, QUEUE, "a")
+        assert job is not None
+        await asyncio.gather(worker.perform(job), return_exceptions=True)
+
+    assert seen == [False, True, True, False]
+    assert await state_of(db, "a") == "done"
+
+
+async def test_outcome_and_record_are_stored_together_or_not_at_all(db: Database) -> None:
+    async def broken() -> None:
+        await rows("INSERT INTO given_up (id, reason) VALUES ('a', 'x')")
+        raise ValueError("a bug")
+
+    await db.run(jobs.add, "post", "a", b"")
+    [job] = await claim_now(db)
+    with pytest.raises(ValueError, match="a bug"):
+        await db.run(jobs.done, job, Done.storing(broken))
+
+    assert await state_of(db, "a") == "running"
+    assert await db.read(rows, "SELECT id FROM given_up") == []
+
+
+async def test_a_dead_letter_tells_its_record_why_in_the_same_transaction(db: Database) -> None:
+    async def handler(_job: Job, _begin_act: BeginAct) -> Outcome:
+        return Never("NO_SUCH_TEMPLATE")
+
+    await db.run(jobs.add, "post", "a", b"")
+    await work(db, queue_of(handler))
+
+    assert await state_of(db, "a") == "dead"
+    [row] = await db.read(rows, "SELECT id, reason FROM given_up")
+    assert dict(row) == {"id": "a", "reason": "NO_SUCH_TEMPLATE"}
+    assert await db.run(job_operations.replay, "post", "a")
+    assert await state_of(db, "a") == "queued"
+
+
+async def test_a_job_is_given_up_when_it_was_tried_enough_and_its_time_is_over(db: Database) -> None:
+    await db.run(jobs.add, "post", "a", b"")
+    for attempt in range(1, jobs.TRIES_AT_LEAST + 1):
+        db.offset_ms += 2 * 86_400_000
+        [job] = await claim_now(db)
+        given_up = await db.run(jobs.failed, job, 1.0, "NOT_SENT", remember)
+        assert given_up == (attempt == jobs.TRIES_AT_LEAST)
+
+    assert await state_of(db, "a") == "dead"
+
+
+async def test_a_postponement_is_no_failure(db: Database) -> None:
+    await db.run(jobs.add, "post", "a", b"")
+    for _ in range(20):
+        db.offset_ms += 86_400_000
+        [job] = await claim_now(db)
+        await db.run(jobs.later, job, Later(1.0, "BREAKER_OPEN"))
+
+    row = await db.read(job_operations.show, "post", "a")
+    assert row is not None
+    assert (row["state"], row["failures"], row["note"]) == ("queued", 0, "BREAKER_OPEN")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "pause"),
+    [
+        (ProviderThrottled("Sandbox", None, "slow down", retry_after=30.0), "THROTTLED", 30),
+        (CredentialsRefused("Sandbox", None, "401"), "PROVIDER_CREDENTIALS", 60),
+    ],
+)
+async def test_a_throttling_or_refusing_provider_pauses_the_queue_and_a_single_trial_ends_that(
+    db: Database, error: Exception, reason: str, pause: int
+) -> None:
+    acts = 0
+
+    async def handler(_job: Job, begin_act: BeginAct) -> Outcome:
+        nonlocal acts
+        await begin_act(1.0)
+        acts += 1
+        if db.offset_ms == 0:
+            raise error
+        return Done()
+
+    queue = queue_of(handler, concurrency=1)
+    for n in range(5):
+        await db.run(jobs.add, "post", str(n), b"")
+    worker = Worker(db, queue)
+    [job] = await claim_now(db, slots=1)
+    await asyncio.gather(worker.perform(job), return_exceptions=True)
+
+    assert await claim_now(db) == ()
+    assert reason == (await db.read(job_operations.census, "post"))["paused"]
+    with pytest.raises((Throttled, Unavailable)) as refused:
+        await db.run(jobs.take_turn, queue)
+    assert refused.value.reason == reason
+    assert pause - 5 < (refused.value.retry_after or 0) <= pause
+
+    db.offset_ms = (pause + 1) * 1000
+    assert (await db.read(jobs.look, "post")) is not None
+    trial = await db.run(jobs.claim, queue, 10)
+    assert (len(trial.jobs), trial.recovering) == (1, True)
+    await worker.perform(trial.jobs[0], recovering=True)
+    assert (await db.read(job_operations.census, "post"))["paused"] == ""
+    await work(db, queue, until=5)
+    assert acts == 6
+
+
+async def test_the_pace_is_shared_and_a_burst_is_not_exceeded(db: Database) -> None:
+    queue = queue_of(pace=Pace(per_second=10, burst=3))
+    for n in range(10):
+        await db.run(jobs.add, "post", str(n), b"")
+
+    assert len(await claim_now(db, queue=queue)) == 3
+    with pytest.raises(Throttled):
+        await db.run(jobs.take_turn, queue)
+    db.offset_ms = 250
+    assert len(await claim_now(db, queue=queue)) in {2, 3}
+    db.offset_ms = 60_000
+    assert len(await claim_now(db, queue=queue)) == 3
+
+
+async def test_cancelling_is_too_late_once_a_job_runs_or_may_have_been_done(db: Database) -> None:
+    for id in ("waiting", "unsure", "running"):
+        await db.run(jobs.add, "post", id, b"")
+    unsure = await db.run(jobs.claim_one, QUEUE, "unsure")
+    assert unsure is not None
+    await db.run(jobs.later, replace(unsure, attempted=1), Later(60, "OUTCOME_UNKNOWN"))
+    await db.run(jobs.claim_one, QUEUE, "running")
+
+    assert [await db.run(jobs.cancel, "post", id) for id in ("waiting", "unsure", "running")] == [True, False, False]
+    assert not await db.run(jobs.reschedule, "post", "unsure", 0)
+
+
+async def test_a_job_can_be_moved_and_set_aside(db: Database) -> None:
+    await db.run(jobs.add, "post", "a", b"")
+    now = (await db.run(one, "SELECT now_ms() AS now"))["now"]
+
+    assert await db.run(jobs.reschedule, "post", "a", now + 60_000)
+    assert await claim_now(db) == ()
+    assert await db.run(job_operations.park, "post", "a")
+    db.offset_ms = 120_000
+    assert await claim_now(db) == ()
+    assert [row["id"] for row in await db.read(job_operations.listed, "post", "parked")] == ["a"]
+    assert await db.run(job_operations.unpark, "post", "a")
+    assert [job.id for job in await claim_now(db)] == ["a"]
+
+
+async def test_finished_jobs_are_forgotten_by_age_and_dead_letters_are_not(db: Database) -> None:
+    for id in ("done", "dead"):
+        await db.run(jobs.add, "post", id, b"secret")
+    dead, done = sorted(await claim_now(db), key=lambda job: job.id)
+    await db.run(jobs.done, done, Done())
+    await db.run(jobs.dead, dead, "NO", remember)
+    assert (await db.read(one, "SELECT payload FROM job WHERE id = 'done'"))["payload"] == b""
+
+    db.offset_ms = 10_000
+    assert await db.run(job_operations.purge, "post", 60_000) == 0
+    db.offset_ms = 61_000
+    assert await db.run(job_operations.purge, "post", 60_000) == 1
+    assert (await state_of(db, "done"), await state_of(db, "dead")) == ("", "dead")
+
+
+async def test_one_poison_job_among_twenty_takes_nobody_with_it(db: Database) -> None:
+    """A poison's worker vanishes: all its claims expire together, as after kill -9."""
+    done: set[str] = set()
+
+    async def handler(job: Job, _begin_act: BeginAct) -> Outcome:
+        done.add(job.id)
+        return Done()
+
+    for n in range(20):
+        await db.run(jobs.add, "post", f"{n:02}", b"")
+    assert len(await claim_now(db, slots=20)) == 20
+    worker = Worker(db, queue_of(handler))
+    for _ in range(20 + jobs.CRASHES_AT_MOST):
+        db.offset_ms += QUEUE.lease_ms + 1_000
+        [job] = (await db.run(jobs.claim, QUEUE, 20, vanished=True)).jobs or [None]
+        if job is None:
+            break
+        if job.id == "07" and job.crashes < jobs.CRASHES_AT_MOST:
+            continue  # it killed its worker again
+        await worker._start(job, recovering=False, alone=True)
+
+    assert len(done) == 19
+    assert await state_of(db, "07") == "dead"
+    [row] = await db.read(rows, "SELECT reason FROM given_up")
+    assert row["reason"] == "CRASHES"
+
+
+async def test_a_vanished_job_runs_alone(db: Database) -> None:
+    running, most = 0, 0
+
+    async def handler(_job: Job, _begin_act: BeginAct) -> Outcome:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.02)
+        running -= 1
+        return Done()
+
+    for n in range(5):
+        await db.run(jobs.add, "post", str(n), b"")
+    await claim_now(db)
+    db.offset_ms = QUEUE.lease_ms + 1
+    await work(db, queue_of(handler), until=5)
+
+    assert most == 1
+
+
+async def test_a_lone_claim_of_one_job_overtakes_its_back_off_but_not_another_worker(db: Database) -> None:
+    await db.run(jobs.add, "post", "a", b"")
+    [job] = await claim_now(db)
+    assert await db.run(jobs.claim_one, QUEUE, "a") is None
+    await db.run(jobs.failed, job, 3_600.0, "NOT_SENT", remember)
+
+    again = await db.run(jobs.claim_one, QUEUE, "a")
+    assert again is not None
+    assert again.failures == 1
+
+
+async def test_a_handler_past_its_deadline_fails_and_keeps_its_doubt(db: Database) -> None:
+    async def handler(_job: Job, begin_act: BeginAct) -> Outcome:
+        await begin_act(0.1)
+        await asyncio.sleep(5)
+        return Done()
+
+    queue = queue_of(handler, deadline=0.2)
+    await db.run(jobs.add, "post", "a", b"")
+    job = await db.run(jobs.claim_one, queue, "a")
+    assert job is not None
+    with pytest.raises(TimeoutError):
+        await Worker(db, queue).perform(job)
+
+    row = await db.read(job_operations.show, "post", "a")
+    assert row is not None
+    assert (row["state"], row["failures"], row["attempted"], row["note"]) == ("queued", 1, 1, "TimeoutError")
+
+
+async def test_workers_share_what_is_due_and_do_each_job_once(db: Database) -> None:
+    done: list[str] = []
+
+    async def handler(job: Job, begin_act: BeginAct) -> Outcome:
+        await begin_act(1.0)
+        done.append(job.id)
+        return Done()
+
+    for n in range(100):
+        await db.run(jobs.add, "post", str(n), b"")
+    await asyncio.gather(*(work(db, queue_of(handler, concurrency=5), until=100) for _ in range(3)))
+
+    assert sorted(done) == sorted(str(n) for n in range(100))
+
+
+async def test_an_outage_of_the_database_is_survived_and_is_nobodys_crash(request: pytest.FixtureRequest) -> None:
+    server = request.getfixturevalue("postgres")
+    from services.chassis.database import connect  # noqa: PLC0415
+
+    done = asyncio.Event()
+
+    async def handler(_job: Job, _begin_act: BeginAct) -> Outcome:
+        done.set()
+        return Done()
+
+    async with connect(server.database()) as db:
+        worker = Worker(db, queue_of(handler))
+        running = asyncio.create_task(worker.run())
+        await asyncio.sleep(0.3)
+        server.kill()
+        with pytest.raises(Unavailable):
+            await db.run(jobs.add, "post", "lost", b"")
+        await asyncio.sleep(1.0)
+        assert not running.done()
+        await asyncio.to_thread(server.start)
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await db.run(jobs.add, "post", "a", b"")
+                    break
+                except Unavailable:
+                    await asyncio.sleep(0.1)
+            await done.wait()
+        worker.stop()
+        await running

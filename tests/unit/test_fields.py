@@ -1,0 +1,95 @@
+"""A request is read to its end, and everything wrong with it is told at once."""
+
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from services.chassis.errors import IdempotencyReuse, InvalidRequest
+from services.chassis.fields import Fields
+from services.chassis.idempotency import differing, fingerprint, same_request
+from topsmile.email.v1 import email_pb2
+
+
+def request() -> email_pb2.SendPaymentNoticeRequest:
+    message = email_pb2.SendPaymentNoticeRequest(idempotency_key="k")
+    message.recipient.address = "ana@example.com.br"
+    message.kind = email_pb2.PAYMENT_NOTICE_KIND_SUCCEEDED
+    message.payment.amount.amount_minor = 15000
+    message.payment.amount.currency = "BRL"
+    message.payment.paid_time.FromDatetime(datetime(2026, 3, 12, tzinfo=UTC))
+    return message
+
+
+def read(message: email_pb2.SendPaymentNoticeRequest) -> list[object]:
+    fields = Fields(message)
+    values: list[object] = [fields.key(), fields.choice("kind")]
+    if recipient := fields.child("recipient"):
+        values += [recipient.email("address"), recipient.text("name", most=5)]
+    if payment := fields.child("payment"):
+        values += [payment.money("amount"), payment.time("paid_time", required=True)]
+    fields.check()
+    return values
+
+
+def test_a_right_request_is_read_into_values() -> None:
+    paid_at = datetime(2026, 3, 12, tzinfo=UTC)
+
+    assert ["k", "SUCCEEDED", "ana@example.com.br", "", (15000, "BRL"), paid_at] == read(request())
+
+
+def test_every_wrong_field_is_named_by_its_path() -> None:
+    message = request()
+    message.idempotency_key = "x" * 256
+    message.kind = 99  # type: ignore[assignment]  # as a newer client may send it
+    message.recipient.address = "ana@"
+    message.recipient.name = "a\nBcc: b"
+    message.payment.amount.amount_minor = -1
+    message.payment.amount.currency = "brl"
+    message.payment.paid_time.seconds = 10**15
+
+    with pytest.raises(InvalidRequest) as refused:
+        read(message)
+
+    assert [violation.field for violation in refused.value.violations] == [
+        "idempotency_key",
+        "kind",
+        "recipient.address",
+        "recipient.name",
+        "payment.amount.amount_minor",
+        "payment.amount.currency",
+        "payment.paid_time",
+    ]
+
+
+def test_absent_messages_are_named_once() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        read(email_pb2.SendPaymentNoticeRequest())
+
+    assert [violation.field for violation in refused.value.violations] == [
+        "idempotency_key",
+        "kind",
+        "recipient",
+        "payment",
+    ]
+
+
+@pytest.mark.parametrize("name", ["Mars/Olympus", "../etc/passwd", "America", "x" * 65])
+def test_a_zone_that_does_not_exist_is_refused(name: str) -> None:
+    fields = Fields(email_pb2.Appointment(time_zone=name))
+
+    assert fields.zone("time_zone") == ZoneInfo("America/Sao_Paulo")
+    with pytest.raises(InvalidRequest):
+        fields.check()
+
+
+def test_a_fingerprint_tells_which_fields_differ_and_holds_none_of_them() -> None:
+    first = fingerprint({"recipient": "+5511912345678", "code": "123456", "note": ""}, b"pepper")
+    second = fingerprint({"recipient": "+5511912345678", "code": "654321", "added_next_year": False}, b"pepper")
+
+    assert differing(first, second) == ["code"]
+    assert "123456" not in first
+    assert "5511912345678" not in first
+    with pytest.raises(IdempotencyReuse, match="different: code"):
+        same_request(first, second)
+    same_request(first, first)
