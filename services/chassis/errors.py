@@ -15,6 +15,7 @@ The errors a caller is meant to act on, and the table that takes them over gRPC 
   x PermissionDenied         PERMISSION_DENIED    not with this token
   x OutOfRange               OUT_OF_RANGE         the cursor is older than the log
   x DeadlineExceeded         DEADLINE_EXCEEDED    too little time; nothing was done
+    x RanOutOfTime                                begun and not finished; it may have been done
   x ExternalServiceError (service, original)      what a provider caused; each also one of the above
     x NotSent                UNAVAILABLE          no byte has left
     x OutcomeUnknown         UNAVAILABLE          it may have been done
@@ -165,6 +166,11 @@ class OutOfRange(ServiceError):
 class DeadlineExceeded(ServiceError):
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     default_reason = "DEADLINE_TOO_SHORT"
+
+
+class RanOutOfTime(DeadlineExceeded):
+    default_reason = "OUTCOME_UNKNOWN"
+    definite = False
 
 
 class ExternalServiceError(ServiceError):
