@@ -1,0 +1,67 @@
+"""Starting, draining and stopping: the same for a process that speaks gRPC and for one that speaks HTTP."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from services.chassis import logs
+from services.chassis.settings import ProcessSettings
+
+GRACE = 10.0  # seconds for running calls to finish
+
+log = structlog.get_logger()
+
+
+class Worker(Protocol):
+    async S = TypeVar("S", bound=ProcessSettings)
+
+
+def run(main: Callable[[S], Coroutine[Any, Any, None]], settings: S) -> None:
+    """Run a process: its logs first, then its main coroutine, on uvloop where there is one."""
+    logs.configure(settings.process.lower(), settings.log_level)
+    if sys.platform == "win32":
+        asyncio.run(main(settings))
+        return
+    import uvloop  # noqa: PLC0415 - does not exist on Windows
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(settings))
+
+
+@asynccontextmanager
+async def working(workers: Sequence[Worker]) -> AsyncIterator[asyncio.Event]:
+    """
+    Run the workers while the body runs, and let them finish afterwards.
+
+    The event says that it is over: by SIGTERM, by SIGINT, or because a worker ended of its own accord. That is never
+    right: the process leaves with exit code 1, so that whoever supervises it starts another.
+    """
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, over.set)
+    tasks = [asyncio.create_task(worker.run()) for worker in workers]
+    for task in tasks:
+        task.add_done_callback(lambda _: over.set())
+    try:
+        yield over
+    finally:
+        failed = [task for task in tasks if task.done()]
+        for worker in workers:
+            worker.stop()
+        if tasks:
+            _, slow = await asyncio.wait(tasks, timeout=GRACE)
+            for task in slow:  # its leases bring the jobs back
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+    for task in failed:
+        log.critical("worker.ended", exc_info=None if task.cancelled() else task.exception())
+    if failed:
+        raise SystemExit(1)

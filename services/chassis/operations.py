@@ -1,0 +1,71 @@
+"""
+The operator's listener: /healthz (alive), /readyz (can store), /metrics, and what a process adds.
+
+On loopback it is open. Anywhere else all but the two for health need a token with the scope admin.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from services.chassis.authentication import Doorkeeper, is_loopback, require
+from services.chassis.errors import PermissionDenied, ServiceError
+from services.chassis.health import Readiness
+from services.chassis.settings import ProcessSettings
+
+OPEN = {"/healthz", "/readyz"}
+
+#: Visible facts that change nothing about readiness: {"provider": lambda: breaker.state}.
+Facts = Mapping[str, Callable[[], object]]
+
+
+def operations(
+    settings: ProcessSettings, readiness: Readiness, facts: Facts, routes: Sequence[BaseRoute] = ()
+) -> Starlette:
+    async def healthz(_request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def readyz(_request: Request) -> Response:
+        told = {name: fact() for name, fact in facts.items()}
+        try:
+            await readiness.check()
+        except ServiceError as error:
+            return JSONResponse({"status": "not ready", "reason": error.reason, **told}, 503)
+        return JSONResponse({"status": "ready", **told})
+
+    guarded = not is_loopback(settings.operations_listen.host)
+    return Starlette(
+        routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics), *routes],
+        middleware=[Middleware(Guard, settings=settings)] if guarded else [],
+    )
+
+
+async def metrics(_request: Request) -> Response:
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+class Guard:
+    def __init__(self, app: ASGIApp, settings: ProcessSettings) -> None:
+        self._app = app
+        self._doorkeeper = Doorkeeper(settings.auth_tokens) if settings.auth_tokens else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: Callable[[Scope, Receive, Send], Awaitable[None]] = self._app
+        if scope["path"] not in OPEN:
+            try:
+                self._admit(Request(scope).headers.get("authorization", ""))
+            except ServiceError as refusal:
+                status = 403 if isinstance(refusal, PermissionDenied) else 401
+                answer = JSONResponse({"reason": refusal.reason}, status, {"www-authenticate": "Bearer"})
+        await answer(scope, receive, send)
+
+    def _admit(self, authorization: str) -> None:
+        if self._doorkeeper is None:
+            raise PermissionDenied("off loopback, this needs a token, and none is set")
+        require(self._doorkeeper.recognise(authorization), "admin")

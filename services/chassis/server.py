@@ -1,0 +1,123 @@
+"""A gRPC process: bind, serve, drain, stop."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.chassis import interceptors, web
+from services.chassis.authentication import Doorkeeper, is_loopback
+from services.chassis.database import Database
+from services.chassis.health import HealthServicer, Readiness
+from services.chassis.lifecycle import GRACE, Worker, working
+from services.chassis.operations import Facts, operations
+from services.chassis.settings import Address, ProcessSettings
+
+OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second server on the port would bind in silence and take half the calls
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_send_message_length", 4 << 20),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # Clients may ping every 20 s, also between calls, before they are sent away.
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+log = structlog.get_logger()
+
+
+class Service(NamedTuple):
+    """`add` is the generated add_…Servicer_to_server."""
+
+    name: str
+    add: Callable[[Any, grpc.aio.Server], None]
+    servicer: object
+
+
+def around_every_rpc(settings: ProcessSettings) -> list[grpc.aio.ServerInterceptor]:
+    """The one place where their order matters."""
+    in_order: list[interceptors.Interceptor] = [
+        interceptors.Story(),  # so that every line below carries the correlation id
+        interceptors.Telling(),  # outside of Errors: it tells the status that the caller sees
+        interceptors.Errors(),  # outside of all that may refuse, so that refusals carry details too
+        interceptors.Authentication(Doorkeeper(settings.auth_tokens)),  # before limits, which are by caller
+        interceptors.Limits(for_each_caller=settings.caller_limit),
+        interceptors.Deadline(),  # innermost: nobody's time is spent on the others
+    ]
+    return [interceptors.Interceptors(in_order)]
+
+
+async def serve(
+    settings: ProcessSettings,
+    database: Database,
+    *,
+    services: Sequence[Service],
+    workers: Sequence[Worker] = (),
+    facts: Facts | None = None,
+) -> None:
+    """
+    Serve until SIGTERM or SIGINT.
+
+    Then, in this order: NOT_SERVING, running RPCs finish (they may need the workers), the workers finish, and the
+    operator's listener goes last, so that a drain can be watched.
+    """
+    readiness = Readiness(database)
+    app = operations(settings, readiness, facts or {})
+    async with (
+        web.listening(app, settings.operations_listen) as operations_address,
+        readiness.watched(),
+        working(workers) as over,
+        answering(settings, readiness, services) as address,
+    ):
+        log.info("listening", grpc=str(address), operations=str(operations_address))
+        await over.wait()
+        log.info("draining", grace=GRACE)
+    log.info("stopped")
+
+
+@asynccontextmanager
+async def answering(
+    settings: ProcessSettings, readiness: Readiness, services: Sequence[Service]
+) -> AsyncIterator[Address]:
+    """Answer RPCs while the body runs, then drain. Gives the address, with port 0 resolved."""
+    refuse_open_door(settings)
+    server = grpc.aio.server(interceptors=around_every_rpc(settings), options=OPTIONS)
+    names = [service.name for service in services]
+    for service in services:
+        service.add(service.servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(readiness, names), server)
+    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    address = Address(settings.listen.host, bind(server, settings))
+    await server.start()
+    try:
+        yield address
+    finally:
+        readiness.drain()
+        await server.stop(GRACE)
+
+
+def refuse_open_door(settings: ProcessSettings) -> None:
+    protected = settings.auth_tokens or settings.tls_client_ca
+    if not protected and not is_loopback(settings.listen.host):
+        name = settings.variable
+        raise SystemExit(
+            f"{name('listen')}={settings.listen} is not this machine's loopback: set {name('auth_tokens')}, or"
+            f" {name('tls_cert')}, {name('tls_key')} and {name('tls_client_ca')}, or anybody could call"
+        )
+
+
+def bind(server: grpc.aio.Server, settings: ProcessSettings) -> int:
+    try:
+        if settings.tls_cert is None or settings.tls_key is None:
+            return server.add_insecure_port(str(settings.listen))
+        authority = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
+        pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+        credentials = grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
+        return server.add_secure_port(str(settings.listen), credentials)
+    except (RuntimeError, OSError) as error:
+        raise SystemExit(f"cannot listen on {settings.listen}: {error}") from error

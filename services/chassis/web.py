@@ -1,0 +1,58 @@
+"""An HTTP listener: uvicorn, without its own ideas about signals, logs and taken ports."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from services.chassis.lifecycle import GRACE
+from services.chassis.settings import Address
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # the process drains as a whole: lifecycle.py
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp, address: Address, **config: Any) -> AsyncIterator[Address]:
+    """Serve HTTP while the body runs, then finish what is being answered. Gives the address, with port 0 resolved."""
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=int(GRACE),
+            **config,
+        )
+    )
+    bound = bind(address)
+    task = asyncio.create_task(server.serve(sockets=[bound]))
+    try:
+        while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has a flag for it, no event
+            await asyncio.sleep(0.01)
+        yield Address(address.host, bound.getsockname()[1])
+    finally:
+        server.should_exit = True
+        await task
+        bound.close()
+
+
+def bind(address: Address) -> socket.socket:
+    """Bind, or leave the process with a word about why not."""
+    family, kind, protocol, _, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family, kind, protocol)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(where)
+    except OSError as error:
+        bound.close()
+        raise SystemExit(f"cannot listen on {address}: {error.strerror}") from error
+    return bound
