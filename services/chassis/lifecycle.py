@@ -17,8 +17,14 @@ GRACE = 10.0  # seconds for running calls to finish
 log = structlog.get_logger()
 
 
+S = TypeVar("S", bound=ProcessSettings)
+
+
 class Worker(Protocol):
-    async S = TypeVar("S", bound=ProcessSettings)
+    async def run(self) -> None: ...
+
+    def stop(self) -> None:
+        """Take nothing new; `run` returns when what runs is finished."""
 
 
 def run(main: Callable[[S], Coroutine[Any, Any, None]], settings: S) -> None:
