@@ -1,0 +1,45 @@
+# What this workshop can do: `make` lists it. Everything sets up what it needs in .venv by itself.
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Using it
+
+run: .venv/ready ## Start the whole system with the sandbox in place of the providers; Ctrl-C drains it
+	@$(RUN) -m launch
+
+demo: .venv/ready ## Play a confirmation, a payment, its webhook, the receipt and the text (about 10 s)
+	@$(RUN) -m launch.demo
+
+##@ Changing it
+
+test: .venv/ready ## Run every test, on SQLite and, where its binaries are found, on PostgreSQL
+	@$(RUN) -m pytest
+
+check: .venv/ready ## Format, lint, types, and contracts that are up to date
+	@$(RUN) -m ruff format --check --quiet . || { echo "make format mends this"; exit 1; }
+	@$(RUN) -m ruff check --quiet .
+	@$(RUN) -m mypy
+	@.venv/bin/buf lint protos
+	@.venv/bin/buf format --diff --exit-code protos
+	@protos/generate
+	@git diff --exit-code --stat -- protos || { echo "commit what make protos writes"; exit 1; }
+
+format: .venv/ready ## Format the code and the contracts
+	@$(RUN) -m ruff format --quiet .
+	@$(RUN) -m ruff check --quiet --fix .
+	@.venv/bin/buf format --write protos
+
+protos: ## Regenerate the contracts' Python, beside each .proto
+	protos/generate
+
+lock: ## Write requirements/*.txt anew from pyproject.toml (needs uv)
+	requirements/lock
+
+.venv/ready: requirements/dev.txt protos/pyproject.toml
+	@requirements/install $(PYTHON)
+
+.PHONY: help run demo test check format protos lock
+.DEFAULT_GOAL := help
