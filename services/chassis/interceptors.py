@@ -5,12 +5,14 @@ Each is an async context manager around the call, so that unary calls and stream
 open when a caller goes away. Their order stands, with its reason, in server.py.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import grpc
 import limits
@@ -62,7 +64,7 @@ class Interceptor(Protocol):
     def around(self, call: Call) -> AbstractAsyncContextManager[None]: ...
 
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class Interceptors(grpc.aio.ServerInterceptor):
