@@ -1,0 +1,35 @@
+"""A process that works off a queue by writing to a file, its provider: python -m tests.fakes.working_process"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from services.chassis.database import connect, rows
+from services.chassis.jobs import BeginAct, Done, Job, Outcome, Queue
+from services.chassis.worker import Worker
+
+
+async def remember(job: Job, reason: str) -> None:
+    await rows("INSERT INTO given_up (id, reason) VALUES (:id, :reason)", id=job.id, reason=reason)
+
+
+async def main(url: str, ledger: Path) -> None:
+    done = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    async def handle(job: Job, begin_act: BeginAct) -> Outcome:
+        if job.unsure and f"{job.id}\n" in ledger.read_text():  # noqa: ASYNC240 - this provider can be asked
+            return Done()
+        await begin_act(1.0)
+        os.write(done, f"{job.id}\n".encode())
+        await asyncio.sleep(0.005)  # long enough to be killed between the act and its outcome
+        return Done()
+
+    async with connect(url) as database:
+        sys.stdout.write('{"event": "working.listening"}\n')
+        sys.stdout.flush()
+        await Worker(database, Queue("post", handle, remember, deadline=1.0, concurrency=10)).run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(os.environ["WORK_DATABASE_URL"], Path(os.environ["WORK_LEDGER"])))

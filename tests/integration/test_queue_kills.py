@@ -1,0 +1,68 @@
+"""kill -9 and freezes of real workers: nothing acknowledged is lost, nothing is done twice where one can ask."""
+
+import asyncio
+import random
+from pathlib import Path
+
+from services.chassis.database import Database, connect, one
+from services.chassis.jobs import add
+from tests.processes import process
+
+JOBS = 300
+
+
+async def left(database: Database) -> int:
+    row = await database.read(one, "SELECT COUNT(*) AS n FROM job WHERE state IN ('queued', 'running')")
+    return int(row["n"])
+
+
+async def fill(url: str) -> None:
+    async with connect(url) as database:
+        await database.run(one, "SELECT 1 AS n")
+        for n in range(JOBS):
+            await database.run(add, "post", f"job{n:03}", b"")
+
+
+async def worked_off(ledger: Path) -> None:
+    async with asyncio.timeout(60):
+        while len(set(ledger.read_text().split())) < JOBS:  # noqa: ASYNC110 - another process writes it  # noqa: ASYNC240 - short
+            await asyncio.sleep(0.1)
+
+
+async def test_workers_killed_at_random_lose_nothing_and_repeat_nothing(database_url: str, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger"
+    ledger.touch()
+    await fill(database_url)
+    settings = {"WORK_DATABASE_URL": database_url, "WORK_LEDGER": str(ledger)}
+    dice = random.Random(7)
+    for _ in range(6):
+        with process("tests.fakes.working_process", settings):
+            await asyncio.sleep(dice.uniform(0.0, 0.15))
+    with process("tests.fakes.working_process", settings):
+        await worked_off(ledger)
+        await asyncio.sleep(2.5)  # a lease, for those whose act is done and whose outcome died
+
+    done = ledger.read_text().split()
+    assert sorted(done) == [f"job{n:03}" for n in range(JOBS)]
+    async with connect(database_url) as database:
+        assert await left(database) == 0
+
+
+async def test_a_worker_frozen_past_its_lease_is_overtaken_and_repeats_nothing(
+    database_url: str, tmp_path: Path
+) -> None:
+    if database_url.startswith("sqlite"):
+        return  # one process per file: nobody can overtake it
+    ledger = tmp_path / "ledger"
+    ledger.touch()
+    await fill(database_url)
+    settings = {"WORK_DATABASE_URL": database_url, "WORK_LEDGER": str(ledger)}
+    with process("tests.fakes.working_process", settings) as frozen:
+        await asyncio.sleep(0.1)
+        frozen.freeze()
+        with process("tests.fakes.working_process", settings):
+            await worked_off(ledger)
+            frozen.thaw()
+            await asyncio.sleep(1.0)
+
+    assert sorted(ledger.read_text().split()) == [f"job{n:03}" for n in range(JOBS)]
