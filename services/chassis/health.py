@@ -7,12 +7,11 @@ A provider that is down never turns a service NOT_SERVING: its messages are acce
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.chassis.database import Database
 from services.chassis.errors import NotFound, ServiceError, Unavailable
 
 LOOK_EVERY = 5.0
@@ -20,10 +19,15 @@ LOOK_EVERY = 5.0
 log = structlog.get_logger()
 
 
+class Store(Protocol):
+    async def ready(self) -> None:
+        """Store something; raises errors.Unavailable when that is not possible now."""
+
+
 class Readiness:
     """Whether to send work here. Draining is for good."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Store) -> None:
         self._database = database
         self._changed = asyncio.Event()
         self.ready = False

@@ -11,8 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from services.chassis import interceptors, web
 from services.chassis.authentication import Doorkeeper, is_loopback
-from services.chassis.database import Database
-from services.chassis.health import HealthServicer, Readiness
+from services.chassis.health import HealthServicer, Readiness, Store
 from services.chassis.lifecycle import GRACE, Worker, working
 from services.chassis.operations import Facts, operations
 from services.chassis.settings import Address, ProcessSettings
@@ -54,7 +53,7 @@ def around_every_rpc(settings: ProcessSettings) -> list[grpc.aio.ServerIntercept
 
 async def serve(
     settings: ProcessSettings,
-    database: Database,
+    database: Store,
     *,
     services: Sequence[Service],
     workers: Sequence[Worker] = (),

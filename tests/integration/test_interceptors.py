@@ -1,0 +1,320 @@
+"""The whole chain around real RPCs, called by a real client."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
+
+from services.chassis.errors import (
+    InProgress,
+    InvalidRequest,
+    NotSent,
+    ServiceError,
+    Throttled,
+    Unauthenticated,
+    Unavailable,
+    Violation,
+    from_rpc_error,
+)
+from services.chassis.health import HealthServicer, Readiness
+from services.chassis.interceptors import Errors, Interceptors, Limits, Story
+from services.chassis.server import Service, answering
+from tests.fakes.echo_service import ADMIN_NAME, NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
+
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
+
+
+def text(value: str = "") -> StringValue:
+    return StringValue(value=value)
+
+
+def entry(name: str, scopes: str, token: str) -> str:
+    return f"{name}:{scopes}:{hashlib.sha256(token.encode()).hexdigest()}"
+
+
+@asynccontextmanager
+async def echoing(servicer: EchoServicer, **settings: str) -> AsyncIterator[grpc.aio.Channel]:
+    chosen = Settings.model_validate({"listen": "127.0.0.1:0", **settings})
+    readiness = Readiness(FakeStore())
+    async with (
+        readiness.watched(),
+        answering(chosen, readiness, [Service(NAME, add_echo, servicer)]) as address,
+        grpc.aio.insecure_channel(str(address)) as channel,
+    ):
+        yield channel
+
+
+@pytest.fixture
+def servicer() -> EchoServicer:
+    return EchoServicer()
+
+
+@pytest.fixture
+async def channel(servicer: EchoServicer) -> AsyncIterator[grpc.aio.Channel]:
+    async with echoing(servicer) as channel:
+        yield channel
+
+
+@pytest.fixture
+def stub(channel: grpc.aio.Channel) -> Stub:
+    return Stub(channel)
+
+
+async def refused(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return raised.value
+
+
+async def test_the_story_of_the_caller_goes_on(stub: Stub) -> None:
+    call = stub.SendEcho(text(), metadata=(("x-correlation-id", "story-1"), ("traceparent", TRACE)))
+
+    known = json.loads((await call).value)
+    assert known["correlation_id"] == "story-1"
+    assert known["traceparent"].startswith(f"00-{'a' * 32}-")
+    assert known["traceparent"] != TRACE
+    assert (await call.initial_metadata())["x-correlation-id"] == "story-1"
+
+
+async def test_a_caller_without_a_story_begins_one(stub: Stub) -> None:
+    first, second = [json.loads((await stub.SendEcho(text())).value) for _ in range(2)]
+
+    assert len(first["correlation_id"]) == 32
+    assert first["correlation_id"] != second["correlation_id"]
+    assert first["caller"] == "local"
+
+
+@pytest.mark.parametrize("offered", ["two words", "a" * 129, ""])
+async def test_an_unfit_correlation_id_is_replaced(stub: Stub, offered: str) -> None:
+    known = json.loads((await stub.SendEcho(text(), metadata=(("x-correlation-id", offered),))).value)
+
+    assert len(known["correlation_id"]) == 32
+
+
+async def test_an_error_crosses_as_the_same_class_with_everything_it_knows(stub: Stub, servicer: EchoServicer) -> None:
+    servicer.fail_with = InvalidRequest([Violation("recipient", "is no number"), Violation("body", "is empty")])
+
+    error = from_rpc_error(await refused(stub.SendEcho(text())))
+
+    assert (type(error), error.violations) == (InvalidRequest, servicer.fail_with.violations)
+    assert error.localized == "Alguns dados estão incorretos. Confira e tente de novo."
+
+
+async def test_retry_info_arrives_in_seconds(stub: Stub, servicer: EchoServicer) -> None:
+    servicer.fail_with = InProgress("the same request is running")
+
+    assert from_rpc_error(await refused(stub.SendEcho(text()))).retry_after == 1.0
+
+
+async def test_a_bug_is_internal_and_keeps_its_text_to_itself(stub: Stub, servicer: EchoServicer) -> None:
+    servicer.fail_with = KeyError("+5511912345678")
+
+    with capture_logs() as lines:
+        error = await refused(stub.SendEcho(text(), metadata=(("x-correlation-id", "story-1"),)))
+
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert error.details() == "internal error, correlation id story-1"
+    assert "+5511912345678" not in str(error)
+    (line,) = [line for line in lines if line["event"] == "rpc"]
+    assert line["log_level"] == "error"
+    assert line["exc_info"] is servicer.fail_with
+
+
+class UnnamedError(ServiceError):
+    pass
+
+
+@pytest.mark.parametrize(
+    "bug", [UnnamedError("no name"), TimeoutError(), asyncio.InvalidStateError(), StopAsyncIteration()]
+)
+async def test_unknown_never_reaches_a_caller(stub: Stub, servicer: EchoServicer, bug: Exception) -> None:
+    servicer.fail_with = bug
+
+    assert (await refused(stub.SendEcho(text()))).code() is grpc.StatusCode.INTERNAL
+
+
+async def test_an_answer_of_the_wrong_type_is_internal(stub: Stub, servicer: EchoServicer) -> None:
+    servicer.answer_with = "no message"
+
+    assert (await refused(stub.SendEcho(text()))).code() is grpc.StatusCode.INTERNAL
+
+
+async def test_bytes_that_are_no_request_are_invalid(stub: Stub) -> None:
+    assert type(from_rpc_error(await refused(stub.SendBytes(b"\xff\xff\xff")))) is InvalidRequest
+
+
+async def test_errors_of_streams_have_details_too(stub: Stub, servicer: EchoServicer) -> None:
+    servicer.fail_with = NotSent("twilio", None, "twilio was not reached", retry_after=3.0)
+
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        _ = [answer async for answer in stub.WatchEchoes(text())]
+
+    assert type(from_rpc_error(raised.value)) is NotSent
+
+
+async def test_a_service_that_has_given_up_tells_channels_not_to_retry(servicer: EchoServicer) -> None:
+    servicer.fail_with = Unavailable("the provider is down")
+    policy = {
+        "methodConfig": [{
+            "name": [{}],
+            "retryPolicy": {"maxAttempts": 4, "initialBackoff": "0.01s", "maxBackoff": "0.01s", "backoffMultiplier": 1,
+                            "retryableStatusCodes": ["UNAVAILABLE"]},
+        }]
+    }  # fmt: skip
+    settings = Settings.model_validate({"listen": "127.0.0.1:0"})
+    async with (
+        answering(settings, Readiness(FakeStore()), [Service(NAME, add_echo, servicer)]) as address,
+        grpc.aio.insecure_channel(str(address), [("grpc.service_config", json.dumps(policy))]) as channel,
+    ):
+        with capture_logs() as lines:
+            await refused(Stub(channel).SendEcho(text()))
+
+    assert len([line for line in lines if line["event"] == "rpc"]) == 1
+
+
+async def test_the_deadline_is_handed_on_minus_a_margin(stub: Stub) -> None:
+    known = json.loads((await stub.SendEcho(text(), timeout=3.0)).value)
+
+    assert 2.5 < known["remaining"] < 2.96
+
+
+async def test_a_caller_without_a_deadline_gets_ten_seconds_and_a_stream_none(stub: Stub) -> None:
+    assert 9.5 < json.loads((await stub.SendEcho(text())).value)["remaining"] < 10.0
+    async for answer in stub.WatchEchoes(text()):
+        assert json.loads(answer.value)["remaining"] is None
+        break
+
+
+async def test_work_that_cannot_be_finished_is_not_begun(stub: Stub, servicer: EchoServicer) -> None:
+    servicer.fail_with = AssertionError("begun")
+    error = await refused(stub.SendEcho(text(), timeout=0.09))
+
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert from_rpc_error(error).reason == "DEADLINE_TOO_SHORT"
+
+
+async def test_a_deadline_that_passes_stops_the_work_and_is_told_in_the_log(stub: Stub, servicer: EchoServicer) -> None:
+    with capture_logs() as lines:
+        error = await refused(stub.SendEcho(text("5"), timeout=0.2))
+        await asyncio.sleep(0.05)
+
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert servicer.running == 0
+    assert [line["code"] for line in lines if line["event"] == "rpc"] == ["DEADLINE_EXCEEDED"]
+
+
+async def test_a_cancelled_stream_is_cleaned_up_at_once(stub: Stub, servicer: EchoServicer) -> None:
+    with capture_logs() as lines:
+        call = stub.WatchEchoes(text())
+        async for _ in call:
+            call.cancel()
+            break
+        await asyncio.sleep(0.05)
+
+    assert (servicer.running, servicer.closed_streams) == (0, 1)
+    assert [line["code"] for line in lines if line["event"] == "rpc"] == ["CANCELLED"]
+
+
+async def test_one_line_for_each_rpc_names_method_code_reason_and_caller(stub: Stub, servicer: EchoServicer) -> None:
+    servicer.fail_with = Throttled("later", reason="QUOTA")
+    with capture_logs() as lines:
+        await refused(stub.SendEcho(text()))
+
+    (line,) = lines
+    assert line.pop("seconds") < 1
+    assert line == {
+        "event": "rpc", "log_level": "info", "method": f"/{NAME}/SendEcho", "code": "RESOURCE_EXHAUSTED",
+        "reason": "QUOTA", "caller": "local", "exc_info": None,
+    }  # fmt: skip
+
+
+TOKENS = ",".join([entry("clinic", "read+send", "t1"), entry("reader", "read", "t2"), entry("gateway", "admin", "t3")])
+
+
+def bearer(token: str, **more: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"), *((key.replace("_", "-"), value) for key, value in more.items()))
+
+
+async def test_where_tokens_are_set_only_health_is_open(servicer: EchoServicer) -> None:
+    async with echoing(servicer, auth_tokens=TOKENS) as channel:
+        stub = Stub(channel)
+        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+        reflect: Any = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+
+        assert await check(b"") == b"\x08\x01"
+        assert type(from_rpc_error(await refused(stub.SendEcho(text())))) is Unauthenticated
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await reflect(iter([b""])).read()
+        assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    ("token", "method", "admin", "code"),
+    [
+        ("t1", "SendEcho", False, "OK"),
+        ("t2", "GetEcho", False, "OK"),
+        ("t2", "SendEcho", False, "PERMISSION_DENIED"),
+        ("t1", "SendEcho", True, "PERMISSION_DENIED"),
+        ("t3", "SendEcho", True, "OK"),
+        ("t3", "SendEcho", False, "PERMISSION_DENIED"),
+        ("t4", "GetEcho", False, "UNAUTHENTICATED"),
+    ],
+)
+async def test_a_token_opens_what_its_scopes_say(
+    servicer: EchoServicer, token: str, method: str, admin: bool, code: str
+) -> None:
+    async with echoing(servicer, auth_tokens=TOKENS) as channel:
+        call = getattr(Stub(channel, ADMIN_NAME if admin else NAME), method)(text(), metadata=bearer(token))
+
+        assert (await call.code()).name == code
+
+
+async def test_only_an_admin_is_believed_whom_it_calls_for(servicer: EchoServicer) -> None:
+    async with echoing(servicer, auth_tokens=TOKENS) as channel:
+        clinic = await Stub(channel).SendEcho(text(), metadata=bearer("t1", x_topsmile_caller="other"))
+        gateway = await Stub(channel, ADMIN_NAME).SendEcho(text(), metadata=bearer("t3", x_topsmile_caller="other"))
+
+    assert json.loads(clinic.value)["caller"] == "clinic"
+    assert json.loads(gateway.value)["caller"] == "other"
+
+
+async def test_a_caller_over_its_limit_is_told_when_to_come_back_and_others_go_on(servicer: EchoServicer) -> None:
+    async with echoing(servicer, auth_tokens=TOKENS, caller_limit="2/minute") as channel:
+        stub = Stub(channel)
+        for _ in range(2):
+            await stub.GetEcho(text(), metadata=bearer("t1"))
+        error = from_rpc_error(await refused(stub.GetEcho(text(), metadata=bearer("t1"))))
+        await stub.GetEcho(text(), metadata=bearer("t2"))
+
+    assert (type(error), error.reason) == (Throttled, "QUOTA")
+    assert error.retry_after is not None
+    assert 0 < error.retry_after <= 60
+
+
+async def test_above_so_many_at_once_calls_are_shed_but_health_is_answered(servicer: EchoServicer) -> None:
+    chain = [Story(), Errors(), Limits(at_once=1)]
+    server = grpc.aio.server(interceptors=[Interceptors(chain)])
+    add_echo(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(Readiness(FakeStore()), [NAME]), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        first = asyncio.ensure_future(Stub(channel).SendEcho(text("0.2")))
+        await asyncio.sleep(0.05)
+        error = from_rpc_error(await refused(Stub(channel).SendEcho(text())))
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=NAME))
+        await first
+        await Stub(channel).SendEcho(text())
+    await server.stop(None)
+
+    assert (error.reason, error.retry_after) == ("SHEDDING", 1.0)
