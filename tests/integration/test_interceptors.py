@@ -27,7 +27,7 @@ from services.chassis.errors import (
     from_rpc_error,
 )
 from services.chassis.health import HealthServicer, Readiness
-from services.chassis.interceptors import Errors, Interceptors, Limits, Story
+from services.chassis.interceptors import Errors, Interceptor, Interceptors, Limits, Story
 from services.chassis.server import Service, answering
 from tests.fakes.echo_service import ADMIN_NAME, NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 
@@ -302,7 +302,7 @@ async def test_a_caller_over_its_limit_is_told_when_to_come_back_and_others_go_o
 
 
 async def test_above_so_many_at_once_calls_are_shed_but_health_is_answered(servicer: EchoServicer) -> None:
-    chain = [Story(), Errors(), Limits(at_once=1)]
+    chain: list[Interceptor] = [Story(), Errors(), Limits(at_once=1)]
     server = grpc.aio.server(interceptors=[Interceptors(chain)])
     add_echo(servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(Readiness(FakeStore()), [NAME]), server)
