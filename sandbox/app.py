@@ -68,6 +68,7 @@ async def running(settings: Settings, listener: socket.socket | None = None) -> 
         lifespan="off",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=1,
     )
     server = Server(config)

@@ -12,6 +12,7 @@ from sandbox.state import Json
 ADDRESS = re.compile(r"[^@\s<>,;\"]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 RESERVED_HEADERS = {"x-sg-id", "x-sg-eid", "received", "dkim-signature", "content-type", "content-transfer-encoding"}
 RESERVED_HEADERS |= {"to", "from", "subject", "reply-to", "cc", "bcc"}
+KINDS = ("to", "cc", "bcc")
 RECIPIENTS_AT_MOST = 1000
 CUSTOM_ARGS_AT_MOST = 10_000
 
@@ -30,7 +31,24 @@ def checked(mail: Any) -> Json:
     return mail
 
 
+SHAPES: dict[str, type] = {
+    "subject": str,
+    "custom_args": dict,
+    "headers": dict,
+    "mail_settings": dict,
+    "attachments": list,
+    "categories": list,
+}
+
+
 def problems(mail: Json) -> Iterator[tuple[str, str]]:
+    """Each with its field; what follows the first one may lean on what that one says is not so."""
+    for field, shape in SHAPES.items():
+        if mail.get(field) is not None and not isinstance(mail[field], shape):
+            yield (
+                field,
+                f"This must be {'an object' if shape is dict else 'an array' if shape is list else 'a string'}.",
+            )
     yield from _address(mail.get("from"), "from", "The from object must be provided for every email send.")
     if mail.get("reply_to") is not None:
         yield from _address(mail["reply_to"], "reply_to", "The reply_to address must be valid.")
@@ -60,27 +78,29 @@ def _personalizations(mail: Json) -> Iterator[tuple[str, str]]:
                 f"{field}.to",
                 "The to array is required for all personalization objects, with at least one recipient.",
             )
-            return
-        seen = set()
-        for kind in ("to", "cc", "bcc"):
-            for place, recipient in enumerate(part.get(kind) or []):
-                yield from _address(
-                    recipient, f"{field}.{kind}.{place}", "The email address of a recipient is required."
-                )
-                if recipient["email"].lower() in seen:
-                    yield (
-                        field,
-                        "Each email address in the personalization block should be unique between to, cc, and bcc.",
-                    )
-                seen.add(recipient["email"].lower())
-        total += len(seen)
+        if not isinstance(part.get("custom_args") or {}, dict):
+            yield f"{field}.custom_args", "This must be an object."
+        yield from _recipients(part, field)
+        total += sum(len(part.get(kind) or []) for kind in KINDS)
         if not (part.get("subject") or mail.get("subject") or mail.get("template_id")):
             yield "subject", "The subject is required. Set it for the mail or for each personalization."
-        yield from _custom_args(
-            {**(mail.get("custom_args") or {}), **(part.get("custom_args") or {})}, f"{field}.custom_args"
-        )
+        arguments = {**(mail.get("custom_args") or {}), **(part.get("custom_args") or {})}
+        yield from _custom_args(arguments, f"{field}.custom_args")
     if total > RECIPIENTS_AT_MOST:
         yield "personalizations", f"A mail goes to at most {RECIPIENTS_AT_MOST} recipients."
+
+
+def _recipients(part: Json, field: str) -> Iterator[tuple[str, str]]:
+    seen = set()
+    for kind in KINDS:
+        recipients = part.get(kind) or []
+        if not isinstance(recipients, list):
+            yield f"{field}.{kind}", "This must be an array."
+        for place, recipient in enumerate(recipients):
+            yield from _address(recipient, f"{field}.{kind}.{place}", "The email address of a recipient is required.")
+            if recipient["email"].lower() in seen:
+                yield field, "Each email address in the personalization block should be unique between to, cc, and bcc."
+            seen.add(recipient["email"].lower())
 
 
 def _custom_args(arguments: Json, field: str) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 from zoneinfo import ZoneInfo
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
@@ -49,9 +49,7 @@ def clock(milliseconds: int) -> str:
 class Page:
     def __init__(self, state: State, sender: Sender) -> None:
         self._state, self._sender = state, sender
-        self._templates = Environment(
-            loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-        )
+        self._templates = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, trim_blocks=True)
         self._templates.filters |= {"money": money, "clock": clock}
 
     def routes(self) -> list[Route | Mount]:

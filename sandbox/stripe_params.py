@@ -159,7 +159,20 @@ def _check_methods(params: Json) -> None:
     kind = made.get("type")
     if made and kind not in ("card", "pix", "boleto"):
         raise wrong("payment_method_data[type]", f"Invalid payment_method_data[type]: {kind}")
-    if kind == "boleto" and not (made.get("boleto") or {}).get("tax_id"):
+    for name, options in (params.get("payment_method_options") or {}).items():
+        if not isinstance(options, dict) or not all(
+            text.isdigit() for key, text in options.items() if "expires" in key
+        ):
+            raise wrong(f"payment_method_options[{name}]", f"Invalid payment_method_options[{name}]")
+    if kind == "boleto" and not nested_value(made, "boleto", "tax_id"):
         raise wrong("payment_method_data[boleto][tax_id]", "Missing required param: tax_id.", "parameter_missing")
     if kind == "pix" and params.get("capture_method") == "manual":
         raise StripeError(400, "Pix cannot be captured later.", param="capture_method")
+
+
+def nested_value(table: Json, *names: str) -> Any:
+    """None where the path leaves the tables."""
+    place: Any = table
+    for name in names:
+        place = place.get(name) if isinstance(place, dict) else None
+    return place

@@ -80,7 +80,8 @@ class Sender:
                     self._awake.clear()
                     wait = self._start_due(http)
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._awake.wait(), wait)
+                        async with asyncio.timeout(wait):
+                            await self._awake.wait()
             finally:
                 tasks = list(self._sending.values())
                 for task in tasks:
