@@ -1,0 +1,109 @@
+"""
+SendGrid's mail/send: https://www.twilio.com/docs/sendgrid/api-reference/mail-send
+
+Its own library builds the mail, ours sends it: theirs follows a 302 as a GET and calls that a success.
+"""
+
+import base64
+import time
+from collections.abc import Callable
+from typing import ClassVar
+
+from sendgrid.helpers.mail import (
+    Attachment,
+    ClickTracking,
+    CustomArg,
+    From,
+    OpenTracking,
+    To,
+    TrackingSettings,
+)
+from sendgrid.helpers.mail import Mail as SendGridMail
+
+from services.chassis.errors import (
+    CredentialsRefused,
+    OutcomeUnknown,
+    ProviderRefusedInput,
+    ProviderRejected,
+    ProviderThrottled,
+    ServiceError,
+)
+from services.chassis.outbound import Answer, Outbound
+from services.email.message import Mailbox
+from services.email.provider import Mail
+
+#: Seconds until used-up credits are tried again, and a throttled call that was not told when.
+QUOTA_PAUSE, THROTTLE_PAUSE, THROTTLE_PAUSE_MOST = 60.0, 5.0, 600.0
+# 404 and 405 mean that SENDGRID_API_BASE is not SendGrid: our configuration, as a refused key is.
+CONFIGURATION = {401, 403, 404, 405}
+REFUSED_INPUT = {400, 413, 415, 422}
+
+
+class SendGridProvider:
+    name: ClassVar[str] = "sendgrid"
+
+    def __init__(self, http: Outbound, sender: Mailbox, clock: Callable[[], float] = time.time) -> None:
+        self._http = http
+        self._sender = sender
+        self._clock = clock
+
+    async def send(self, mail: Mail) -> str:
+        answer = await self._http.request("POST", "/v3/mail/send", json=self.body(mail))
+        if answer.status != 202:
+            raise self._refusal(answer)
+        return answer.headers.get("X-Message-Id", "")
+
+    def body(self, mail: Mail) -> dict[str, object]:
+        built = SendGridMail(
+            From(self._sender.address, self._sender.name or None),
+            To(mail.recipient.address, mail.recipient.name or None),
+            mail.subject,
+            mail.text,
+            mail.html,
+        )
+        # Events bring these back: the first one proves that a lost answer was a yes.
+        built.add_custom_arg(CustomArg("email_id", mail.email_id))
+        built.add_custom_arg(CustomArg("attempt", str(mail.attempt)))
+        # A patient's reading is nobody's business, and rewritten links look like fraud.
+        built.tracking_settings = TrackingSettings(ClickTracking(False, False), OpenTracking(False))
+        if mail.invitation is not None:
+            built.add_attachment(
+                Attachment(base64.b64encode(mail.invitation).decode(), "consulta.ics", "text/calendar", "attachment")
+            )
+        body: dict[str, object] = built.get()
+        return body
+
+    def _refusal(self, answer: Answer) -> ServiceError:
+        status = answer.status
+        said = f"SendGrid answered {status}"
+        if status == 401 and b"maximum credits exceeded" in answer.body.lower():
+            return self._throttled(answer, "SendGrid's credits are used up", QUOTA_PAUSE, reason="QUOTA")
+        if status == 429:
+            return self._throttled(answer, said, self._until_reset(answer))
+        if status in CONFIGURATION:
+            return CredentialsRefused(self.name, answer, said)
+        if status in REFUSED_INPUT:
+            return ProviderRefusedInput(self.name, answer, f"{said}{_field(answer)}")
+        if 400 <= status < 500 and status != 408:
+            return ProviderRejected(self.name, answer, said)
+        return OutcomeUnknown(self.name, answer, said)  # a 200 too: that is their sandbox mode, nobody gets a mail
+
+    def _throttled(self, answer: Answer, said: str, seconds: float, *, reason: str | None = None) -> ProviderThrottled:
+        error = ProviderThrottled(self.name, answer, said, retry_after=seconds, reason=reason)
+        error.retryable = False  # the whole queue waits, not this mail alone
+        return error
+
+    def _until_reset(self, answer: Answer) -> float:
+        try:
+            seconds = float(answer.headers["X-RateLimit-Reset"]) - self._clock()
+        except (KeyError, ValueError):
+            return THROTTLE_PAUSE
+        return min(max(seconds, 1.0), THROTTLE_PAUSE_MOST)
+
+
+def _field(answer: Answer) -> str:
+    """Name the field it found fault with; its sentence may quote an address."""
+    answered = answer.json()
+    errors = answered.get("errors") if isinstance(answered, dict) else None
+    fields = [str(error["field"]) for error in errors or () if isinstance(error, dict) and error.get("field")]
+    return f": {', '.join(fields)[:200]}" if fields else ""
