@@ -25,7 +25,7 @@ async def fill(url: str) -> None:
 
 async def worked_off(ledger: Path) -> None:
     async with asyncio.timeout(60):
-        while len(set(ledger.read_text().split())) < JOBS:  # noqa: ASYNC110 - another process writes it  # noqa: ASYNC240 - short
+        while len(set(ledger.read_text().split())) < JOBS:  # noqa: ASYNC110, ASYNC240 - another process writes it
             await asyncio.sleep(0.1)
 
 

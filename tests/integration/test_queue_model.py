@@ -19,10 +19,10 @@ from services.chassis.jobs import ClaimLost, Done, Job, Later, Queue
 from tests.integration.test_queue import nothing, remember
 from tests.postgres_cluster import Cluster
 
-IDS = st.sampled_from([f"job{n}" for n in range(6)])
+IDS = st.sampled_from([f"job{n}" for n in range(5)])
 #: The model's clock ticks in hundreds of seconds, so that the seconds a test takes change nothing.
 TICK = 100
-TICKS = st.integers(0, 30)
+TICKS = st.integers(0, 6)
 QUEUE = Queue("post", nothing, remember, deadline=10 * TICK / 2)
 LEASE = 10 * TICK
 
@@ -233,6 +233,6 @@ def test_the_queue_behaves_as_its_model(backend: str, request: pytest.FixtureReq
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=80, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
