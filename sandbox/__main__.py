@@ -24,7 +24,10 @@ async def main(settings: Settings, listener: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    environment = from_environment(os.environ)
+    try:
+        environment = from_environment(os.environ)
+    except (OSError, ValueError) as problem:
+        sys.exit(f"sandbox: {problem}")
     try:
         taken = listen(environment)
     except (OSError, ValueError) as problem:

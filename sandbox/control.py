@@ -13,7 +13,7 @@ from sandbox.payment_intents import Desk
 from sandbox.signatures import Keys
 from sandbox.state import Json, State, get, newest
 from sandbox.stripe_errors import StripeError, missing
-from sandbox.twilio_api import shown
+from sandbox.texts import shown
 from sandbox.webhooks import Sender
 
 DECISIONS: dict[str, Callable[[Desk, Json], Json]] = {"pay": Desk.pay, "decline": Desk.decline}

@@ -18,7 +18,7 @@ from sandbox.payment_intents import OPEN
 from sandbox.recipients import FROM_REFUSED, SES, TEXTS, TO_REFUSED
 from sandbox.state import Json, State, get, newest
 from sandbox.stripe_errors import ASK_THE_CUSTOMER, DECLINES, StripeError
-from sandbox.twilio_api import status_of
+from sandbox.texts import status_of
 from sandbox.webhooks import Sender
 
 HERE = Path(__file__).parent

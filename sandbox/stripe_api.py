@@ -1,10 +1,8 @@
 """Stripe at its own paths: https://docs.stripe.com/api"""
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Callable
-from typing import Any
 
 from starlette.routing import Route
 
@@ -12,6 +10,7 @@ from sandbox.door import Door, Handler
 from sandbox.exchange import Answer, Call, as_json
 from sandbox.faults import Fault
 from sandbox.form import nested
+from sandbox.idempotency import fingerprint, keep, replay
 from sandbox.payment_intents import API_VERSION, Desk
 from sandbox.state import Json, get, random_id
 from sandbox.stripe_errors import StripeError, missing
@@ -225,37 +224,3 @@ def standard(call: Call, request_id: str) -> dict[str, str]:
     if key := call.headers.get("idempotency-key"):
         headers |= {"Idempotency-Key": key, "Original-Request": request_id}
     return headers
-
-
-def fingerprint(call: Call) -> str:
-    content: Any = [call.method, call.path, sorted(call.query + call.form)]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def keep(db: sqlite3.Connection, key: str, print_: str, answer: Answer) -> None:
-    db.execute(
-        "INSERT INTO idempotency_keys (key, fingerprint, request_id, status, body) VALUES (?, ?, ?, ?, ?)",
-        (key, print_, answer.headers["Request-Id"], answer.status, answer.body),
-    )
-
-
-def replay(db: sqlite3.Connection, key: str, call: Call) -> Answer | None:
-    sql = "SELECT fingerprint, request_id, status, body FROM idempotency_keys WHERE key = ?"
-    row = db.execute(sql, (key,)).fetchone()
-    if row is None:
-        return None
-    if row["fingerprint"] != fingerprint(call):
-        message = (
-            f"The idempotency key '{key}' was first used with other parameters. Another request needs another key."
-        )
-        raise StripeError(400, message, type="idempotency_error")
-    content = json.loads(row["body"])
-    return Answer(
-        row["status"],
-        row["body"],
-        {"Idempotent-Replayed": "true", "Original-Request": row["request_id"]},
-        outcome="replayed",
-        object_id=content.get("id") or content.get("error", {}).get("payment_intent", {}).get("id"),
-        idempotency_key=key,
-        request=nested(call.query + call.form),
-    )

@@ -23,7 +23,7 @@ from sandbox.state import State, now_ms
 WAITS = (0.2, 1, 5, 30, 120, 600, 3600)
 GIVE_UP_AFTER_MS = 3 * 24 * 3600 * 1000
 ATTEMPT_TIMEOUT = 10.0
-AT_ONCE = 20
+AT_ONCE = 50
 
 DUE = """
     SELECT number, provider, url, body, token, created_at, attempts FROM webhooks
@@ -111,9 +111,11 @@ class Sender:
                 await answer.read()
         except (aiohttp.ClientError, TimeoutError, ValueError) as failure:
             error = f"{type(failure).__name__}: {failure}"
-        self._record(webhook, status, error, int((time.monotonic() - started) * 1000))
-        del self._sending[webhook["number"]]
-        self.wake()
+        try:
+            self._record(webhook, status, error, int((time.monotonic() - started) * 1000))
+        finally:
+            del self._sending[webhook["number"]]
+            self.wake()
 
     def _addressed(self, webhook: sqlite3.Row) -> tuple[str, dict[str, str]]:
         url, body, seconds = webhook["url"], webhook["body"], int(time.time())
