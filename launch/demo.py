@@ -189,7 +189,7 @@ def harmless(settings: dict[str, str]) -> dict[str, str]:
     """Leave out real keys, whoever has set them, and the addresses of another system."""
     keys = {name for key, base, stand_ins in PROVIDERS.values() for name in (key, base, *stand_ins)}
     real = {*keys, *(f"{key}_FILE" for key in keys), "TWILIO_API_KEY_SID", "TWILIO_API_KEY_SECRET"}
-    elsewhere = ("_LISTEN", "_TARGET", "_DATABASE_URL", "PUBLIC_URL")
+    elsewhere = ("_LISTEN", "_TARGET", "_OPERATIONS", "_DATABASE_URL", "_DATABASE", "PUBLIC_URL")
     return {name: value for name, value in settings.items() if name not in real and not name.endswith(elsewhere)}
 
 
