@@ -1,0 +1,65 @@
+"""The parts of the payments service, put together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from services.chassis.breaker import CircuitBreaker
+from services.chassis.database import Database, connect
+from services.chassis.jobs import Pace, Queue
+from services.chassis.lifecycle import run
+from services.chassis.outbound import outbound
+from services.chassis.retry import Retry
+from services.chassis.server import Service, serve
+from services.chassis.settings import load
+from services.chassis.worker import Worker
+from services.payments import store
+from services.payments.change_log import ChangeLog
+from services.payments.sender import ACT, Sender
+from services.payments.servicer import PaymentAdminServicer, PaymentServicer
+from services.payments.settings import Settings
+from services.payments.stripe_provider import StripeProvider
+from topsmile.payments.v1 import payments_pb2_grpc as rpc
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+
+
+class Parts(NamedTuple):
+    database: Database
+    services: list[Service]
+    workers: tuple[Worker, ChangeLog]
+    breaker: CircuitBreaker
+
+
+@asynccontextmanager
+async def assembled(settings: Settings) -> AsyncIterator[Parts]:
+    base = settings.stripe_api_base
+    pace = Pace(settings.stripe_per_second, burst=max(1, int(settings.stripe_per_second)))
+    async with (
+        connect(settings.database_url, MIGRATIONS) as database,
+        outbound(base, service="stripe", timeout=ACT) as http,
+    ):
+        breaker = CircuitBreaker("stripe")
+        provider = StripeProvider(http, base, settings.stripe_secret_key.get_secret_value())
+        sender = Sender(database, provider, breaker, Retry())
+        worker = Worker(database, Queue(store.QUEUE, sender.handle, store.gave_up, pace=pace), breaker.room)
+        changes = ChangeLog(database)
+        servicer = PaymentServicer(database, worker, provider, changes, livemode=settings.livemode)
+        admin = PaymentAdminServicer(database, worker, changes, livemode=settings.livemode)
+        package = "topsmile.payments.v1"
+        services = [
+            Service(f"{package}.PaymentService", rpc.add_PaymentServiceServicer_to_server, servicer),
+            Service(f"{package}.PaymentAdminService", rpc.add_PaymentAdminServiceServicer_to_server, admin),
+        ]
+        yield Parts(database, services, (worker, changes), breaker)
+
+
+async def main(settings: Settings) -> None:
+    async with assembled(settings) as parts:
+        facts = {"provider": lambda: parts.breaker.state}
+        await serve(settings, parts.database, services=parts.services, workers=parts.workers, facts=facts)
+
+
+if __name__ == "__main__":
+    run(main, load(Settings))

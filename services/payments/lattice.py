@@ -1,0 +1,100 @@
+"""
+Where a payment may go from where it is: only forward, in an order that no clock decides.
+
+    UNKNOWN ─▶ AWAITING_METHOD ⇄ AWAITING_CUSTOMER ⇄ PROCESSING ─▶ AUTHORIZED ─▶ CANCELED, FAILED, EXPIRED ─▶ SUCCEEDED
+
+The three open ones share a rank: a decline leads back, so a report of one of them says nothing about which was the
+later. Money that was taken outranks whatever we had given up.
+"""
+
+from typing import Literal
+
+from services.payments.provider import Standing
+from topsmile.payments.v1 import payments_pb2 as pb
+
+FINAL = 80
+RANKS = {
+    "UNKNOWN": 0,
+    "AWAITING_METHOD": 10,
+    "AWAITING_CUSTOMER": 10,
+    "PROCESSING": 10,
+    "AUTHORIZED": 20,
+    "CANCELED": FINAL,
+    "FAILED": FINAL,
+    "EXPIRED": FINAL,
+    "SUCCEEDED": 90,
+}
+PREFIX = "PAYMENT_STATUS_"
+
+Verdict = Literal["FORWARD", "UNCLEAR", "PAST"]
+
+# For the payer; the codes and what may be said of them: https://docs.stripe.com/declines/codes
+DECLINES = {
+    "insufficient_funds": "Saldo ou limite insuficiente. Tente outro cartão.",
+    "expired_card": "O cartão está vencido. Tente outro cartão.",
+    "incorrect_cvc": "O código de segurança está incorreto. Confira e tente de novo.",
+    "incorrect_number": "O número do cartão está incorreto. Confira e tente de novo.",
+    "processing_error": "O banco não conseguiu processar agora. Tente de novo em instantes.",
+    "authentication_required": "O banco pede uma confirmação. Tente de novo e confirme.",
+}
+DECLINED = "O pagamento foi recusado pelo banco. Tente outra forma de pagamento."
+
+
+def status_of(record: pb.Payment) -> str:
+    return pb.PaymentStatus.Name(record.status).removeprefix(PREFIX)
+
+
+def rank_of(record: pb.Payment) -> int:
+    return RANKS[status_of(record)]
+
+
+def judge(before: pb.Payment, after: pb.Payment) -> Verdict:
+    """Compare a record with what a report would make of it. UNCLEAR: only the provider can say which is newer."""
+    if rank_of(after) > rank_of(before):
+        return "FORWARD"
+    if rank_of(after) < rank_of(before) or rank_of(before) >= FINAL or after == before:
+        return "PAST"
+    return "UNCLEAR"
+
+
+def moved(before: pb.Payment, standing: Standing, *, confirmed: bool, now: int) -> pb.Payment:
+    """What the record would be if this standing is the latest."""
+    after = pb.Payment()
+    after.CopyFrom(before)
+    status = "EXPIRED" if standing.ran_out and confirmed else standing.status
+    after.status = pb.PaymentStatus.Value(PREFIX + status)
+    after.stripe_payment_intent_id = standing.intent_id
+    after.amount_captured.amount_minor = standing.captured_minor
+    if standing.method:
+        after.method = pb.PaymentMethod.Value(f"PAYMENT_METHOD_{standing.method}")
+    _tell_decline(after, standing)
+    _tell_step(after, standing, confirmed=confirmed)
+    if status == "SUCCEEDED":
+        after.paid_time.FromMilliseconds(now if standing.at is None else standing.at * 1000)
+    return after
+
+
+def decline_of(code: str, advice: str) -> pb.Decline:
+    return pb.Decline(code=code, advice=advice, message=DECLINES.get(code, DECLINED))
+
+
+def _tell_decline(after: pb.Payment, standing: Standing) -> None:
+    after.ClearField("decline")
+    if standing.decline is not None:
+        after.decline.CopyFrom(decline_of(standing.decline.code, standing.decline.advice))
+
+
+def _tell_step(after: pb.Payment, standing: Standing, *, confirmed: bool) -> None:
+    """Say what the payer has to do, unless Stripe's own form in the payer's browser does."""
+    for field in ("pix", "boleto", "expires_time"):
+        after.ClearField(field)
+    step = standing.step
+    if step is None or standing.status != "AWAITING_CUSTOMER":
+        return
+    after.expires_time.FromSeconds(step.expires_at)
+    if confirmed and step.method == "PIX":
+        after.pix.text, after.pix.image_url = step.text, step.url
+        after.pix.expires_time.FromSeconds(step.expires_at)
+    elif confirmed:
+        after.boleto.line, after.boleto.url = step.text, step.url
+        after.boleto.expires_time.FromSeconds(step.expires_at)

@@ -1,0 +1,65 @@
+"""What this service needs of a payment provider, in its own words."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from services.payments.payment import Order
+
+Status = Literal[
+    "AWAITING_METHOD", "AWAITING_CUSTOMER", "PROCESSING", "AUTHORIZED", "SUCCEEDED", "CANCELED", "FAILED", "EXPIRED"
+]
+
+
+@dataclass(frozen=True)
+class Decline:
+    code: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the payer has to do: `text` is the Pix code or the boleto's line."""
+
+    method: Literal["PIX", "BOLETO"]
+    text: str
+    url: str
+    expires_at: int  #: epoch seconds
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a payment stood at the provider at one moment; nothing here tells which of two moments was the later."""
+
+    intent_id: str
+    payment_id: str  #: ours, empty where the object is not one of ours
+    status: Status
+    amount_minor: int
+    currency: str
+    captured_minor: int
+    livemode: bool
+    client_secret: str = ""
+    method: str = ""  #: the contract's name without its prefix; empty: not known
+    decline: Decline | None = None
+    step: Step | None = None
+    ran_out: bool = False  #: the payer's code or voucher expired unpaid
+    #: Epoch seconds at which this was so, where that is known.
+    at: int | None = None
+
+
+class Provider(Protocol):
+    """
+    All raise ServiceErrors. ProviderRejected and ProviderRefusedInput are answers for good; with OutcomeUnknown, or any
+    error that is not `definite`, the payment may have been made: repeat with the same key.
+    """
+
+    def prepare(self, payment_id: str, order: Order) -> bytes:
+        """Everything `create` sends, fixed once: a key is only ever repeated with the same bytes."""
+        ...
+
+    async def create(self, prepared: bytes, key: str) -> Standing: ...
+
+    async def retrieve(self, intent_id: str) -> Standing: ...
+
+    async def find(self, payment_id: str, since: float, until: float) -> Standing | None:
+        """Look for a payment made between two moments (epoch seconds) whose id at the provider is not known."""
+        ...

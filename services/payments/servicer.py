@@ -1,0 +1,135 @@
+"""The RPCs of the payments contract."""
+# ruff: noqa: N802 - the contract's names
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from services.chassis import context
+from services.chassis.database import Database
+from services.chassis.errors import InvalidRequest, OutcomeUnknown, Violation
+from services.chassis.worker import Worker
+from services.payments import learning, store, stripe_events
+from services.payments.change_log import ChangeLog
+from services.payments.payment import Order
+from services.payments.provider import Provider
+from services.payments.stripe_events import Hint, Ruled
+from topsmile.payments.v1 import payments_pb2 as pb
+from topsmile.payments.v1.payments_pb2_grpc import PaymentAdminServiceServicer, PaymentServiceServicer
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+EVENTS_AT_MOST, BODIES_AT_MOST = 100, 2 << 20
+#: Seconds in which an event of a payment unknown here is sent again: the record is older than any event, except on a
+#: replica or a restored database that is behind.
+YOUNG = 600.0
+
+
+class PaymentServicer(PaymentServiceServicer):
+    def __init__(
+        self, database: Database, worker: Worker, provider: Provider, changes: ChangeLog, *, livemode: bool
+    ) -> None:
+        self._database = database
+        self._worker = worker
+        self._provider = provider
+        self._changes = changes
+        self._livemode = livemode
+
+    async def CreatePayment(self, request: pb.CreatePaymentRequest, _context: Context) -> pb.CreatePaymentResponse:
+        new = self._opening(Order.from_request(request))
+        opened = await self._database.run(store.open_payment, self._worker.queue, new)
+        self._changes.wake()
+        if opened.job is not None:
+            await self._worker.perform(opened.job, recovering=opened.recovering)
+            self._changes.wake()
+        stored = await self._database.read(store.get, opened.payment_id)
+        if stored.refusal:
+            raise learning.refusal_from(stored.refusal)
+        if not stored.settled:
+            raise OutcomeUnknown("stripe", None, "the outcome could not be stored yet; repeat with the same key")
+        return pb.CreatePaymentResponse(payment=stored.to_proto())
+
+    async def GetPayment(self, request: pb.GetPaymentRequest, _context: Context) -> pb.GetPaymentResponse:
+        if not request.payment_id and not request.stripe_payment_intent_id:
+            raise InvalidRequest([Violation("reference", "one of payment_id and stripe_payment_intent_id is required")])
+        stored = await self._database.read(store.get, request.payment_id, request.stripe_payment_intent_id)
+        return pb.GetPaymentResponse(payment=stored.to_proto())
+
+    async def WatchPayments(
+        self, request: pb.WatchPaymentsRequest, _context: Context
+    ) -> AsyncIterator[pb.WatchPaymentsResponse]:
+        async for response in self._changes.watch(request.cursor):
+            yield response
+
+    def drain(self) -> None:
+        """End the streams, which would hold up the end of the process for its whole grace."""
+        self._changes.drain()
+
+    def _opening(self, order: Order) -> store.Opening:
+        payment_id = f"pay_{secrets.token_hex(12)}"
+        return store.Opening(
+            record=order.record(payment_id, livemode=self._livemode),
+            caller=context.caller.get(),
+            idempotency_key=order.idempotency_key,
+            fingerprint=order.fingerprint(),
+            allow_another=order.allow_another,
+            confirmed=order.confirmed_here,
+            prepared=self._provider.prepare(payment_id, order),
+            trace=context.trace(),
+        )
+
+
+class PaymentAdminServicer(PaymentAdminServiceServicer):
+    def __init__(self, database: Database, worker: Worker, changes: ChangeLog, *, livemode: bool) -> None:
+        self._database = database
+        self._worker = worker
+        self._changes = changes
+        self._livemode = livemode
+
+    async def ApplyEvents(self, request: pb.ApplyEventsRequest, _context: Context) -> pb.ApplyEventsResponse:
+        _check_size(request)
+        results = [await self._apply(event) for event in request.events]
+        self._changes.wake()
+        self._worker.wake()
+        return pb.ApplyEventsResponse(results=results)
+
+    async def _apply(self, event: pb.Event) -> pb.EventResult:
+        match stripe_events.read(event, livemode=self._livemode):
+            case Ruled() as ruled:
+                return pb.EventResult(event_id=event.event_id, outcome=ruled.outcome, detail=ruled.detail)
+            case Hint(intent_id):
+                outcome = await self._database.run(learning.apply_hint, event.event_id, intent_id)
+                unknown = stripe_events.foreign("no payment of ours is known by that PaymentIntent")
+            case standing:
+                outcome = await self._database.run(learning.apply_report, event.event_id, standing)
+                unknown = _stranger(event)
+        if outcome is None:
+            return pb.EventResult(event_id=event.event_id, outcome=unknown.outcome, detail=unknown.detail)
+        return pb.EventResult(event_id=event.event_id, outcome=outcome, detail=DETAILS[outcome])
+
+
+DETAILS = {
+    pb.EVENT_OUTCOME_APPLIED: "",
+    pb.EVENT_OUTCOME_DUPLICATE: "",
+    pb.EVENT_OUTCOME_STALE: "the payment had been there already",
+    pb.EVENT_OUTCOME_IGNORED_FOREIGN: "another PaymentIntent, or another amount, than this payment's",
+}
+
+
+def _stranger(event: pb.Event) -> Ruled:
+    """Judge an event of a payment we do not have: another installation uses the same account, or we are behind."""
+    if time.time() - event.received_time.ToSeconds() < YOUNG:
+        return Ruled(pb.EVENT_OUTCOME_RETRY, "names a payment that is not known here, yet")
+    return stripe_events.foreign("names a payment that is not known here")
+
+
+def _check_size(request: pb.ApplyEventsRequest) -> None:
+    if not 1 <= len(request.events) <= EVENTS_AT_MOST:
+        raise InvalidRequest(
+            [Violation("events", f"holds {len(request.events)}; 1 to {EVENTS_AT_MOST} are taken at once")]
+        )
+    if sum(len(event.body) for event in request.events) > BODIES_AT_MOST:
+        raise InvalidRequest([Violation("events", "has bodies of more than 2 MiB together")])

@@ -1,0 +1,44 @@
+"""What the environment says about the payments service."""
+
+from typing import Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from services.chassis.settings import ProcessSettings
+
+STRIPE = "https://api.stripe.com"
+LIVE = ("sk_live_", "rk_live_")
+TEST = ("sk_test_", "rk_test_")
+
+
+class Settings(ProcessSettings, process="PAYMENTS", port=50051, operations_port=9101):
+    #: Secret or restricted (`rk_…`); its world, live or test, is the only one whose events are believed.
+    stripe_secret_key: SecretStr
+    stripe_api_base: str = STRIPE
+    #: Calls a second by all replicas together. Stripe's own limit for one endpoint is 25.
+    stripe_per_second: float = Field(default=25.0, gt=0)
+
+    @property
+    def livemode(self) -> bool:
+        return self.stripe_secret_key.get_secret_value().startswith(LIVE)
+
+    @field_validator("stripe_secret_key")
+    @classmethod
+    def _known_prefix(cls, key: SecretStr) -> SecretStr:
+        if not key.get_secret_value().startswith(LIVE + TEST):
+            raise ValueError(f"begins with none of {', '.join(LIVE + TEST)}")
+        return key
+
+    @field_validator("stripe_api_base")
+    @classmethod
+    def _address(cls, base: str) -> str:
+        if urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).hostname:
+            raise ValueError("is no http:// or https:// address")
+        return base.rstrip("/")
+
+    @model_validator(mode="after")
+    def _real_money_goes_to_stripe(self) -> Self:
+        if self.livemode and self.stripe_api_base != STRIPE:
+            raise ValueError(f"STRIPE_SECRET_KEY is a live key, so STRIPE_API_BASE has to be {STRIPE}")
+        return self

@@ -1,0 +1,219 @@
+"""Payments, as rows and transactions: opening one, reading it, storing what has become of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from services.chassis import job_operations, jobs
+from services.chassis.database import maybe_one, one, rows
+from services.chassis.errors import AlreadyExists, InProgress, NotFound
+from services.chassis.idempotency import same_request
+from services.chassis.jobs import Job, Queue
+from services.payments import change_log
+from services.payments.lattice import FINAL, rank_of, status_of
+from topsmile.payments.v1 import payments_pb2 as pb
+
+QUEUE = "stripe"
+SETTLED = (pb.ATTEMPT_OUTCOME_DONE, pb.ATTEMPT_OUTCOME_DECLINED)
+MINUTE = 60_000
+
+COLUMNS = """payment_id, fingerprint, intent_id, confirmed, client_secret, rank, refusal, version,
+        record, now_ms() AS now"""
+GET = f"SELECT {COLUMNS} FROM payment WHERE payment_id = :payment_id"
+BY_INTENT = f"SELECT {COLUMNS} FROM payment WHERE intent_id = :intent_id AND intent_id <> ''"
+BY_KEY = f"SELECT {COLUMNS} FROM payment WHERE caller = :caller AND idempotency_key = :idempotency_key"
+OPEN = f"SELECT payment_id FROM payment WHERE appointment_id = :appointment_id AND rank < {FINAL}"
+# The unique indexes decide between two who come at the same moment: one key, one sole open payment an appointment.
+INSERT = """
+    INSERT INTO payment (payment_id, caller, idempotency_key, fingerprint, appointment_id, sole, confirmed,
+        status, rank, record)
+    VALUES (:payment_id, :caller, :idempotency_key, :fingerprint, :appointment_id, :sole, :confirmed,
+        'UNKNOWN', 0, :record)
+    ON CONFLICT DO NOTHING
+    RETURNING payment_id
+"""
+SAVE = """
+    UPDATE payment SET intent_id = :intent_id, client_secret = :client_secret, status = :status, rank = :rank,
+        refusal = :refusal, record = :record, version = version + 1
+    WHERE payment_id = :payment_id
+"""
+# One waiting refresh is enough for any number of reports; it stops waiting before it asks.
+ASK_REFRESH = """
+    UPDATE payment SET refreshes = refreshes + 1, refresh_waiting = 1
+    WHERE payment_id = :payment_id AND refresh_waiting = 0
+    RETURNING refreshes
+"""
+BEGIN_REFRESH = "UPDATE payment SET refresh_waiting = 0 WHERE payment_id = :payment_id AND refresh_waiting = 1"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A payment's row. `now` is the database's clock when it was read."""
+
+    payment_id: str
+    fingerprint: str
+    intent_id: str
+    confirmed: int
+    client_secret: str
+    rank: int
+    refusal: str
+    version: int
+    record: pb.Payment
+    now: int
+
+    @property
+    def settled(self) -> bool:
+        """Whether creating it has been answered, for good or ill."""
+        return self.record.last_attempt in SETTLED
+
+    def to_proto(self) -> pb.Payment:
+        """Answer with the secret, unless the payer has a code or voucher instead of a form, or nothing left to do."""
+        answer = pb.Payment()
+        answer.CopyFrom(self.record)
+        given_up = self.rank >= FINAL and answer.status != pb.PAYMENT_STATUS_SUCCEEDED
+        if not given_up and not (self.confirmed and answer.WhichOneof("next_step")):
+            answer.client_secret = self.client_secret
+        return answer
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A payment to be stored, all that is random or needs a clock already chosen."""
+
+    record: pb.Payment
+    caller: str
+    idempotency_key: str
+    fingerprint: str
+    allow_another: bool
+    confirmed: bool
+    prepared: bytes
+    trace: str
+
+
+@dataclass(frozen=True)
+class Opened:
+    """`job` is claimed and has to be performed now; None: the payment is settled."""
+
+    payment_id: str
+    job: Job | None = None
+    recovering: bool = False
+
+
+async def find(sql: str, *, lock: bool = False, **parameters: object) -> Stored | None:
+    row = await maybe_one(sql + (" FOR UPDATE" if lock else ""), **parameters)
+    if row is None:
+        return None
+    values = {field.name: row[field.name] for field in fields(Stored)}
+    return Stored(**{**values, "record": pb.Payment.FromString(bytes(row["record"]))})
+
+
+async def get(payment_id: str = "", intent_id: str = "") -> Stored:
+    found = await (find(GET, payment_id=payment_id) if payment_id else find(BY_INTENT, intent_id=intent_id))
+    if found is None:
+        raise NotFound("no such payment")
+    return found
+
+
+async def locked(payment_id: str) -> Stored:
+    found = await find(GET, lock=True, payment_id=payment_id)
+    if found is None:
+        raise NotFound("no such payment")
+    return found
+
+
+async def open_payment(queue: Queue, new: Opening) -> Opened:
+    """Store the payment and its job, already claimed by the caller; or find what its key made before."""
+    known = await find(BY_KEY, caller=new.caller, idempotency_key=new.idempotency_key)
+    if known is not None:
+        return await _again(queue, known, new)
+    recovering = await jobs.take_turn(queue)
+    record, appointment_id = new.record, new.record.appointment_id
+    now = (await one("SELECT now_ms() AS now"))["now"]
+    record.create_time.FromMilliseconds(now)
+    record.update_time.FromMilliseconds(now)
+    if not new.allow_another:
+        row = await maybe_one(OPEN, appointment_id=appointment_id)
+        if row is not None:
+            open_one = {"payment_id": str(row["payment_id"])}
+            raise AlreadyExists("the appointment has an open payment", reason="PAYMENT_OPEN", metadata=open_one)
+    inserted = await maybe_one(
+        INSERT, payment_id=record.payment_id, caller=new.caller, idempotency_key=new.idempotency_key,
+        fingerprint=new.fingerprint, appointment_id=appointment_id, sole=int(not new.allow_another),
+        confirmed=int(new.confirmed), record=record.SerializeToString(),
+    )  # fmt: skip
+    if inserted is None:  # somebody was faster, by this key or for this appointment
+        raise InProgress("another call is opening this payment")
+    job = await jobs.add_claimed(queue, record.payment_id, new.prepared, trace=new.trace)
+    await change_log.append(None, record)
+    return Opened(record.payment_id, job, recovering)
+
+
+async def _again(queue: Queue, known: Stored, new: Opening) -> Opened:
+    """Repeat a key: the same request only, and not beside the call that is still at work on it."""
+    same_request(known.fingerprint, new.fingerprint)
+    if known.settled:
+        return Opened(known.payment_id)
+    recovering = await jobs.take_turn(queue)
+    await job_operations.replay(queue.name, known.payment_id)  # where it was given up
+    job = await jobs.claim_one(queue, known.payment_id)
+    if job is None:
+        raise InProgress("the first call with this key is still at work")
+    return Opened(known.payment_id, job, recovering)
+
+
+async def attempted(payment_id: str, sent: bool) -> None:
+    """Store what is known of a try that brought no answer."""
+    before = await locked(payment_id)
+    outcome = pb.ATTEMPT_OUTCOME_UNKNOWN if sent else pb.ATTEMPT_OUTCOME_NOT_SENT
+    if not before.settled and before.record.last_attempt != outcome:
+        await save(before, with_attempt(before.record, outcome))
+
+
+async def ask_refresh(payment_id: str) -> None:
+    row = await maybe_one(ASK_REFRESH, payment_id=payment_id)
+    if row is not None:
+        await jobs.add(QUEUE, f"{payment_id}/refresh/{row['refreshes']}", b"", priority=jobs.REMINDERS)
+
+
+async def begin_refresh(payment_id: str) -> Stored:
+    """From here on, a new report asks for another refresh: this one may read before it."""
+    await rows(BEGIN_REFRESH, payment_id=payment_id)
+    return await get(payment_id)
+
+
+async def add_look(record: pb.Payment, look: int, due_at: int) -> None:
+    # A payer who got a second voucher gets a second row of looks.
+    id = f"{record.payment_id}/look/{record.expires_time.seconds}/{look}"
+    await jobs.add(QUEUE, id, b"", priority=jobs.REMINDERS, due_at=due_at)
+
+
+async def gave_up(job: Job, _reason: str) -> None:
+    """A refresh that died lets the next report ask again. A payment stays UNKNOWN, and its dead letter alarms."""
+    payment_id, _, errand = job.id.partition("/")
+    if errand:
+        await rows(BEGIN_REFRESH, payment_id=payment_id)
+
+
+async def save(before: Stored, after: pb.Payment, *, client_secret: str = "", refusal: str = "") -> None:
+    """Store a record and its change; await it last, for the change log's sake."""
+    after.update_time.FromMilliseconds(before.now)
+    if after.HasField("expires_time") and after.expires_time != before.record.expires_time:
+        await add_look(after, 0, after.expires_time.ToMilliseconds() + MINUTE)
+    await rows(
+        SAVE,
+        payment_id=before.payment_id,
+        intent_id=after.stripe_payment_intent_id,
+        client_secret=client_secret or before.client_secret,
+        status=status_of(after),
+        rank=rank_of(after),
+        refusal=refusal or before.refusal,
+        record=after.SerializeToString(),
+    )
+    await change_log.append(before.record, after)
+
+
+def with_attempt(record: pb.Payment, outcome: pb.AttemptOutcome.ValueType) -> pb.Payment:
+    after = pb.Payment()
+    after.CopyFrom(record)
+    after.last_attempt = outcome
+    return after

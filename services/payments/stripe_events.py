@@ -1,0 +1,67 @@
+"""What one of Stripe's events says, before anything is known of the payment it may be about."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from services.payments.provider import Standing
+from services.payments.stripe_intents import standing_of
+from topsmile.payments.v1 import payments_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Ruled:
+    """An outcome that needs no look at our records."""
+
+    outcome: pb.EventOutcome.ValueType
+    detail: str
+
+
+@dataclass(frozen=True)
+class Hint:
+    """Something happened to a PaymentIntent; what, only Stripe can say."""
+
+    intent_id: str
+
+
+Reading = Ruled | Hint | Standing
+
+
+def foreign(detail: str) -> Ruled:
+    return Ruled(pb.EVENT_OUTCOME_IGNORED_FOREIGN, detail)
+
+
+def rejected(detail: str) -> Ruled:
+    return Ruled(pb.EVENT_OUTCOME_REJECTED, detail)
+
+
+def read(event: pb.Event, *, livemode: bool) -> Reading:
+    """
+    Read an event, believing only what our own account says about our own world.
+
+    A connected account writes its own metadata, and could name a payment of ours in it.
+    """
+    try:
+        body = json.loads(event.body)
+    except (ValueError, RecursionError):
+        return rejected("the body is not JSON")
+    if not isinstance(body, dict) or not event.event_id or body.get("id") != event.event_id:
+        return rejected("the body is not the event of that id")
+    if bool(body.get("livemode")) != livemode:
+        return foreign(f"livemode is not {str(livemode).lower()}")
+    if event.account or body.get("account") or body.get("context"):
+        return foreign("of a connected account")
+    try:
+        return _subject(body)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        return rejected(f"not as Stripe documents it: {type(error).__name__}")
+
+
+def _subject(body: dict[str, Any]) -> Reading:
+    if body.get("object") == "v2.core.event":  # thin: it names its object, which has to be fetched
+        related = body.get("related_object") or {}
+        return Hint(str(related["id"])) if related.get("type") == "payment_intent" else foreign("of no payment")
+    if not str(body["type"]).startswith("payment_intent."):
+        return foreign("of a type that nothing here depends on")
+    standing = standing_of(body["data"]["object"], at=int(body["created"]))
+    return standing if standing.payment_id else foreign("no payment of ours: no topsmile_payment_id")

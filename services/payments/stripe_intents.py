@@ -1,0 +1,69 @@
+"""Stripe's PaymentIntent, as a plain dict out of an answer or an event, read into our words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from services.payments.provider import Decline, Standing, Status, Step
+
+OURS = "topsmile_payment_id"
+
+STATUSES: dict[str, Status] = {
+    "requires_payment_method": "AWAITING_METHOD",
+    "requires_confirmation": "AWAITING_CUSTOMER",
+    "requires_action": "AWAITING_CUSTOMER",
+    "processing": "PROCESSING",
+    "requires_capture": "AUTHORIZED",
+    "succeeded": "SUCCEEDED",
+    "canceled": "CANCELED",
+}
+METHODS = {"card": "CARD", "pix": "PIX", "boleto": "BOLETO"}
+RAN_OUT = "payment_intent_payment_attempt_expired"
+
+
+def standing_of(intent: Mapping[str, Any], at: int | None = None) -> Standing:
+    """LookupError, TypeError, ValueError or AttributeError where it is no PaymentIntent as Stripe documents it."""
+    error = intent.get("last_payment_error") or {}
+    step = _step(intent.get("next_action") or {})
+    return Standing(
+        intent_id=_text(intent["id"]),
+        payment_id=_text((intent.get("metadata") or {}).get(OURS, "")),
+        status=STATUSES[intent["status"]],
+        amount_minor=int(intent["amount"]),
+        currency=_text(intent["currency"]).upper(),
+        captured_minor=int(intent.get("amount_received") or 0),
+        livemode=intent["livemode"] is True,
+        client_secret=_text(intent.get("client_secret") or ""),
+        method=step.method if step else _method(intent),
+        decline=decline_of(error) if error else None,
+        step=step,
+        ran_out=error.get("code") == RAN_OUT and intent["status"] == "requires_payment_method",
+        at=at,
+    )
+
+
+def decline_of(error: Mapping[str, Any]) -> Decline:
+    return Decline(_text(error.get("decline_code") or error.get("code") or ""), _text(error.get("advice_code") or ""))
+
+
+def _method(intent: Mapping[str, Any]) -> str:
+    """Name what it is paid with, where only one is offered; of several, a bare PaymentIntent does not say which."""
+    offered = intent.get("payment_method_types") or []
+    chosen = intent.get("payment_method") or intent.get("latest_charge")
+    return METHODS.get(offered[0], "OTHER") if chosen and len(offered) == 1 else ""
+
+
+def _step(action: Mapping[str, Any]) -> Step | None:
+    match action.get("type"):
+        case "pix_display_qr_code":
+            pix = action["pix_display_qr_code"]
+            return Step("PIX", _text(pix["data"]), _text(pix["image_url_png"]), int(pix["expires_at"]))
+        case "boleto_display_details":
+            slip = action["boleto_display_details"]
+            return Step("BOLETO", _text(slip["number"]), _text(slip["hosted_voucher_url"]), int(slip["expires_at"]))
+    return None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where Stripe has text")
+    return value

@@ -1,0 +1,190 @@
+"""
+Stripe through its own SDK, over this process's one HTTP client.
+
+Raw requests: they do the SDK's encoding, headers, versions and errors, and leave out its objects, which cost more than
+all the rest of a call.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NoReturn
+
+import stripe
+from stripe import HTTPClient, StripeClient, StripeError
+
+from services.chassis.errors import (
+    CredentialsRefused,
+    ExternalServiceError,
+    OutcomeUnknown,
+    ProviderBusy,
+    ProviderKeyReused,
+    ProviderNotFound,
+    ProviderRefusedInput,
+    ProviderRejected,
+    ProviderThrottled,
+    Violation,
+)
+from services.chassis.outbound import Outbound
+from services.payments.payment import Order
+from services.payments.provider import Standing
+from services.payments.stripe_intents import OURS, decline_of, standing_of
+
+INTENTS = "/v1/payment_intents"
+#: At 100 each: a look through more PaymentIntents than this is an operator's work.
+PAGES_AT_MOST = 50
+
+stripe.enable_telemetry = False  # a global of the SDK's; there is no other switch
+
+# The first row that fits decides: status, error code, error type; None is any.
+REFUSALS: list[tuple[int, str | None, str | None, type[ExternalServiceError]]] = [
+    (400, None, "idempotency_error", ProviderKeyReused),
+    (400, "rate_limit", None, ProviderThrottled),
+    (400, "payment_intent_unexpected_state", None, ProviderRejected),
+    (400, None, None, ProviderRefusedInput),
+    (401, None, None, CredentialsRefused),
+    (402, None, None, ProviderRejected),
+    (403, None, None, CredentialsRefused),
+    (404, None, None, ProviderNotFound),
+    (409, None, None, ProviderBusy),
+    (429, "lock_timeout", None, ProviderBusy),
+    (429, None, None, ProviderThrottled),
+]
+# Stripe's parameters by the names they have in our contract.
+FIELDS = {
+    "amount": "amount.amount_minor",
+    "currency": "amount.currency",
+    "description": "description",
+    "capture_method": "capture",
+    "allowed_payment_method_types": "methods",
+    "payment_method_data[type]": "methods",
+    "payment_method_data[boleto][tax_id]": "payer.tax_id",
+    "payment_method_data[billing_details][tax_id]": "payer.tax_id",
+    "payment_method_data[billing_details][email]": "payer.email",
+    "payment_method_data[billing_details][name]": "payer.name",
+    "payment_method_data[billing_details][phone]": "payer.phone",
+}
+
+
+class Transport(HTTPClient):
+    """Lets the SDK speak through our client, whose errors pass through it untouched."""
+
+    name = "aiohttp"
+
+    def __init__(self, http: Outbound, base: str) -> None:
+        super().__init__()
+        self._http = http
+        self._base = base
+
+    async def request_async(
+        self, method: str, url: str, headers: Mapping[str, str], post_data: str | None = None
+    ) -> tuple[bytes, int, Mapping[str, str]]:
+        data = None if post_data is None else post_data.encode()
+        answer = await self._http.request(method.upper(), url.removeprefix(self._base), data=data, headers=headers)
+        return answer.body, answer.status, answer.headers
+
+    async def close_async(self) -> None:
+        """Nothing: the client belongs to whoever made it."""
+
+
+class StripeProvider:
+    def __init__(self, http: Outbound, base: str, key: str) -> None:
+        transport = Transport(http, base)
+        self._client = StripeClient(key, base_addresses={"api": base}, http_client=transport, max_network_retries=0)
+
+    def prepare(self, payment_id: str, order: Order) -> bytes:
+        params: dict[str, Any] = {
+            "amount": order.amount_minor,
+            "currency": order.currency.lower(),
+            # An empty value would delete the key.
+            "metadata": {**{key: value for key, value in order.metadata.items() if value}, OURS: payment_id},
+        }
+        if order.description:
+            params["description"] = order.description
+        if order.manual_capture:
+            params["capture_method"] = "manual"
+        if order.methods:
+            params["allowed_payment_method_types"] = [method.lower() for method in order.methods]
+        else:
+            params["automatic_payment_methods"] = {"enabled": True}
+        if order.confirmed_here:
+            params |= {"confirm": True, "payment_method_data": _method_data(order)}
+        return json.dumps(params).encode()
+
+    async def create(self, prepared: bytes, key: str) -> Standing:
+        params = json.loads(prepared)
+        intent = _standing(await self._request("post", INTENTS, {**params, "idempotency_key": key}))
+        if (intent.amount_minor, intent.currency) != (params["amount"], params["currency"].upper()):
+            raise OutcomeUnknown("stripe", None, "stripe answered with another amount than it was asked for")
+        return intent
+
+    async def retrieve(self, intent_id: str) -> Standing:
+        return _standing(await self._request("get", f"{INTENTS}/{intent_id}", {}))
+
+    async def find(self, payment_id: str, since: float, until: float) -> Standing | None:
+        # Not by Search, which finds things a while after they are made.
+        params: dict[str, Any] = {"created": {"gte": int(since), "lte": int(until)}, "limit": 100}
+        for _ in range(PAGES_AT_MOST):
+            page = await self._request("get", INTENTS, params)
+            for intent in page["data"]:
+                if (intent.get("metadata") or {}).get(OURS) == payment_id:
+                    return _standing(intent)
+            if not page["has_more"]:
+                return None
+            params["starting_after"] = page["data"][-1]["id"]
+        raise OutcomeUnknown("stripe", None, f"not among the newest {100 * PAGES_AT_MOST} payments of that time")
+
+    async def _request(self, method: str, path: str, params: Mapping[str, Any]) -> Any:
+        send: Callable[..., Awaitable[Any]] = self._client.raw_request_async
+        try:
+            return (await send(method, path, **params)).data
+        except StripeError as error:
+            refuse(error)
+
+
+def _standing(answer: Mapping[str, Any]) -> Standing:
+    try:
+        return standing_of(answer)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise OutcomeUnknown("stripe", error, "stripe answered something that is no PaymentIntent") from error
+
+
+def refuse(error: StripeError) -> NoReturn:
+    """Say in our words what Stripe's error means. Its own text may name a person and stays here."""
+    body = error.json_body
+    told = (body.get("error") if isinstance(body, dict) else None) or {}
+    status, code, kind = error.http_status or 0, told.get("code"), told.get("type")
+    what = f"stripe answered {status}: {code or kind or 'no JSON'}"
+    matching = [
+        refusal
+        for of_status, of_code, of_type, refusal in REFUSALS
+        if of_status == status and of_code in (None, code) and of_type in (None, kind)
+    ]
+    refusal = matching[0] if matching else OutcomeUnknown
+    if status == 402:
+        decline = decline_of(told)
+        about = {"decline_code": decline.code, "advice_code": decline.advice}
+        raise ProviderRejected("stripe", error, what, reason="DECLINED", metadata=about) from error
+    if refusal is ProviderRefusedInput:
+        field = FIELDS.get(str(told.get("param")), str(told.get("param") or ""))
+        violations = [Violation(field, f"refused by stripe: {code or kind}")] if field else []
+        raise ProviderRefusedInput("stripe", error, what, violations=violations) from error
+    refused = refusal("stripe", error, what, retry_after=_retry_after(error))
+    if refusal in (ProviderBusy, ProviderKeyReused):
+        refused.definite = False  # an earlier request with this key may have done it
+    raise refused from error
+
+
+def _retry_after(error: StripeError) -> float | None:
+    try:
+        return float((error.headers or {}).get("Retry-After", ""))
+    except ValueError:
+        return None
+
+
+def _method_data(order: Order) -> dict[str, Any]:
+    kind = order.methods[0].lower()
+    about = {"name": order.payer.name, "email": order.payer.email, "phone": order.payer.phone}
+    data: dict[str, Any] = {"type": kind, "billing_details": {key: value for key, value in about.items() if value}}
+    if kind == "boleto":
+        data["boleto"] = {"tax_id": order.payer.tax_id}
+    return data
