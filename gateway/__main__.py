@@ -1,0 +1,54 @@
+"""The gateway: HTTP outside, gRPC inside."""
+
+from pathlib import Path
+
+import structlog
+
+from gateway.app import application
+from gateway.clients import connected
+from gateway.delivery import deliveries
+from gateway.inbox import Forgetting
+from gateway.settings import Settings
+from gateway.watcher import Watcher
+from services.chassis import lifecycle, settings, web
+from services.chassis.database import connect
+from services.chassis.health import Readiness
+from services.chassis.operations import operations
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+
+log = structlog.get_logger()
+
+
+async def main(config: Settings) -> None:
+    async with connect(config.database_url, MIGRATIONS) as database, connected(config) as clients:
+        workers = deliveries(database, clients)
+
+        def wake(queue: str) -> None:
+            workers[queue].wake()
+
+        readiness = Readiness(database)
+        facts = {service.name: lambda service=service: service.breaker.state for service in clients.all}
+        async with (
+            web.listening(operations(config, readiness, facts), config.operations_listen) as operations_address,
+            readiness.watched(),
+            lifecycle.working([*workers.values(), Watcher(database, clients, wake), Forgetting(database)]) as over,
+            web.listening(
+                application(config, database, clients, wake),
+                config.listen,
+                http="httptools",
+                ws="none",
+                proxy_headers=False,
+                ssl_certfile=config.tls_cert,
+                ssl_keyfile=config.tls_key,
+            ) as address,
+        ):
+            log.info("listening", http=str(address), operations=str(operations_address))
+            await over.wait()
+            log.info("draining", grace=lifecycle.GRACE)
+            readiness.drain()
+    log.info("stopped")
+
+
+if __name__ == "__main__":
+    lifecycle.run(main, settings.load(Settings))

@@ -1,0 +1,173 @@
+"""The public listener: what happens around every request, who may call what, and the routes."""
+
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import structlog
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.appointments import Appointments
+from gateway.clients import Clients
+from gateway.payments import Payments
+from gateway.problems import answer
+from gateway.settings import Settings
+from gateway.status import Status
+from gateway.webhooks import (
+    SENDGRID_AT_MOST,
+    STRIPE_AT_MOST,
+    TWILIO_AT_MOST,
+    Webhook,
+    sendgrid_events,
+    stripe_events,
+    twilio_events,
+)
+from services.chassis import authentication, context, deadline, metrics
+from services.chassis.authentication import Doorkeeper
+from services.chassis.database import Database
+from services.chassis.errors import ServiceError, Throttled, Unavailable
+
+DEADLINE = 10.0  # seconds for a whole request
+AT_ONCE = 500  # requests that run together; more are shed
+
+log = structlog.get_logger()
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Entry:
+    """Around every request: its story, one log line, a bound on how many run, and no word of a bug to the outside."""
+
+    def __init__(self, app: ASGIApp, at_once: int) -> None:
+        self._app = app
+        self._at_once = at_once
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        offered = dict(scope["headers"])
+        identity = context.adopt_correlation_id(offered.get(b"x-correlation-id", b"").decode("latin-1"))
+        trace = context.adopt_traceparent(offered.get(b"traceparent", b"").decode("latin-1"))
+        echo = ((b"x-correlation-id", identity.encode()), (b"traceparent", trace.encode()))
+        started, status, bug = time.monotonic(), 0, None
+
+        async def echoing(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *echo]
+            await send(message)
+
+        self._running += 1
+        try:
+            app = self._app if self._running <= self._at_once else shed
+            await app(scope, receive, echoing)
+        except Exception as error:  # noqa: BLE001 - the one place that keeps a bug's text from the outside
+            bug = None if isinstance(error, ServiceError) else error
+            if not status:
+                await answer(error)(scope, receive, echoing)
+        finally:
+            self._running -= 1
+            _tell(scope, status, time.monotonic() - started, bug)
+
+
+async def shed(scope: Scope, receive: Receive, send: Send) -> None:
+    metrics.rpcs_shed_total.labels("SHEDDING").inc()
+    refusal = Unavailable("too many requests are running", reason="SHEDDING", retry_after=1.0)
+    await answer(refusal)(scope, receive, send)
+
+
+def _tell(scope: Scope, status: int, seconds: float, bug: Exception | None) -> None:
+    route = getattr(scope.get("route"), "path", "none")  # the pattern: paths hold ids
+    method = scope["method"] if scope["method"] in {"GET", "HEAD", "POST"} else "OTHER"
+    metrics.http_requests_total.labels(route, method, status).inc()
+    metrics.http_seconds.labels(route).observe(seconds)
+    log.log(
+        40 if bug else 20, "http", route=route, method=method, status=status, seconds=round(seconds, 4),
+        caller=context.caller.get() or None, exc_info=bug,
+    )  # fmt: skip
+
+
+class Guard:
+    """Names the caller of /v1 and holds it to its scopes and limits."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._doorkeeper = Doorkeeper(settings.auth_tokens)
+        self._limit = settings.caller_limit
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())  # per replica
+
+    def before(self, scope: authentication.Scope, endpoint: Endpoint) -> Endpoint:
+        async def guarded(request: Request) -> Response:
+            caller = self._doorkeeper.recognise(request.headers.get("authorization", ""))
+            context.caller.set(caller.name)
+            authentication.require(caller, scope)
+            await self._count(caller.name)
+            with deadline.within(DEADLINE):
+                return await endpoint(request)
+
+        return guarded
+
+    async def _count(self, caller: str) -> None:
+        if self._limit is None or await self._limiter.hit(self._limit, caller):
+            return
+        again_at, _ = await self._limiter.get_window_stats(self._limit, caller)
+        wait = max(0.1, again_at - time.time())
+        raise Throttled(f"{caller} may call {self._limit}", reason="QUOTA", retry_after=wait)
+
+
+def application(
+    settings: Settings,
+    database: Database,
+    clients: Clients,
+    wake: Callable[[str], None],
+    *,
+    clock: Callable[[], float] = time.time,
+    at_once: int = AT_ONCE,
+) -> Starlette:
+    guard = Guard(settings)
+    appointments, payments = Appointments(clients), Payments(clients)
+    app = Starlette(
+        routes=[
+            *webhooks(settings, database, wake, clock),
+            Route("/v1/appointments/{id}/confirmation", guard.before("send", appointments.confirm), methods=["POST"]),
+            Route("/v1/appointments/{id}/reminder", guard.before("send", appointments.remind), methods=["POST"]),
+            Route("/v1/payments", guard.before("send", payments.create), methods=["POST"]),
+            Route("/v1/payments/{id}", guard.before("read", payments.get)),
+            Route("/v1/status", guard.before("read", Status(settings, clients))),
+        ],
+        middleware=[Middleware(Entry, at_once=at_once)],
+        exception_handlers={ServiceError: _problem, HTTPException: _problem},
+    )
+    app.router.redirect_slashes = False  # a redirect would be made of the caller's Host header
+    return app
+
+
+def webhooks(
+    settings: Settings, database: Database, wake: Callable[[str], None], clock: Callable[[], float]
+) -> list[Route]:
+    stripe_secrets = [secret.get_secret_value().encode() for secret in settings.stripe_webhook_secret]
+    twilio_tokens = [token.get_secret_value().encode() for token in settings.twilio_auth_token]
+    stripe = partial(stripe_events, secrets=stripe_secrets, clock=clock)
+    sendgrid = partial(
+        sendgrid_events,
+        keys=settings.sendgrid_webhook_public_key,
+        window=settings.sendgrid_webhook_window,
+        clock=clock,
+    )
+    twilio = partial(twilio_events, tokens=twilio_tokens, public_url=settings.public_url)
+    return [
+        Route("/webhooks/stripe", Webhook(database, stripe, STRIPE_AT_MOST, wake)),
+        Route("/webhooks/sendgrid", Webhook(database, sendgrid, SENDGRID_AT_MOST, wake)),
+        Route("/webhooks/twilio/status", Webhook(database, twilio, TWILIO_AT_MOST, wake)),
+    ]
+
+
+async def _problem(_request: Request, error: Exception) -> Response:
+    return answer(error)

@@ -1,0 +1,173 @@
+"""Reading bodies: bounded in size and time, then JSON into the contracts' messages with every wrong field named."""
+
+import asyncio
+import json
+from collections.abc import Collection
+from typing import Any, NoReturn
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from starlette.requests import Request
+from starlette.types import Receive, Scope
+
+from gateway.problems import Refusal
+from services.chassis.errors import InvalidRequest, Violation
+
+SECONDS = 10.0
+JSON_AT_MOST = 256 << 10
+CLOSE = {"connection": "close"}  # what was not read must not be taken for the next request
+
+INTEGERS = {FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64}
+
+
+async def read_body(scope: Scope, receive: Receive, most: int, seconds: float = SECONDS) -> bytes:
+    """Read no more than is allowed: a declared length is judged before the first byte, a streamed body as it comes."""
+    declared = dict(scope["headers"]).get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > most:
+        raise _too_large(most)
+    body, more = bytearray(), True
+    try:
+        async with asyncio.timeout(seconds):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Refusal(400, "BODY_CUT_OFF", "the body ended early")
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > most:
+                    raise _too_large(most)
+    except TimeoutError:
+        raise Refusal(408, "BODY_TOO_SLOW", f"the body did not come within {seconds:g} s", CLOSE) from None
+    return bytes(body)
+
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(413, "BODY_TOO_LARGE", f"at most {most} bytes are read", CLOSE)
+
+
+def parse_json(body: bytes) -> Any:
+    """Read UTF-8 JSON; whatever else came is one refusal."""
+    try:
+        return json.loads(body.decode(), parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise Refusal(400, "MALFORMED_JSON", "the body is no JSON in UTF-8") from None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    given = parse_json(await read_body(request.scope, request.receive, JSON_AT_MOST))
+    if not isinstance(given, dict):
+        raise InvalidRequest([Violation("", "must be an object")])
+    return given
+
+
+def idempotency_key(request: Request, wrong: list[Violation]) -> str:
+    key = request.headers.get("idempotency-key", "").strip()
+    if not (1 <= len(key) <= 255 and key.isprintable()):
+        wrong.append(Violation("Idempotency-Key", "this header needs 1 to 255 printable characters"))
+    return key
+
+
+def fill(
+    message: Message, given: object, wrong: list[Violation], path: str = "", without: Collection[str] = ()
+) -> None:
+    """
+    Set what the JSON says, by either spelling of a field's name; null is the same as left out.
+
+    Fields in `without` come from elsewhere and are unknown here.
+    """
+    if not isinstance(given, dict):
+        wrong.append(Violation(path.removesuffix("."), "must be an object"))
+        return
+    known = {name: field for field in message.DESCRIPTOR.fields for name in (field.name, field.json_name)}
+    seen: set[str] = set()
+    for name, value in given.items():
+        field = known.get(name)
+        if field is None or field.name in without:
+            wrong.append(Violation(path + name, "is not known here"))
+        elif field.name in seen:
+            wrong.append(Violation(path + name, "is given twice"))
+        elif value is not None:
+            seen.add(field.name)
+            _set(message, field, value, wrong, path + name)
+
+
+def _set(message: Message, field: Any, value: object, wrong: list[Violation], path: str) -> None:
+    choice = field.containing_oneof
+    if choice is not None and (taken := message.WhichOneof(choice.name)) not in {None, field.name}:
+        wrong.append(Violation(path, f"excludes {taken}"))
+        return
+    try:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            _set_map(getattr(message, field.name), value)
+        elif field.is_repeated:
+            if not isinstance(value, list):
+                raise ValueError("must be a list")  # noqa: TRY301 - every wrong value goes the same way
+            getattr(message, field.name).extend([_scalar(field, each) for each in value])
+        elif field.message_type is None:
+            setattr(message, field.name, _scalar(field, value))
+        else:
+            _set_message(getattr(message, field.name), value, wrong, path)
+    except UnicodeEncodeError:
+        wrong.append(Violation(path, "holds characters that do not exist"))
+    except ValueError as error:
+        wrong.append(Violation(path, str(error)))
+
+
+def _set_message(message: Message, value: object, wrong: list[Violation], path: str) -> None:
+    if not isinstance(message, Timestamp | Duration):
+        message.SetInParent()
+        fill(message, value, wrong, f"{path}.")
+        return
+    form = "a time such as 2026-03-12T14:30:00-03:00" if isinstance(message, Timestamp) else "seconds such as 86400s"
+    try:
+        if not isinstance(value, str):
+            raise ValueError(value)  # noqa: TRY004, TRY301 - as any other wrong value
+        message.FromJsonString(value)
+    except (ValueError, OverflowError, IndexError):
+        raise ValueError(f"must be {form}") from None
+
+
+def _set_map(entries: Any, value: object) -> None:
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+        raise ValueError("must be an object of texts")
+    entries.update(value)
+
+
+def _scalar(field: Any, value: object) -> object:
+    if field.enum_type is not None:
+        return _enum(field.enum_type, value)
+    if field.type in INTEGERS:
+        return _integer(value)
+    kind, name = (bool, "true or false") if field.type == FieldDescriptor.TYPE_BOOL else (str, "a text")
+    if not isinstance(value, kind):
+        raise ValueError(f"must be {name}")  # noqa: TRY004 - as any other wrong value
+    return value
+
+
+def _integer(value: object) -> int:
+    if isinstance(value, str) and value.removeprefix("-").isdecimal() and value.isascii() and len(value) < 20:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("must be a whole number")  # noqa: TRY004 - as any other wrong value
+    if not -(2**63) <= value < 2**63:
+        raise ValueError("is out of range")
+    return value
+
+
+def _enum(kind: Any, value: object) -> int:
+    """Take `PIX` for `PAYMENT_METHOD_PIX` too."""
+    prefix = kind.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    known = {
+        name: number
+        for number, member in kind.values_by_number.items()
+        for name in (member.name, member.name.removeprefix(prefix))
+    }
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"must be one of {', '.join(name for name in known if not name.startswith(prefix))}")
+    return int(known[value])

@@ -1,0 +1,50 @@
+"""The payments contract over HTTP and JSON, names in snake_case."""
+
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from gateway.bodies import fill, idempotency_key, json_object
+from gateway.clients import Clients
+from services.chassis.errors import InvalidRequest, NotFound, Violation
+from topsmile.payments.v1 import payments_pb2
+
+
+class Payments:
+    def __init__(self, clients: Clients) -> None:
+        self._service = clients.payments
+        self._stub = clients.payment_stub
+
+    async def create(self, request: Request) -> Response:
+        wrong: list[Violation] = []
+        asked = payments_pb2.CreatePaymentRequest(idempotency_key=idempotency_key(request, wrong))
+        fill(asked, await json_object(request), wrong, without={"idempotency_key"})
+        if wrong:
+            raise InvalidRequest(wrong)
+        answered = await self._service.call(self._stub.CreatePayment, asked)
+        return JSONResponse(to_json(answered), 201, {"location": f"/v1/payments/{answered.payment.payment_id}"})
+
+    async def get(self, request: Request) -> Response:
+        reference = request.path_params["id"]
+        asked = payments_pb2.GetPaymentRequest()
+        if reference.startswith("pay_"):
+            asked.payment_id = reference
+        elif reference.startswith("pi_"):
+            asked.stripe_payment_intent_id = reference
+        else:
+            raise NotFound("a payment's id begins with pay_ or pi_")
+        answered = await self._service.call(self._stub.GetPayment, asked)
+        return JSONResponse(to_json(answered))
+
+
+def to_json(message: Message) -> dict[str, Any]:
+    """Amounts are numbers: they have at most eight digits, and JavaScript counts to sixteen."""
+    return MessageToDict(
+        message,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+        unquote_int64_if_possible=True,
+    )

@@ -1,0 +1,89 @@
+"""The one table from errors to HTTP: RFC 9457 problems with a stable English `reason` and a pt-BR `message`."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from math import ceil
+from typing import Any
+
+from grpc import StatusCode
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from services.chassis import context
+from services.chassis.errors import PORTUGUESE, ServiceError
+
+STATUSES = {
+    StatusCode.INVALID_ARGUMENT: 422,
+    StatusCode.NOT_FOUND: 404,
+    StatusCode.ALREADY_EXISTS: 409,
+    StatusCode.ABORTED: 409,
+    StatusCode.FAILED_PRECONDITION: 422,
+    StatusCode.RESOURCE_EXHAUSTED: 429,
+    StatusCode.UNAVAILABLE: 503,
+    StatusCode.UNAUTHENTICATED: 401,
+    StatusCode.PERMISSION_DENIED: 403,
+    StatusCode.OUT_OF_RANGE: 400,
+    StatusCode.DEADLINE_EXCEEDED: 504,
+    StatusCode.INTERNAL: 500,
+}
+#: Trying again may help, with the same key.
+RETRYABLE = {StatusCode.ABORTED, StatusCode.RESOURCE_EXHAUSTED, StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED}
+
+
+class Refusal(HTTPException):
+    """What only HTTP knows: a body too large, a signature that does not hold."""
+
+    def __init__(self, status: int, reason: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, detail, headers)
+        self.reason = reason
+
+
+def status_of(error: ServiceError) -> int:
+    return STATUSES[error.code]
+
+
+def retry_after(error: ServiceError) -> int | None:
+    """Whole seconds, as HTTP wants them; None where repeating the request changes nothing."""
+    return ceil(error.retry_after or 1.0) if error.code in RETRYABLE else None
+
+
+def problem(error: ServiceError) -> dict[str, Any]:
+    """Name everything the error knows. `errors` have the path that the field has in the contract."""
+    told: dict[str, Any] = {
+        **_titled(status_of(error), error.reason, error.message),
+        "message": error.localized or PORTUGUESE.get(error.reason) or PORTUGUESE[error.code.name],
+    }
+    if error.violations:
+        told["errors"] = [{"field": field, "message": wrong} for field, wrong in error.violations]
+    if error.metadata:
+        told["metadata"] = error.metadata
+    return told
+
+
+def _titled(status: int, reason: str, detail: str) -> dict[str, Any]:
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "reason": reason,
+        "correlation_id": context.correlation_id.get(),
+    }
+
+
+class ProblemResponse(JSONResponse):
+    media_type = "application/problem+json"
+
+
+def answer(error: Exception) -> ProblemResponse:
+    """Answer with a problem; what is neither a ServiceError nor HTTP's own is a bug, and its text stays here."""
+    if isinstance(error, HTTPException):
+        reason = error.reason if isinstance(error, Refusal) else HTTPStatus(error.status_code).name
+        told = _titled(error.status_code, reason, error.detail)
+        return ProblemResponse(told, error.status_code, dict(error.headers or {}))
+    if not isinstance(error, ServiceError) or error.code is StatusCode.INTERNAL:
+        return ProblemResponse(_titled(500, "INTERNAL", "internal error") | {"message": PORTUGUESE["INTERNAL"]}, 500)
+    headers = {"www-authenticate": "Bearer"} if error.code is StatusCode.UNAUTHENTICATED else {}
+    if (seconds := retry_after(error)) is not None:
+        headers["retry-after"] = str(seconds)
+    return ProblemResponse(problem(error), status_of(error), headers)

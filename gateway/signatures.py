@@ -1,0 +1,98 @@
+"""
+Proof that a webhook comes from its provider, computed over the very bytes that came.
+
+Each function returns when the proof holds and raises BadSignature in every other case, whatever it was given. Several
+secrets are valid at once: that is how they rotate.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+
+#: Seconds that a provider's clock and ours may be apart, the way included.
+TOLERANCE = 300.0
+PORTS = {"http": 80, "https": 443}
+
+
+class BadSignature(Exception):  # noqa: N818 - a refusal, no error of ours
+    """The message says what is wrong and quotes nothing that came."""
+
+
+def verify_stripe(header: bytes, body: bytes, secrets: Sequence[bytes], now: float) -> None:
+    """Verify `t=…,v1=…,v1=…`: while a secret is rotated, Stripe signs with both."""
+    pairs = [part.strip().partition(b"=")[::2] for part in header.split(b",")]
+    moments = [value for name, value in pairs if name == b"t"]
+    offered = [value for name, value in pairs if name == b"v1"]
+    if len(moments) != 1 or not offered:
+        raise BadSignature("the signature's header has not the form t=…,v1=…")
+    require_fresh(moments[0], now, TOLERANCE)
+    signed = moments[0] + b"." + body
+    expected = [hmac.new(secret, signed, hashlib.sha256).hexdigest().encode() for secret in secrets]
+    require_match(expected, offered)
+
+
+def verify_sendgrid(
+    signature: bytes,
+    moment: bytes,
+    body: bytes,
+    *,
+    keys: Sequence[EllipticCurvePublicKey],
+    now: float,
+    window: float,
+) -> None:
+    """Verify ECDSA over timestamp and body. The same event has many valid signatures: they identify nothing."""
+    require_fresh(moment, now, window)
+    try:
+        der = base64.b64decode(signature, validate=True)
+    except binascii.Error as error:
+        raise BadSignature("the signature is no base64") from error
+    if not any(_verifies(key, der, moment + body) for key in keys):
+        raise BadSignature("no key of ours verifies the signature")
+
+
+def _verifies(key: EllipticCurvePublicKey, der: bytes, signed: bytes) -> bool:
+    try:
+        key.verify(der, signed, ECDSA(SHA256()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def verify_twilio(signature: bytes, url: str, form: Sequence[tuple[str, str]], tokens: Sequence[bytes]) -> None:
+    """Verify HMAC-SHA1 over the public address and the sorted form, blank values included. It has no time in it."""
+    parameters = "".join(name + value for name, value in sorted(set(form)))
+    expected = [
+        base64.b64encode(hmac.new(token, (address + parameters).encode(), hashlib.sha1).digest())
+        for token in tokens
+        for address in spellings(url)
+    ]
+    require_match(expected, [signature])
+
+
+def spellings(url: str) -> set[str]:
+    """The address with and without its port: Twilio signs now the one, now the other."""
+    parts = urlsplit(url)
+    authority, _, rest = url.removeprefix(f"{parts.scheme}://").partition("/")
+    host = authority.removesuffix(f":{parts.port}")
+    return {f"{parts.scheme}://{shown}/{rest}" for shown in (host, f"{host}:{parts.port or PORTS[parts.scheme]}")}
+
+
+def require_fresh(moment: bytes, now: float, window: float) -> None:
+    if not moment.isdigit() or len(moment) > 12:
+        raise BadSignature("the timestamp is no number of seconds")
+    age = now - int(moment)
+    if age > window or age < -TOLERANCE:
+        raise BadSignature("the timestamp is too old" if age > 0 else "the timestamp lies in the future")
+
+
+def require_match(expected: Sequence[bytes], offered: Sequence[bytes]) -> None:
+    # All of them, always: the time taken tells nothing about which one came close.
+    if True not in [hmac.compare_digest(ours, theirs) for ours in expected for theirs in offered]:
+        raise BadSignature("no secret of ours makes this signature")

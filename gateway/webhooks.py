@@ -1,0 +1,141 @@
+"""
+The providers' webhooks: verify the bytes, commit events and jobs, then say 200.
+
+400 is for a signature or body that will never be right, 503 for what could not be stored: the provider tries again.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway import inbox
+from gateway.bodies import parse_json, read_body
+from gateway.inbox import OWNERS, Event
+from gateway.problems import Refusal, answer
+from gateway.signatures import BadSignature, verify_sendgrid, verify_stripe, verify_twilio
+from services.chassis import context
+from services.chassis.database import Database
+from services.chassis.errors import ServiceError, Unavailable
+
+STRIPE_AT_MOST, SENDGRID_AT_MOST, TWILIO_AT_MOST = 1 << 20, 2 << 20, 64 << 10
+STORED_WITHIN = 10.0  # seconds
+
+
+@dataclass(frozen=True)
+class Post:
+    """One request as it came."""
+
+    headers: Mapping[bytes, bytes]
+    path: str
+    query: str
+    body: bytes
+
+    def header(self, name: bytes) -> bytes:
+        return self.headers.get(name, b"")
+
+
+class Webhook:
+    """Bare ASGI: at hundreds of events a second a framework's request costs more than the signature."""
+
+    def __init__(
+        self,
+        database: Database,
+        read: Callable[[Post], Sequence[Event]],
+        most: int,
+        stored: Callable[[str], None],
+    ) -> None:
+        self._database = database
+        self._read = read  #: Verifies and takes apart; raises BadSignature or Refusal.
+        self._most = most
+        self._stored = stored  #: Told which queue has something new.
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = Response()
+        try:
+            await self._take(scope, receive)
+        except BadSignature as refusal:
+            response = answer(Refusal(400, "BAD_SIGNATURE", str(refusal)))
+        except (HTTPException, ServiceError) as refusal:
+            response = answer(refusal)
+        await response(scope, receive, send)
+
+    async def _take(self, scope: Scope, receive: Receive) -> None:
+        if scope["method"] != "POST":
+            raise Refusal(405, "METHOD_NOT_ALLOWED", "webhooks are posted", {"allow": "POST"})
+        body = await read_body(scope, receive, self._most)
+        path = scope["raw_path"].decode("ascii", "replace")
+        query = scope["query_string"].decode("ascii", "replace")
+        events = self._read(Post(dict(scope["headers"]), path, query, body))
+        try:
+            async with asyncio.timeout(STORED_WITHIN):
+                await self._database.run(inbox.take, events, context.trace())
+        except TimeoutError:
+            raise Unavailable("the inbox is not answering", reason="STORE_UNAVAILABLE") from None
+        self._stored(OWNERS[events[0].provider])
+
+
+def stripe_events(post: Post, secrets: Sequence[bytes], clock: Callable[[], float]) -> list[Event]:
+    verify_stripe(post.header(b"stripe-signature"), post.body, secrets, clock())
+    told = parse_json(post.body)
+    if not isinstance(told, dict):
+        raise Refusal(400, "MALFORMED_EVENT", "an event is a JSON object")
+    event_id, kind = _word(told.get("id")), _word(told.get("type"))
+    account = _word(told.get("account")) or _word(told.get("context"))
+    if not event_id or not kind:
+        raise Refusal(400, "MALFORMED_EVENT", "an event has an id and a type")
+    # Two accounts may use one id.
+    key = f"{account}/{event_id}".removeprefix("/")
+    return [Event("stripe", key, kind, post.body, account, livemode=int(told.get("livemode") is True))]
+
+
+def sendgrid_events(
+    post: Post, keys: Sequence[EllipticCurvePublicKey], window: float, clock: Callable[[], float]
+) -> list[Event]:
+    signature = post.header(b"x-twilio-email-event-webhook-signature")
+    moment = post.header(b"x-twilio-email-event-webhook-timestamp")
+    verify_sendgrid(signature, moment, post.body, keys=keys, now=clock(), window=window)
+    told = parse_json(post.body)
+    if not isinstance(told, list) or not told or not all(isinstance(item, dict) for item in told):
+        raise Refusal(400, "MALFORMED_EVENT", "events come as a JSON list of objects")
+    return [_sendgrid_event(item) for item in told]
+
+
+def _sendgrid_event(item: Mapping[str, Any]) -> Event:
+    # sg_event_id may change when a batch is sent again.
+    event_id = _hash(item.get(name) for name in ("sg_message_id", "event", "timestamp", "email"))
+    return Event("sendgrid", event_id, _word(item.get("event")) or "unknown", json.dumps(item).encode())
+
+
+def twilio_events(post: Post, tokens: Sequence[bytes], public_url: str) -> list[Event]:
+    try:
+        form = parse_qsl(
+            post.body.decode(), keep_blank_values=True, errors="strict", max_num_fields=200
+        )  # fmt: skip
+    except ValueError:
+        raise BadSignature("the body is no form in UTF-8") from None
+    url = public_url + post.path + (f"?{post.query}" if post.query else "")
+    verify_twilio(post.header(b"x-twilio-signature"), url, form, tokens)
+    told = dict(form)
+    message, status = _word(told.get("MessageSid")), _word(told.get("MessageStatus"))
+    if not message or not status:
+        raise Refusal(400, "MALFORMED_EVENT", "a status callback has MessageSid and MessageStatus")
+    return [Event("twilio", _hash((message, status, post.query)), status, post.body, query=post.query)]
+
+
+def _word(value: object) -> str:
+    """An identifier or a type as it may stand in a table; anything else is none."""
+    return value if isinstance(value, str) and len(value) <= 255 and value.isprintable() else ""
+
+
+def _hash(parts: Any) -> str:
+    """Join what identifies a fact, readable for nobody: an address is among it."""
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()

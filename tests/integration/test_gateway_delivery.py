@@ -1,0 +1,172 @@
+"""From the inbox to the service that owns the event: once, through the breaker, whatever is down meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway import inbox
+from services.chassis.errors import InvalidRequest, NotSent, Unavailable, Violation
+from tests.fakes.gateway import House, house, until
+
+
+def event(number: int, kind: str = "payment_intent.succeeded") -> bytes:
+    return json.dumps({"id": f"evt_{number}", "type": kind, "livemode": True, "account": "acct_1"}).encode()
+
+
+def mailed(number: int) -> bytes:
+    return json.dumps(
+        [{"event": "delivered", "timestamp": number, "sg_message_id": "x", "email": "a@b.example"}]
+    ).encode()
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[House]:
+    async with house(f"sqlite:///{tmp_path}/gateway.db") as built:
+        yield built
+
+
+async def outcomes(gateway: House) -> list[str]:
+    return sorted(row["outcome"] for row in await gateway.stored())
+
+
+async def test_each_provider_s_event_reaches_its_own_service_as_it_came(database_url):
+    async with house(database_url) as gateway:
+        await gateway.stripe(event(1))
+        await gateway.mails(mailed(1))
+        await gateway.text(b"MessageSid=SM1&MessageStatus=sent", "?attempt=att_1")
+
+        async def applied() -> bool:
+            return await outcomes(gateway) == ["APPLIED"] * 3
+
+        await until(applied)
+        (stripe,) = gateway.payments.events.applied.values()
+        assert (stripe.event_id, stripe.account, stripe.type) == ("evt_1", "acct_1", "payment_intent.succeeded")
+        assert (stripe.body, stripe.livemode) == (event(1), True)
+        assert stripe.received_time.seconds > 1_700_000_000
+        (mail,) = gateway.email.events.applied.values()
+        assert json.loads(mail.body) == json.loads(mailed(1))[0]
+        (text,) = gateway.sms.events.applied.values()
+        assert (text.query, text.body) == ("attempt=att_1", b"MessageSid=SM1&MessageStatus=sent")
+        assert {job["payload"] for job in await gateway.jobs()} == {b""}
+
+
+async def test_what_the_service_wants_later_it_gets_later(gateway):
+    gateway.payments.events.outcomes = ["RETRY"]
+    await gateway.stripe(event(1))
+    await until(lambda: bool(gateway.payments.events.applied))
+    assert gateway.payments.events.received == {"evt_1": 2}
+
+
+async def test_a_rejected_event_is_done_and_recorded(gateway):
+    gateway.payments.events.outcomes = ["REJECTED"]
+    await gateway.stripe(event(1))
+
+    async def recorded() -> bool:
+        return await outcomes(gateway) == ["REJECTED"]
+
+    await until(recorded)
+    assert [job["state"] for job in await gateway.jobs()] == ["done"]
+
+
+async def test_a_call_that_can_never_be_right_is_a_dead_letter_that_keeps_its_event(gateway):
+    gateway.payments.fail_with = InvalidRequest([Violation("events", "too many")])
+    await gateway.stripe(event(1))
+
+    async def dead() -> bool:
+        return await outcomes(gateway) == ["DEAD"]
+
+    await until(dead)
+    assert [job["state"] for job in await gateway.jobs()] == ["dead"]
+    assert (await gateway.stored())[0]["body"] == event(1)
+
+
+async def test_a_stopped_service_gets_a_handful_of_calls_and_then_everything_once(gateway):
+    await gateway.email.stop()
+    for number in range(60):
+        assert await gateway.mails(mailed(number)) == 200
+        assert await gateway.stripe(event(number)) == 200
+    await until(lambda: gateway.clients.email.breaker.state == "OPEN")
+    await until(lambda: len(gateway.payments.events.applied) == 60)  # the others go on
+
+    await gateway.email.start()
+    await until(lambda: len(gateway.email.events.applied) == 60)
+    assert set(gateway.email.events.received.values()) == {1}
+    burnt = sum(job["failures"] for job in await gateway.jobs() if job["queue"] == "email")
+    assert burnt <= 30
+    assert gateway.clients.payments.breaker.state == "CLOSED"
+
+
+async def test_an_open_breaker_burns_no_attempt(gateway):
+    gateway.clients.email.breaker.force_open()
+    await gateway.mails(mailed(1))
+    await gateway.stripe(event(1))
+    await until(lambda: bool(gateway.payments.events.applied))
+    (job,) = [job for job in await gateway.jobs() if job["queue"] == "email"]
+    assert (job["state"], job["failures"], gateway.email.calls.total()) == ("queued", 0, 0)
+
+    gateway.clients.email.breaker.release()
+    await until(lambda: bool(gateway.email.events.applied))
+
+
+async def test_a_provider_s_outage_told_by_a_live_service_opens_no_breaker(gateway):
+    gateway.sms.fail_with = NotSent("twilio", None, "not reached")
+    for number in range(12):
+        await gateway.text(b"MessageSid=SM%d&MessageStatus=sent" % number)
+    await until(lambda: gateway.sms.calls["ApplyEvents"] >= 12)
+    assert gateway.clients.sms.breaker.state == "CLOSED"
+
+    gateway.sms.fail_with = None
+    await until(lambda: len(gateway.sms.events.applied) == 12)
+
+
+async def test_a_service_that_hangs_is_given_up_on_and_opens_its_breaker(gateway):
+    gateway.sms.fail_with = Unavailable("later")
+    await gateway.text(b"MessageSid=SM1&MessageStatus=sent")
+    await until(lambda: gateway.sms.calls["ApplyEvents"] == 1)
+    assert gateway.sms.calls["ApplyEvents"] == 1  # no retry behind the queue's back
+
+
+async def test_a_refused_token_pauses_the_queue_and_loses_nothing(tmp_path):
+    async with house(f"sqlite:///{tmp_path}/gateway.db") as gateway:
+        gateway.payments.fail_with = None
+        await gateway.payments.stop()
+        from services.chassis.authentication import parse_tokens  # noqa: PLC0415
+
+        open_door = gateway.payments.settings
+        gateway.payments.settings = open_door.model_copy(
+            update={"auth_tokens": parse_tokens(f"somebody:admin:{'0' * 64}")}
+        )
+        await gateway.payments.start()
+        await gateway.stripe(event(1))
+
+        async def paused() -> bool:
+            return [job["note"] for job in await gateway.jobs()] == ["PROVIDER_CREDENTIALS"]
+
+        await until(paused)
+        (job,) = await gateway.jobs()
+        assert (job["state"], job["failures"]) == ("queued", 0)
+
+
+async def test_bodies_are_forgotten_after_a_week_and_ids_after_five(database_url):
+    async with house(database_url) as gateway:
+        await gateway.stripe(event(1))
+        await until(lambda: bool(gateway.payments.events.applied))
+
+        async def learnt() -> bool:
+            return await outcomes(gateway) == ["APPLIED"]
+
+        await until(learnt)
+        await gateway.database.run(inbox.forget)
+        assert (await gateway.stored())[0]["body"] == event(1)
+
+        gateway.database.offset_ms = inbox.BODIES_KEPT_MS + 60_000
+        await gateway.database.run(inbox.forget)
+        assert [row["body"] for row in await gateway.stored()] == [b""]
+
+        gateway.database.offset_ms = inbox.IDS_KEPT_MS + 60_000
+        await gateway.database.run(inbox.forget)
+        assert await gateway.stored() == []
