@@ -1,4 +1,4 @@
-"""Start the whole system and keep it up: python -m launch (`make run`)."""
+"""Start the whole system and keep it up: python -m launch [folder] (`make run`)."""
 
 import os
 import signal
@@ -8,8 +8,6 @@ from pathlib import Path
 
 from launch.settings import complete, merged, sandboxed
 from launch.system import System
-
-FOLDER = Path("var")
 
 READY = """
   gateway   {gateway}            POST /v1/appointments/…/confirmation, POST /v1/payments, GET /v1/status
@@ -26,8 +24,8 @@ Three things to try:
 """
 
 
-def main() -> int:
-    system = System(complete(merged(os.environ, Path(".env")), FOLDER.absolute()), FOLDER)
+def main(folder: Path) -> int:
+    system = System(complete(merged(os.environ, Path(".env")), folder.absolute()), folder)
     if taken := system.taken():
         sys.stderr.write(f"already in use: {', '.join(taken)}. Is the system running? Set …_LISTEN to move it.\n")
         return 1
@@ -45,7 +43,7 @@ def main() -> int:
             print(f"  {name} is up", flush=True)
     except TimeoutError as late:
         if not stopping.is_set():
-            sys.stderr.write(f"{late}; see {FOLDER}/log\n")
+            sys.stderr.write(f"{late}; see {folder}/log\n")
         system.stop()
         return 1
     settings = system.settings
@@ -60,7 +58,7 @@ def main() -> int:
             email=settings["EMAIL_LISTEN"],
             sms=settings["SMS_LISTEN"],
             operations=settings["GATEWAY_OPERATIONS_LISTEN"],
-            folder=FOLDER,
+            folder=folder,
         )
     )
     print("ready", flush=True)
@@ -70,4 +68,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("var")))

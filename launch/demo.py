@@ -199,7 +199,7 @@ def main() -> int:
         with at_hand(story) as system:
             story.tell(f"playing against {system.gateway}, page {system.sandbox}/")
             asyncio.run(play(system, story))
-    except (StoryError, TimeoutError, OSError, grpc.aio.AioRpcError) as problem:
+    except (StoryError, TimeoutError, OSError, aiohttp.ClientError, grpc.aio.AioRpcError) as problem:
         print(f"demo failed: {problem}; see {FOLDER}/demo/log")
         return 1
     print("demo ok: payment SUCCEEDED, email DELIVERED, sms DELIVERED")

@@ -27,11 +27,13 @@ pidfile={folder}/supervisor.pid
 {user}
 """
 
-# A process that cannot start is tried again for ever: what it waits for may come.
+# A process that cannot start is tried again for ever: what it waits for may come. Priorities order the stop: the
+# gateway first, so that nothing calls a service that has gone.
 PROGRAM = """
 [program:{name}]
 command={command}
 directory={root}
+priority={priority}
 autorestart=true
 startsecs=1
 startretries=1000000
@@ -84,9 +86,9 @@ class System:
 
         where = {"folder": escaped(self.folder), "root": escaped(ROOT)}
         parts = [SUPERVISOR.format(user="user=root" if os.geteuid() == 0 else "", **where)]
-        for name, (module, _, _) in PROCESSES.items():
+        for priority, (name, (module, _, _)) in enumerate(PROCESSES.items()):
             command = shlex.join([sys.executable, "-m", "launch.child", module])
-            parts.append(PROGRAM.format(name=name, command=escaped(command), **where))
+            parts.append(PROGRAM.format(name=name, command=escaped(command), priority=priority, **where))
         return "".join(parts)
 
     def waiting(self, seconds: float = 60.0) -> Iterator[str]:
