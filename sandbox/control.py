@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from sandbox import faults, ledger, webhooks
+from sandbox import faults, ledger, mails, webhooks
 from sandbox.payment_intents import Desk
 from sandbox.signatures import Keys
 from sandbox.state import Json, State, get, newest
@@ -80,7 +80,7 @@ class Control:
         provider = request.query_params.get("provider", "")
         with self._state.transaction() as db:
             if provider == "sendgrid":
-                return JSONResponse({"messages": newest(db, "mail", 500)})
+                return JSONResponse({"messages": [mails.shown(mail) for mail in newest(db, "mail", 500)]})
             if provider == "twilio":
                 return JSONResponse({"messages": [shown(text) for text in newest(db, "text", 500)]})
         return JSONResponse({"error": "provider: sendgrid or twilio"}, 400)

@@ -29,4 +29,11 @@ def _with_lists(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     inner = {key: _with_lists(item) for key, item in value.items()}
-    return list(inner.values()) if inner and all(key.isdigit() for key in inner) else inner
+    return list(inner.values()) if inner and all(key.isdecimal() for key in inner) else inner
+
+
+def value_at(tree: Any, *names: str) -> Any:
+    """None where the path leaves the tables."""
+    for name in names:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree

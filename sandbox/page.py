@@ -1,6 +1,5 @@
 """The page that shows what the sandbox has received, and the one on which a customer pays."""
 
-import json
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -12,7 +11,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from sandbox import faults, ledger, webhooks
+from sandbox import faults, ledger, mails, webhooks
 from sandbox.control import DECISIONS, decide
 from sandbox.payment_intents import OPEN
 from sandbox.recipients import FROM_REFUSED, SES, TEXTS, TO_REFUSED
@@ -77,7 +76,7 @@ class Page:
             received = db.execute("SELECT coalesce(max(number), 0) AS number FROM ledger").fetchone()["number"]
             values: Json = {
                 "payments": newest(db, "payment_intent", 30),
-                "mails": [{**mail, "text": plain(mail["mail"])} for mail in newest(db, "mail", 20)],
+                "mails": [mails.shown(mail) for mail in newest(db, "mail", 20)],
                 "texts": texts,
                 "webhooks": webhooks.outbox(db, 40),
                 "faults": faults.all_faults(db),
@@ -111,17 +110,9 @@ class Page:
     async def mail(self, request: Request) -> Response:
         with self._state.transaction() as db:
             mail = get(db, "mail", request.path_params["id"])
-        html = part(mail["mail"], "text/html") if mail else None
+        html = mails.part(mail["mail"], "text/html") if mail else None
         headers = {"Content-Security-Policy": MAIL_POLICY, "X-Content-Type-Options": "nosniff"}
         return HTMLResponse(html or "", 200 if html else 404, headers)
-
-
-def part(mail: Json, kind: str) -> str | None:
-    return next((content["value"] for content in mail.get("content") or [] if content["type"] == kind), None)
-
-
-def plain(mail: Json) -> str | None:
-    return part(mail, "text/plain") or (None if part(mail, "text/html") else json.dumps(mail.get("content")))
 
 
 TEXT_FATES = {

@@ -13,6 +13,7 @@ from sandbox import webhooks
 from sandbox.door import Door
 from sandbox.exchange import Answer, Call, as_json
 from sandbox.faults import Fault
+from sandbox.form import value_at
 from sandbox.mail_checks import MailError, checked
 from sandbox.recipients import LATE_SECONDS, Fate, mail_fate
 from sandbox.state import Json, now_ms, put, random_id
@@ -72,7 +73,7 @@ class SendGrid:
             answer = refused(400, str(error), error.field)
             answer.request = error.mail
             return answer
-        if ((mail.get("mail_settings") or {}).get("sandbox_mode") or {}).get("enable"):
+        if value_at(mail, "mail_settings", "sandbox_mode", "enable"):
             return Answer(200, b"", request=mail)
         id = random_id("", 22)
         body: Json = {"id": id, "at": now_ms(), "fates": {}, "mail": mail}

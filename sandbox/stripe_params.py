@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from sandbox.form import value_at
 from sandbox.state import Json
 from sandbox.stripe_errors import StripeError, wrong
 
@@ -61,6 +62,8 @@ TABLES = (
     "payment_method_options",
     "shipping",
 )
+#: Taken and not looked at.
+OPAQUE = ("amount_details", "hooks", "mandate_data", "payment_details", "radar_options", "transfer_data")
 LISTS = ("allowed_payment_method_types", "excluded_payment_method_types", "types")
 CHOICES = {
     "cancellation_reason": ("abandoned", "duplicate", "fraudulent", "requested_by_customer"),
@@ -101,8 +104,10 @@ def _typed(name: str, value: Any) -> Any:
         return _boolean(name, value)
     if name in TABLES and value != "" and not isinstance(value, dict):
         raise wrong(name, f"Invalid {name}: must be a hash", "parameter_invalid_hash")
-    if name in LISTS and value != "" and not isinstance(value, list):
+    if name in LISTS and value != "" and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
         raise wrong(name, f"Invalid {name}: must be an array", "parameter_invalid_array")
+    if not isinstance(value, str) and name not in (*TABLES, *LISTS, *OPAQUE, "created"):
+        raise wrong(name, f"Invalid string: {value}", "parameter_invalid_string")
     if name in CHOICES and value not in CHOICES[name]:
         raise wrong(name, f"Invalid {name}: must be one of {', '.join(CHOICES[name])}")
     if name == "created" and isinstance(value, dict):
@@ -161,18 +166,10 @@ def _check_methods(params: Json) -> None:
         raise wrong("payment_method_data[type]", f"Invalid payment_method_data[type]: {kind}")
     for name, options in (params.get("payment_method_options") or {}).items():
         if not isinstance(options, dict) or not all(
-            text.isdigit() for key, text in options.items() if "expires" in key
+            str(text).isdecimal() for key, text in options.items() if "expires" in key
         ):
             raise wrong(f"payment_method_options[{name}]", f"Invalid payment_method_options[{name}]")
-    if kind == "boleto" and not nested_value(made, "boleto", "tax_id"):
+    if kind == "boleto" and not value_at(made, "boleto", "tax_id"):
         raise wrong("payment_method_data[boleto][tax_id]", "Missing required param: tax_id.", "parameter_missing")
     if kind == "pix" and params.get("capture_method") == "manual":
         raise StripeError(400, "Pix cannot be captured later.", param="capture_method")
-
-
-def nested_value(table: Json, *names: str) -> Any:
-    """None where the path leaves the tables."""
-    place: Any = table
-    for name in names:
-        place = place.get(name) if isinstance(place, dict) else None
-    return place

@@ -45,13 +45,21 @@ def checked(form: dict[str, str]) -> str:
     if len(body) > 1600:
         raise Refused(TwilioRefusal(21617, "The concatenated message body exceeds the 1600 character limit"))
     callback = form.get("StatusCallback")
-    if callback and (urlsplit(callback).scheme not in ("http", "https") or not urlsplit(callback).netloc):
+    if callback and not is_url(callback):
         raise Refused(TwilioRefusal(21609, f"Invalid 'StatusCallback' URL: {callback}"))
     if "ValidityPeriod" in form:
         validity = form["ValidityPeriod"]
-        if not validity.isdigit() or not 1 <= int(validity) <= 36_000:
+        if not validity.isdecimal() or not 1 <= int(validity) <= 36_000:
             raise Refused(TwilioRefusal(35117, "ValidityPeriod is between 1 and 36000 seconds"))
     return body
+
+
+def is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc)
 
 
 def scheduled_at(form: dict[str, str]) -> int | None:

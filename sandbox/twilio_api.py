@@ -234,7 +234,7 @@ def matches(message: Json, query: dict[str, str], account: str) -> bool:
 
 def whole(query: dict[str, str], name: str, default: int, least: int, most: int) -> int:
     text = query.get(name, str(default))
-    if not text.isdigit() or not least <= int(text) <= most:
+    if not text.isdecimal() or not least <= int(text) <= most:
         raise Refused(TwilioRefusal(20001, f"{name} must be between {least} and {most}"))
     return int(text)
 

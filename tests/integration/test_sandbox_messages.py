@@ -109,6 +109,7 @@ async def test_a_late_receipt_comes_twice_when_its_day_is_over(bench: Bench) -> 
         ({"content": []}, "content"),
         ({"custom_args": {"n": 1}}, "personalizations.0.custom_args.n"),
         ({"custom_args": "text"}, "custom_args"),
+        ({"headers": {"Received": "x"}}, "headers.Received"),
         ({"send_at": int(time.time()) + 80 * 3600}, "send_at"),
         ({"attachments": [{"filename": "a.ics", "content": "§"}]}, "attachments.0.content"),
     ],
@@ -117,6 +118,14 @@ async def test_a_wrong_mail_is_refused_by_field(bench: Bench, changes: dict[str,
     answer = await bench.send_mail(mail(**changes))
 
     assert (answer.status, [error["field"] for error in answer.json["errors"]]) == (400, [field])
+
+
+async def test_mails_are_read_back_as_their_recipient_sees_them(bench: Bench) -> None:
+    await bench.send_mail(mail())
+    kept = (await bench.ask("GET", "/_sandbox/messages?provider=sendgrid")).json["messages"][0]
+
+    assert (kept["to"], kept["subject"], kept["text"]) == (["ana@example.com"], "Lembrete", "Amanhã")
+    assert kept["html"] == "<p>Amanhã</p>"
 
 
 async def test_sandbox_mode_checks_and_sends_nothing(bench: Bench) -> None:

@@ -142,14 +142,16 @@ async def test_a_refused_parameter_does_not_use_up_the_key(bench: Bench) -> None
         ({"amount": "100000000"}, "amount_too_large", "amount"),
         ({"currency": ""}, "parameter_missing", "currency"),
         ({"metadata": "x"}, "parameter_invalid_hash", "metadata"),
+        ({"description[]": "x"}, "parameter_invalid_string", "description"),
+        ({"capture_method": "never"}, None, "capture_method"),
     ],
 )
-async def test_a_wrong_parameter_is_named(bench: Bench, changes: dict[str, Any], code: str, param: str) -> None:
+async def test_a_wrong_parameter_is_named(bench: Bench, changes: dict[str, Any], code: str | None, param: str) -> None:
     form: dict[str, Any] = {"amount": 15000, "currency": "brl", **changes}
     answer = await bench.stripe("POST", "/v1/payment_intents", **form)
 
     error = answer.json["error"]
-    assert (answer.status, error["code"], error["param"]) == (400, code, param)
+    assert (answer.status, error.get("code"), error["param"]) == (400, code, param)
 
 
 @pytest.mark.parametrize("api_key", ["sk_live_1", "sk_test_revoked", "nonsense"])
