@@ -1,0 +1,62 @@
+"""What leaves for SendGrid is what its own specification allows."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from services.email.message import Mailbox
+from services.email.provider import Mail
+from services.email.sendgrid_provider import SendGridProvider
+
+SPECIFICATION = Path(__file__).parents[2] / "../shared/provider-specs/tsg_mail_v3.patched.json"
+
+MAILS = {
+    "plain": Mail("eml_1", 1, Mailbox("ana@example.com"), "Lembrete de Consulta", "Olá", "<p>Olá</p>"),
+    "named, with an invitation": Mail(
+        "eml_2", 7, Mailbox("ana@example.com", 'Ana "Aninha" Souza, Dra.'), "Confirmação de Agendamento", "Olá",
+        "<p>Olá</p>", b"BEGIN:VCALENDAR\r\nEND:VCALENDAR\r\n",
+    ),
+}  # fmt: skip
+
+
+def body(mail: Mail) -> Any:
+    provider = SendGridProvider(http=None, sender=Mailbox("contato@topsmile.example", "TopSmile"))  # type: ignore[arg-type]  # nothing is sent
+    return json.loads(json.dumps(provider.body(mail)))
+
+
+@pytest.mark.parametrize("mail", MAILS.values(), ids=MAILS.keys())
+def test_a_mail_is_what_the_specification_says(mail: Mail) -> None:
+    if not SPECIFICATION.exists():
+        pytest.skip("SendGrid's specification is not here: its requests are not checked against it")
+    specification = json.loads(SPECIFICATION.read_text())
+    reference = specification["components"]["requestBodies"]["PostMailSend"]["content"]["application/json"]["schema"]
+    validator = jsonschema.Draft202012Validator({**reference, "components": specification["components"]})
+
+    assert [error.message for error in validator.iter_errors(body(mail))] == []
+    assert set(body(mail)) <= set(reference["properties"])
+
+
+def test_a_name_stays_a_value_whatever_it_holds() -> None:
+    sent = body(MAILS["named, with an invitation"])
+
+    assert sent["personalizations"] == [{"to": [{"email": "ana@example.com", "name": 'Ana "Aninha" Souza, Dra.'}]}]
+
+
+def test_nobody_is_tracked_and_the_event_will_know_the_email() -> None:
+    sent = body(MAILS["plain"])
+
+    assert sent["custom_args"] == {"email_id": "eml_1", "attempt": "1"}
+    assert not any(tracking["enable"] for tracking in sent["tracking_settings"].values())
+
+
+def test_an_invitation_is_attached_as_it_is() -> None:
+    (attached,) = body(MAILS["named, with an invitation"])["attachments"]
+
+    assert base64.b64decode(attached["content"]) == b"BEGIN:VCALENDAR\r\nEND:VCALENDAR\r\n"
+    assert (attached["type"], attached["filename"]) == ("text/calendar", "consulta.ics")

@@ -1,0 +1,595 @@
+"""The email service over the wire: its callers on one side, the sandbox's SendGrid on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import icalendar
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from services.chassis.breaker import CircuitBreaker
+from services.chassis.database import Database, connect, one
+from services.chassis.health import Readiness
+from services.chassis.jobs import Pace
+from services.chassis.outbound import outbound
+from services.chassis.retry import Retry
+from services.chassis.server import Service, answering
+from services.chassis.worker import Worker
+from services.email.rendering import Renderer
+from services.email.sender import Sender
+from services.email.sendgrid_provider import SendGridProvider
+from services.email.servicer import EmailAdminServicer, EmailServicer
+from services.email.settings import Settings
+from services.email.store import MIGRATIONS, QUEUE
+from tests.fakes.sandbox_bench import Bench, sandbox_bench
+from tests.processes import Process
+from topsmile.email.v1 import email_pb2 as pb
+from topsmile.email.v1 import email_pb2_grpc as rpc
+
+START = datetime(2199, 3, 14, 17, 30, tzinfo=UTC)
+HOUR, DAY = 3_600_000, 86_400_000
+MINUTES = 60_000
+
+
+@dataclass
+class Running:
+    """An email service that listens, its database and its SendGrid."""
+
+    email: rpc.EmailServiceAsyncStub
+    admin: rpc.EmailAdminServiceAsyncStub
+    database: Database
+    bench: Bench
+
+    async def get(self, email_id: str) -> pb.Email:
+        answer: pb.GetEmailResponse = await self.email.GetEmail(pb.GetEmailRequest(email_id=email_id))
+        return answer.email
+
+    async def until(self, email_id: str, *statuses: str) -> pb.Email:
+        async def there() -> bool:
+            return status(await self.get(email_id)) in statuses
+
+        await eventually(there)
+        return await self.get(email_id)
+
+    async def mails(self) -> list[dict[str, Any]]:
+        """The mails that SendGrid took."""
+        entries = await self.bench.ledger()
+        return [entry["request"] for entry in entries if entry["outcome"] == "accepted"]
+
+    async def reported(self, count: int) -> list[dict[str, Any]]:
+        got = await self.bench.receiver.wait_for(lambda received: len(received) >= count)
+        return [item for webhook in got for item in json.loads(webhook.body)]
+
+    async def apply(self, *items: object) -> list[str]:
+        events = [pb.Event(event_id=f"evt-{hash(json.dumps(item))}", body=json.dumps(item).encode()) for item in items]
+        answer = await self.admin.ApplyEvents(pb.ApplyEventsRequest(events=events))
+        return [pb.EventOutcome.Name(result.outcome).removeprefix("EVENT_OUTCOME_") for result in answer.results]
+
+    def pass_time(self, milliseconds: int) -> None:
+        self.database.offset_ms += milliseconds
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while not await condition():  # noqa: ASYNC110 - what is awaited happens behind a socket
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def service(database_url: str, tmp_path: Path) -> AsyncIterator[Running]:
+    async with email_service(database_url, tmp_path) as running:
+        yield running
+
+
+@asynccontextmanager
+async def email_service(database_url: str, folder: Path, sendgrid: str | None = None) -> AsyncIterator[Running]:
+    settings = Settings.model_validate(
+        {
+            "listen": "127.0.0.1:0",
+            "operations_listen": "127.0.0.1:0",
+            "database_url": database_url,
+            "sendgrid_api_key": "SG.test",
+            "from_email": "TopSmile <contato@topsmile.example>",
+        }
+    )
+    key = {"Authorization": f"Bearer {settings.sendgrid_api_key.get_secret_value()}"}
+    async with (
+        sandbox_bench(folder / "sandbox.db") as bench,
+        connect(database_url, MIGRATIONS) as database,
+        outbound(sendgrid or bench.url, service="sendgrid", headers=key, timeout=2.0) as http,
+    ):
+        breaker = CircuitBreaker("sendgrid")
+        provider = SendGridProvider(http, settings.from_email)
+        sender = Sender(database, provider, breaker, Renderer(settings.from_email), Retry())
+        worker = Worker(database, sender.queue(Pace(50.0, burst=20)), breaker.room)
+        services = [
+            Service("email", rpc.add_EmailServiceServicer_to_server, EmailServicer(database, worker.wake)),
+            Service("admin", rpc.add_EmailAdminServiceServicer_to_server, EmailAdminServicer(database)),
+        ]
+        loop = asyncio.create_task(worker.run())
+        async with (
+            answering(settings, Readiness(database), services) as address,
+            grpc.aio.insecure_channel(str(address)) as channel,
+        ):
+            yield Running(rpc.EmailServiceStub(channel), rpc.EmailAdminServiceStub(channel), database, bench)
+        worker.stop()
+        await loop
+
+
+def recipient(address: str = "ana@example.com") -> pb.Recipient:
+    return pb.Recipient(address=address, name="Ana Souza")
+
+
+def appointment(**changes: Any) -> pb.Appointment:
+    made = pb.Appointment(
+        appointment_id="apt-1",
+        patient_name="João d'Ávila & Filhos",
+        professional="Dra. Beatriz Lima",
+        clinic='Clínica "Sorriso" <Pinheiros>',
+        address="Rua das Flores, 123",
+        time_zone="America/Manaus",
+        clinic_phone="(92) 3456-7890",
+        notes="Traga os exames.\nChegue 10 minutos antes.",
+    )
+    made.start_time.FromDatetime(START)
+    made.end_time.FromDatetime(START + timedelta(minutes=45))
+    made.MergeFrom(pb.Appointment(**changes))
+    return made
+
+
+def confirmation(key: str = "key-1", to: str = "ana@example.com", **changes: Any) -> Any:
+    return pb.SendAppointmentConfirmationRequest(
+        idempotency_key=key, recipient=recipient(to), appointment=appointment(**changes)
+    )
+
+
+def reminder(start_in: timedelta, send_in: timedelta, key: str = "key-2") -> Any:
+    now = datetime.now(UTC)
+    asked = pb.SendAppointmentReminderRequest(idempotency_key=key, recipient=recipient(), appointment=appointment())
+    asked.appointment.start_time.FromDatetime(now + start_in)
+    asked.appointment.ClearField("end_time")
+    asked.send_time.FromDatetime(now + send_in)
+    return asked
+
+
+def receipt(key: str = "key-3") -> Any:
+    notice = pb.SendPaymentNoticeRequest(
+        idempotency_key=key,
+        recipient=recipient(),
+        kind=pb.PAYMENT_NOTICE_KIND_SUCCEEDED,
+        payment=pb.PaymentSummary(
+            payment_id="pay_1",
+            amount=pb.Money(amount_minor=15000, currency="BRL"),
+            description="Limpeza",
+            appointment_id="apt-1",
+            patient_name="João",
+            method=pb.PAYMENT_METHOD_PIX,
+        ),
+    )
+    notice.payment.paid_time.FromDatetime(datetime(2026, 3, 12, 17, 30, tzinfo=UTC))
+    return notice
+
+
+def status(email: pb.Email) -> str:
+    return pb.EmailStatus.Name(email.status).removeprefix("EMAIL_STATUS_")
+
+
+def history(email: pb.Email) -> list[str]:
+    return [pb.EmailStatus.Name(step.status).removeprefix("EMAIL_STATUS_") for step in email.history]
+
+
+async def refusal(call: Awaitable[object]) -> tuple[grpc.StatusCode, str, dict[str, str]]:
+    """The code, the reason and the wrong fields of an RPC that fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in rpc_status.from_call(failed.value).details:
+        for kind in (info, bad):
+            if detail.Is(kind.DESCRIPTOR):
+                detail.Unpack(kind)
+    wrong = {violation.field: violation.description for violation in bad.field_violations}
+    return failed.value.code(), info.reason, wrong
+
+
+async def send_confirmation(service: Running, **changes: Any) -> str:
+    return str((await service.email.SendAppointmentConfirmation(confirmation(**changes))).email.email_id)
+
+
+async def test_a_confirmation_says_every_fact_in_both_its_forms(service: Running) -> None:
+    sent = await service.until(await send_confirmation(service), "SENT")
+    (mail,) = await service.mails()
+    text, html = (part["value"] for part in mail["content"])
+
+    assert sent.subject == mail["subject"] == "Confirmação de Agendamento"
+    assert [part["type"] for part in mail["content"]] == ["text/plain", "text/html"]
+    assert mail["personalizations"] == [{"to": [{"email": "ana@example.com", "name": "Ana Souza"}]}]
+    assert mail["from"] == {"email": "contato@topsmile.example", "name": "TopSmile"}
+    assert mail["custom_args"] == {"email_id": sent.email_id, "attempt": "1"}
+    for fact in (
+        "João d'Ávila & Filhos", "Dra. Beatriz Lima", 'Clínica "Sorriso" <Pinheiros>', "Rua das Flores, 123",
+        "quinta-feira, 14 de março de 2199", "13h30 às 14h15 (horário de Manaus)", "(92) 3456-7890",
+        "Traga os exames.", "Chegue 10 minutos antes.", "Ana Souza",
+    ):  # fmt: skip
+        assert fact in text
+        assert fact.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") in html
+    assert sent.provider == "sendgrid"
+    assert sent.provider_message_id
+
+
+async def test_a_later_confirmation_moves_the_calendar_entry_of_the_earlier(service: Running) -> None:
+    await service.until(await send_confirmation(service), "SENT")
+    await asyncio.sleep(1.0)
+    await service.until(await send_confirmation(service, key="key-2", professional="Dr. Caio"), "SENT")
+    attached = [mail["attachments"][0] for mail in await service.mails()]
+    first, second = (icalendar.Calendar.from_ical(base64.b64decode(file["content"])) for file in attached)
+    before, after = (cast("Any", entry.walk("VEVENT")[0]) for entry in (first, second))  # its values are a long union
+
+    assert {file["type"] for file in attached} == {"text/calendar"}
+    assert (first["method"], str(before["organizer"])) == ("REQUEST", "mailto:contato@topsmile.example")
+    assert before["uid"] == after["uid"]
+    assert before["sequence"] < after["sequence"]
+    assert before["dtstart"].dt == START
+    assert before["dtstart"].params["TZID"] == "America/Manaus"
+
+
+async def test_a_receipt_says_what_was_paid(service: Running) -> None:
+    sent = (await service.email.SendPaymentNotice(receipt())).email
+    await service.until(sent.email_id, "SENT")
+    (mail,) = await service.mails()
+    text = mail["content"][0]["value"]
+
+    assert (sent.subject, sent.template) == ("Recibo de Pagamento", "payment_succeeded")
+    assert "attachments" not in mail
+    for fact in ("R$ 150,00", "Limpeza", "João", "Pix", "pay_1", "quinta-feira, 12 de março de 2026, às 14h30"):
+        assert fact in text
+
+
+async def test_repeating_a_key_repeats_the_answer_and_not_the_mail(service: Running) -> None:
+    first = await send_confirmation(service)
+    await service.until(first, "SENT")
+    again = await service.email.SendAppointmentConfirmation(confirmation())
+
+    assert (again.email.email_id, status(again.email)) == (first, "SENT")
+    assert len(await service.mails()) == 1
+
+
+async def test_a_key_used_for_another_request_names_what_differs(service: Running) -> None:
+    await send_confirmation(service)
+    other = confirmation(professional="Dr. Caio")
+    code, reason, wrong = await refusal(service.email.SendAppointmentConfirmation(other))
+
+    assert (code, reason) == (grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED")
+    assert wrong.keys() == {"appointment.professional"}
+
+
+async def test_every_wrong_field_is_named_at_once(service: Running) -> None:
+    asked = pb.SendAppointmentReminderRequest(
+        recipient=pb.Recipient(address="ana@", name="Ana\r\nBcc: todos@example.com"),
+        appointment=appointment(patient_name="x" * 201, time_zone="Marte/Olimpo"),
+    )
+    asked.appointment.end_time.FromDatetime(START - timedelta(minutes=1))
+    asked.send_time.FromDatetime(START + timedelta(minutes=1))
+    code, reason, wrong = await refusal(service.email.SendAppointmentReminder(asked))
+
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert wrong.keys() == {
+        "idempotency_key", "recipient.address", "recipient.name", "appointment.patient_name", "appointment.time_zone",
+        "appointment.end_time", "send_time",
+    }  # fmt: skip
+
+
+async def test_a_reminder_waits_until_its_moment(service: Running) -> None:
+    asked = reminder(timedelta(days=30), timedelta(days=29))
+    waiting = (await service.email.SendAppointmentReminder(asked)).email
+    await asyncio.sleep(0.5)
+    before = await service.mails()
+    service.pass_time(29 * DAY + MINUTES)
+    sent = await service.until(waiting.email_id, "SENT")
+
+    assert (status(waiting), before) == ("SCHEDULED", [])
+    assert history(sent) == ["SCHEDULED", "SENT"]
+    assert [mail["subject"] for mail in await service.mails()] == ["Lembrete de Consulta"]
+
+
+async def test_a_reminder_is_not_sent_once_the_appointment_has_begun(service: Running) -> None:
+    asked = reminder(-timedelta(minutes=1), -timedelta(hours=1))
+    late = (await service.email.SendAppointmentReminder(asked)).email
+    ended = await service.until(late.email_id, "EXPIRED")
+
+    assert history(ended) == ["QUEUED", "EXPIRED"]
+    assert await service.mails() == []
+
+
+async def test_canceling_an_appointment_stops_its_reminder_and_counts_what_was_too_late(service: Running) -> None:
+    await service.until(await send_confirmation(service), "SENT")
+    paid = (await service.email.SendPaymentNotice(receipt())).email
+    asked = reminder(timedelta(days=2), timedelta(days=1))
+    waiting = (await service.email.SendAppointmentReminder(asked)).email
+    cancel = pb.CancelEmailsRequest(appointment_id="apt-1")
+    first, second = await service.email.CancelEmails(cancel), await service.email.CancelEmails(cancel)
+
+    assert (first.canceled_count, first.too_late_count) == (1, 1)
+    assert (second.canceled_count, second.too_late_count) == (0, 1)
+    assert status(await service.get(waiting.email_id)) == "CANCELED"
+    await service.until(paid.email_id, "SENT")
+
+
+async def test_an_email_that_is_not_there_is_not_found(service: Running) -> None:
+    unknown = await refusal(service.email.GetEmail(pb.GetEmailRequest(email_id="eml_none")))
+    canceled = await refusal(service.email.CancelEmails(pb.CancelEmailsRequest(email_id="eml_none")))
+    nothing = await refusal(service.email.CancelEmails(pb.CancelEmailsRequest()))
+
+    assert unknown[:2] == canceled[:2] == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+    assert nothing[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_the_words_of_a_mail_are_kept_until_it_is_handed_over_and_no_longer(service: Running) -> None:
+    email_id = await send_confirmation(service)
+    await service.until(email_id, "SENT")
+    job = await service.database.read(
+        one, "SELECT payload, trace FROM job WHERE queue = :queue AND id = :id", queue=QUEUE, id=email_id
+    )
+
+    assert job["payload"] == b""
+    assert job["trace"]
+
+
+@pytest.mark.parametrize(
+    ("address", "ends", "reason"),
+    [
+        ("delivered@resend.dev", "DELIVERED", ""),
+        ("bounced@resend.dev", "BOUNCED", ""),
+        ("complained@resend.dev", "COMPLAINED", ""),
+        ("deferred@resend.dev", "DEFERRED", ""),
+        ("suppressed@resend.dev", "SUPPRESSED", "PROVIDER_REJECTED"),
+        ("dropped@resend.dev", "SUPPRESSED", "PROVIDER_REJECTED"),
+    ],
+)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_what_sendgrid_reports_becomes_the_status(service: Running, address: str, ends: str, reason: str) -> None:
+    email_id = await send_confirmation(service, to=address)
+    await service.until(email_id, "SENT")
+    steps = {"COMPLAINED": 3, "SUPPRESSED": 1}.get(ends, 2)
+    await service.apply(*reversed(await service.reported(steps)))
+    email = await service.get(email_id)
+
+    assert (status(email), email.failure_reason) == (ends, reason)
+    assert history(email)[-1] == ends
+
+
+async def test_a_lost_answer_is_found_out_from_the_first_event_and_not_sent_again(service: Running) -> None:
+    await service.bench.fault(provider="sendgrid", kind="reset", after=True)
+    email_id = await send_confirmation(service)
+    await service.until(email_id, "UNKNOWN")
+    items = await service.reported(2)
+    await service.apply(*items)
+    service.pass_time(20 * MINUTES)
+    await asyncio.sleep(0.7)
+    email = await service.get(email_id)
+
+    assert history(email) == ["QUEUED", "UNKNOWN", "SENT", "DELIVERED"]
+    assert email.provider_message_id == items[0]["sg_message_id"].partition(".")[0]
+    assert len(await service.mails()) == 1
+
+
+async def test_a_lost_answer_without_an_event_for_ten_minutes_is_sent_again(service: Running) -> None:
+    await service.bench.fault(provider="sendgrid", kind="reset")
+    email_id = await send_confirmation(service)
+    await service.until(email_id, "UNKNOWN")
+    cancel = await service.email.CancelEmails(pb.CancelEmailsRequest(email_id=email_id))
+    service.pass_time(5 * MINUTES)
+    await asyncio.sleep(0.7)
+    after_five = await service.mails()
+    service.pass_time(6 * MINUTES)
+    await service.until(email_id, "SENT")
+    (mail,) = await service.mails()
+
+    assert (cancel.canceled_count, cancel.too_late_count) == (0, 1)
+    assert after_five == []
+    assert int(mail["custom_args"]["attempt"]) > 1
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_a_reminder_whose_answer_was_lost_is_not_sent_again_after_the_start(service: Running) -> None:
+    await service.bench.fault(provider="sendgrid", kind="reset")
+    asked = reminder(timedelta(minutes=5), timedelta(0))
+    email_id = (await service.email.SendAppointmentReminder(asked)).email.email_id
+    await service.until(email_id, "UNKNOWN")
+    service.pass_time(11 * MINUTES)
+
+    async def given_up() -> bool:
+        return bool((await service.get(email_id)).failure_reason)
+
+    await eventually(given_up)
+    email = await service.get(email_id)
+
+    assert (status(email), email.failure_reason) == ("UNKNOWN", "OUTCOME_UNKNOWN")
+    assert await service.mails() == []
+
+
+async def test_a_mail_that_never_left_is_still_queued_and_can_be_canceled(database_url: str, tmp_path: Path) -> None:
+    async with email_service(database_url, tmp_path, sendgrid="http://127.0.0.1:9") as service:
+        email_id = await send_confirmation(service)
+        await backing_off(service, email_id)
+        waiting = await service.get(email_id)
+        answer = await service.email.CancelEmails(pb.CancelEmailsRequest(email_id=email_id))
+
+    assert (status(waiting), answer.canceled_count) == ("QUEUED", 1)
+
+
+async def test_a_mail_that_could_not_be_handed_over_for_a_day_expires_and_says_why(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with email_service(database_url, tmp_path, sendgrid="http://127.0.0.1:9") as service:
+        email_id = await send_confirmation(service)
+        await backing_off(service, email_id)
+        service.pass_time(DAY + HOUR)
+        ended = await service.until(email_id, "EXPIRED")
+
+    assert ended.failure_reason == "NOT_SENT"
+
+
+async def backing_off(service: Running, email_id: str) -> None:
+    async def found() -> bool:
+        sql = "SELECT note, state FROM job WHERE queue = :queue AND id = :id"
+        job = await service.database.read(one, sql, queue=QUEUE, id=email_id)
+        return bool(job["note"] == "NOT_SENT" and job["state"] == "queued")
+
+    await eventually(found)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_killed_between_sendgrids_acceptance_and_its_answer_it_sends_once(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with sandbox_bench(tmp_path / "sandbox.db") as bench:
+        settings = {
+            "EMAIL_LISTEN": "127.0.0.1:0", "EMAIL_OPERATIONS_LISTEN": "127.0.0.1:0", "EMAIL_DATABASE_URL": database_url,
+            "SENDGRID_API_KEY": "SG.test", "SENDGRID_API_BASE": bench.url, "FROM_EMAIL": "contato@topsmile.example",
+        }  # fmt: skip
+        await bench.fault(provider="sendgrid", kind="hang_after_accepting", seconds=30)
+        async with started(settings, bench) as (service, process):
+            email_id = await send_confirmation(service)
+            events = await service.reported(2)
+            during = status(await service.get(email_id))
+            await asyncio.to_thread(process.kill)
+        async with started(settings, bench) as (service, process):
+            await service.until(email_id, "UNKNOWN")
+            await service.apply(*events)
+            after = await service.get(email_id)
+            mails = await service.mails()
+            code = await asyncio.to_thread(process.end)
+
+    assert (during, history(after)) == ("SENDING", ["QUEUED", "UNKNOWN", "SENT", "DELIVERED"])
+    assert (len(mails), code) == (1, 0)
+    assert "ana@example.com" not in "".join(process.lines)
+
+
+@asynccontextmanager
+async def started(settings: dict[str, str], bench: Bench) -> AsyncIterator[tuple[Running, Process]]:
+    """The service as a process of its own; its database is not at hand then."""
+    process = await asyncio.to_thread(Process, "services.email", settings)
+    try:
+        async with grpc.aio.insecure_channel(process.listening["grpc"]) as channel:
+            database = cast("Database", None)
+            yield Running(rpc.EmailServiceStub(channel), rpc.EmailAdminServiceStub(channel), database, bench), process
+    finally:
+        await asyncio.to_thread(process.kill)
+
+
+TROUBLE: list[tuple[dict[str, Any], str, int]] = [
+    ({"kind": "throttle", "retry_after": 100}, "THROTTLED", 2 * MINUTES),
+    ({"kind": "status", "status": 401}, "PROVIDER_CREDENTIALS", 2 * MINUTES),
+    ({"kind": "status", "status": 403}, "PROVIDER_CREDENTIALS", 2 * MINUTES),
+    ({"kind": "status", "status": 401, "message": "Maximum credits exceeded"}, "QUOTA", 2 * MINUTES),
+]
+
+
+@pytest.mark.parametrize(("fault", "reason", "pause"), TROUBLE)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_what_is_not_the_mails_fault_pauses_the_queue_and_loses_nothing(
+    service: Running, fault: dict[str, Any], reason: str, pause: int
+) -> None:
+    await service.bench.fault(provider="sendgrid", **fault)
+    first = await send_confirmation(service)
+    await paused(service, reason)
+    second = await send_confirmation(service, key="key-9")
+    await asyncio.sleep(0.5)
+    waiting = status(await service.get(first)), status(await service.get(second))
+    service.pass_time(pause)
+    await service.until(first, "SENT")
+    await service.until(second, "SENT")
+
+    assert waiting == ("QUEUED", "QUEUED")
+    assert [entry["status"] for entry in await service.bench.ledger()] == [fault.get("status", 429), 202, 202]
+
+
+async def paused(service: Running, reason: str) -> None:
+    async def found() -> bool:
+        sql = "SELECT COALESCE(MAX(reason), '') AS reason FROM pace WHERE queue = :queue"
+        return bool((await service.database.read(one, sql, queue=QUEUE))["reason"] == reason)
+
+    await eventually(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "ends", "reason"),
+    [
+        (400, "FAILED", "PROVIDER_REFUSED_INPUT"),
+        (413, "FAILED", "PROVIDER_REFUSED_INPUT"),
+        (410, "FAILED", "PROVIDER_REJECTED"),
+        (302, "UNKNOWN", ""),
+        (200, "UNKNOWN", ""),
+        (503, "UNKNOWN", ""),
+    ],
+)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_only_a_202_is_a_success(service: Running, code: int, ends: str, reason: str) -> None:
+    await service.bench.fault(provider="sendgrid", kind="status", status=code)
+    email = await service.until(await send_confirmation(service), ends)
+
+    assert email.failure_reason == reason
+
+
+def event(email_id: str, kind: str, **more: object) -> dict[str, object]:
+    return {"event": kind, "email_id": email_id, "timestamp": 1_790_000_000, "email": "ana@example.com", **more}
+
+
+async def test_an_email_moves_only_forward_whatever_the_order_of_events(service: Running) -> None:
+    email_id = await send_confirmation(service, to="noreceipt@example.com")
+    await service.until(email_id, "SENT")
+    delivered = event(email_id, "delivered", response="250 OK")
+    outcomes = await service.apply(
+        delivered, delivered, event(email_id, "processed"), event(email_id, "deferred"), event(email_id, "open"),
+        event(email_id, "bounce", type="blocked", reason="550 no"),
+        event(email_id, "delivered", timestamp=1_790_000_009),
+    )  # fmt: skip
+    email = await service.get(email_id)
+
+    assert outcomes == ["APPLIED", "DUPLICATE", "STALE", "STALE", "IGNORED_FOREIGN", "APPLIED", "STALE"]
+    assert await service.apply(delivered) == ["DUPLICATE"]
+    assert history(email) == ["QUEUED", "SENT", "DELIVERED", "BOUNCED"]
+    assert [step.detail for step in email.history][2:] == ["250 OK", "550 no"]
+    assert email.history[2].change_time.seconds == 1_790_000_000
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_events_that_are_not_ours_or_no_events_change_nothing(service: Running) -> None:
+    email_id = await send_confirmation(service)
+    outcomes = await service.apply(
+        {"event": "delivered", "timestamp": 1_790_000_000},
+        event("eml_elsewhere", "delivered"),
+        event(email_id, "account_status_change"),
+        event(email_id, "delivered", timestamp="soon"),
+        event(email_id, "delivered", timestamp=10**30),
+        {"email_id": email_id},
+        [],
+        None,
+    )
+    garbage = await service.admin.ApplyEvents(
+        pb.ApplyEventsRequest(events=[pb.Event(event_id="e", body=b"\xff"), pb.Event(body=b"{}")])
+    )
+
+    assert outcomes == ["IGNORED_FOREIGN"] * 3 + ["REJECTED"] * 5
+    assert {result.outcome for result in garbage.results} == {pb.EVENT_OUTCOME_REJECTED}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_too_many_events_are_refused_as_a_whole(service: Running) -> None:
+    many = pb.ApplyEventsRequest(events=[pb.Event(event_id=str(number), body=b"{}") for number in range(101)])
+    large = pb.ApplyEventsRequest(events=[pb.Event(event_id="1", body=b" " * (2 << 20) + b"{}")])
+
+    for request in (many, large, pb.ApplyEventsRequest()):
+        code, _, wrong = await refusal(service.admin.ApplyEvents(request))
+        assert (code, list(wrong)) == (grpc.StatusCode.INVALID_ARGUMENT, ["events"])
