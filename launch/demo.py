@@ -109,14 +109,14 @@ class Clinic:
             "description": "Limpeza",
             "payer": self._patient,
         }
-        return await self._ask("POST", f"{self._system.gateway}/v1/payments", body)
+        return (await self._ask("POST", f"{self._system.gateway}/v1/payments", body))["payment"]
 
     async def pay(self, payment_id: str) -> None:
         await self._ask("POST", f"{self._system.sandbox}/_sandbox/payments/{payment_id}/pay")
 
     async def paid(self, payment_id: str) -> bool:
-        payment = await self._ask("GET", f"{self._system.gateway}/v1/payments/{payment_id}")
-        return bool(payment["status"] == "SUCCEEDED")
+        answer = await self._ask("GET", f"{self._system.gateway}/v1/payments/{payment_id}")
+        return bool(answer["payment"]["status"] == "PAYMENT_STATUS_SUCCEEDED")
 
     async def _received(self, provider: str) -> list[Any]:
         url = f"{self._system.sandbox}/_sandbox/ledger?provider={provider}&limit=50"
@@ -154,7 +154,7 @@ async def play(system: System, story: Story) -> None:
         story.tell("confirmation delivered by email and by text")
 
         payment = await clinic.create_payment()
-        story.tell(f"payment {payment['payment_id']} is {payment['status']}: R$ 150,00")
+        story.tell(f"payment {payment['payment_id']} is {payment['status'].removeprefix('PAYMENT_STATUS_')}: R$ 150,00")
         await clinic.pay(payment["payment_id"])
         story.tell("paid on the sandbox's page; Stripe's webhook is on its way")
         await until("the payment succeeds", lambda: clinic.paid(payment["payment_id"]))
