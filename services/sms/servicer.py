@@ -1,0 +1,109 @@
+"""The RPCs of topsmile.sms.v1: what callers ask for, and what the gateway tells."""
+# ruff: noqa: N802 - methods are named by the contract
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from services.chassis import context
+from services.chassis.database import Database
+from services.chassis.errors import InvalidRequest, Violation
+from services.chassis.fields import Fields
+from services.chassis.idempotency import fingerprint
+from services.sms import message, store, twilio_events
+from services.sms.message import CODE, Message, Numbers
+from services.sms.pepper import Pepper
+from topsmile.sms.v1 import sms_pb2 as pb
+from topsmile.sms.v1 import sms_pb2_grpc as pb_grpc
+
+EVENTS_AT_MOST, BODIES_AT_MOST = 100, 2 << 20
+
+Rpc = grpc.aio.ServicerContext[Any, Any]
+
+
+class SmsServicer(pb_grpc.SmsServiceServicer):
+    def __init__(self, database: Database, wake: Callable[[], None], pepper: Pepper, numbers: Numbers) -> None:
+        self._database = database
+        self._wake = wake
+        self._pepper = pepper
+        self._numbers = numbers
+
+    async def SendAppointmentConfirmation(
+        self, request: pb.SendAppointmentConfirmationRequest, _rpc: Rpc
+    ) -> pb.SendAppointmentConfirmationResponse:
+        sms = await self._accept(message.confirmation(request, self._numbers))
+        return pb.SendAppointmentConfirmationResponse(sms=sms)
+
+    async def SendAppointmentReminder(
+        self, request: pb.SendAppointmentReminderRequest, _rpc: Rpc
+    ) -> pb.SendAppointmentReminderResponse:
+        return pb.SendAppointmentReminderResponse(sms=await self._accept(message.reminder(request, self._numbers)))
+
+    async def SendVerificationCode(
+        self, request: pb.SendVerificationCodeRequest, _rpc: Rpc
+    ) -> pb.SendVerificationCodeResponse:
+        return pb.SendVerificationCodeResponse(
+            sms=await self._accept(message.verification_code(request, self._numbers))
+        )
+
+    async def SendPaymentNotice(self, request: pb.SendPaymentNoticeRequest, _rpc: Rpc) -> pb.SendPaymentNoticeResponse:
+        return pb.SendPaymentNoticeResponse(sms=await self._accept(message.payment_notice(request, self._numbers)))
+
+    async def SendSms(self, request: pb.SendSmsRequest, _rpc: Rpc) -> pb.SendSmsResponse:
+        return pb.SendSmsResponse(sms=await self._accept(message.custom(request, self._numbers)))
+
+    async def GetSms(self, request: pb.GetSmsRequest, _rpc: Rpc) -> pb.GetSmsResponse:
+        fields = Fields(request)
+        sms_id = fields.text("sms_id", least=1, most=100)
+        fields.check()
+        sms = await self._database.read(store.get, sms_id)
+        return pb.GetSmsResponse(sms=sms.to_proto())
+
+    async def CancelSms(self, request: pb.CancelSmsRequest, _rpc: Rpc) -> pb.CancelSmsResponse:
+        fields = Fields(request)
+        reference = request.WhichOneof("reference") or "sms_id"
+        id = fields.text(reference, least=1, most=100)
+        fields.check()
+        transaction = store.cancel if reference == "sms_id" else store.cancel_appointment
+        canceled, too_late = await self._database.run(transaction, id)
+        return pb.CancelSmsResponse(canceled_count=canceled, too_late_count=too_late)
+
+    async def _accept(self, message: Message) -> pb.Sms:
+        body = self._pepper.seal(message.text) if message.template == CODE else message.text
+        new = store.NewSms(
+            sms_id=f"sms_{secrets.token_hex(12)}",
+            caller=context.caller.get(),
+            fingerprint=fingerprint(message.asked, self._pepper.fingerprints),
+            payload=pb.SendSmsRequest(body=body).SerializeToString(),
+            trace=context.trace(),
+        )
+        sms = await self._database.run(store.accept, new, message)
+        self._wake()
+        return sms.to_proto()
+
+
+class SmsAdminServicer(pb_grpc.SmsAdminServiceServicer):
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def ApplyEvents(self, request: pb.ApplyEventsRequest, _rpc: Rpc) -> pb.ApplyEventsResponse:
+        if not 1 <= len(request.events) <= EVENTS_AT_MOST:
+            raise InvalidRequest([Violation("events", f"must be 1 to {EVENTS_AT_MOST}")])
+        if sum(len(event.body) for event in request.events) > BODIES_AT_MOST:
+            raise InvalidRequest([Violation("events", f"have bodies of more than {BODIES_AT_MOST} bytes")])
+        read = [twilio_events.read(event) for event in request.events]
+        understood = [event for event in read if not isinstance(event, str)]
+        applied = iter(await self._database.run(store.apply, understood))
+        results = [
+            _result(event.event_id, "REJECTED", outcome)
+            if isinstance(outcome, str)
+            else _result(event.event_id, *next(applied))
+            for event, outcome in zip(request.events, read, strict=True)
+        ]
+        return pb.ApplyEventsResponse(results=results)
+
+
+def _result(event_id: str, outcome: str, detail: str) -> pb.EventResult:
+    return pb.EventResult(event_id=event_id, outcome=pb.EventOutcome.Value(f"EVENT_OUTCOME_{outcome}"), detail=detail)

@@ -1,0 +1,53 @@
+"""What the environment says about the sms service."""
+
+from typing import Annotated, Self
+
+from phonenumbers import SUPPORTED_REGIONS
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
+
+from services.chassis.settings import ProcessSettings, Secrets
+
+TWILIO = "https://api.twilio.com"
+
+
+def _regions(text: object) -> object:
+    regions = [part.strip().upper() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
+    if isinstance(regions, list) and not set(regions) <= SUPPORTED_REGIONS:
+        raise ValueError("are no regions such as BR,PT")
+    return regions
+
+
+class Settings(ProcessSettings, process="SMS", port=50053, operations_port=9103):
+    twilio_account_sid: str
+    #: A key of its own (SK…) leaves the auth token to the gateway, which needs it for signatures.
+    twilio_api_key_sid: str = ""
+    twilio_api_key_secret: SecretStr = SecretStr("")
+    twilio_auth_token: Secrets = ()
+    twilio_phone_number: str
+    twilio_api_base: str = TWILIO
+    #: Texts a second, by all replicas together.
+    twilio_per_second: float = Field(default=10.0, gt=0)
+    #: Where the gateway is reached from outside; without it nobody tells what became of a text.
+    public_url: str = ""
+    #: Seals codes that wait. Once changed, those are lost, and repeated keys of messages before it look different.
+    sms_pepper: SecretStr = Field(min_length=16)
+    #: Whose mobile numbers are texted.
+    sms_regions: Annotated[tuple[str, ...], BeforeValidator(_regions)] = ("BR",)
+
+    @property
+    def credentials(self) -> tuple[str, str]:
+        if self.twilio_api_key_sid:
+            return self.twilio_api_key_sid, self.twilio_api_key_secret.get_secret_value()
+        return self.twilio_account_sid, self.twilio_auth_token[0].get_secret_value()
+
+    @property
+    def magic_numbers(self) -> bool:
+        return self.twilio_api_base.rstrip("/") != TWILIO
+
+    @model_validator(mode="after")
+    def _credentials(self) -> Self:
+        if bool(self.twilio_api_key_sid) != bool(self.twilio_api_key_secret.get_secret_value()):
+            raise ValueError("TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET go together")
+        if not self.twilio_api_key_sid and not self.twilio_auth_token:
+            raise ValueError("TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET, or TWILIO_AUTH_TOKEN, are required")
+        return self

@@ -1,0 +1,558 @@
+"""The sms service over the wire: real RPCs, Twilio's library, real HTTP to the sandbox, both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
+
+import aiohttp
+import grpc
+import pytest
+
+from services.chassis.database import one
+from services.chassis.errors import AlreadyExists, InvalidRequest, NotFound, ServiceError, from_rpc_error
+from services.chassis.health import Readiness
+from services.chassis.server import answering
+from services.sms.__main__ import Parts, assembled
+from services.sms.settings import Settings
+from tests.processes import Sandbox, process, sandbox
+from topsmile.sms.v1 import sms_pb2 as pb
+from topsmile.sms.v1.sms_pb2_grpc import SmsAdminServiceStub, SmsServiceStub
+
+if TYPE_CHECKING:
+    from topsmile.sms.v1.sms_pb2_grpc import SmsAdminServiceAsyncStub, SmsServiceAsyncStub
+
+T = TypeVar("T")
+SAO_PAULO = ZoneInfo("America/Sao_Paulo")
+SILENT, OPTED_OUT, LANDLINE_AT_TWILIO = "+5511900000091", "+15005550004", "+15005550009"
+ACCOUNT = "AC" + "0" * 32
+
+numbers = itertools.count(20_000_000)
+
+
+def recipient() -> str:
+    """A mobile number that no other test has texted."""
+    return f"+55119{next(numbers)}"
+
+
+async def eventually(ask: Callable[[], Awaitable[T]], good: Callable[[T], object] = bool, wait: float = 10.0) -> T:
+    deadline = asyncio.get_running_loop().time() + wait
+    while not good(answer := await ask()):
+        assert asyncio.get_running_loop().time() < deadline, f"not in time: {answer}"
+        await asyncio.sleep(0.03)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    with sandbox(tmp_path_factory.mktemp("sandbox"), TWILIO_AUTH_TOKEN="token") as running:
+        yield running
+
+
+def settings_of(box: Sandbox, database_url: str, **changes: str) -> dict[str, str]:
+    return {
+        "SMS_LISTEN": "127.0.0.1:0",
+        "SMS_OPERATIONS_LISTEN": "127.0.0.1:0",
+        "SMS_DATABASE_URL": database_url,
+        "TWILIO_ACCOUNT_SID": ACCOUNT,
+        "TWILIO_AUTH_TOKEN": "token",
+        "TWILIO_PHONE_NUMBER": "+15005550006",
+        "TWILIO_API_BASE": box.url,
+        "TWILIO_PER_SECOND": "200",
+        "PUBLIC_URL": "https://clinic.example",
+        "SMS_PEPPER": "a pepper of sixteen",
+        **changes,
+    }
+
+
+@dataclass
+class Desk:
+    """The running service, its client, and what Twilio's double knows."""
+
+    stub: SmsServiceAsyncStub
+    admin: SmsAdminServiceAsyncStub
+    parts: Parts
+    http: aiohttp.ClientSession
+    box: Sandbox
+
+    async def texts(self, to: str) -> list[dict[str, Any]]:
+        async with self.http.get("/_sandbox/messages?provider=twilio") as answer:
+            return [text for text in (await answer.json())["messages"] if text["to"] == to]
+
+    async def requests(self, to: str) -> list[dict[str, Any]]:
+        async with self.http.get("/_sandbox/ledger?provider=twilio&limit=100000") as answer:
+            entries = (await answer.json())["entries"]
+        return [entry for entry in entries if entry["method"] == "POST" and entry["request"].get("To") == to]
+
+    async def fault(self, **fault: object) -> None:
+        async with self.http.post("/_sandbox/faults", json={"provider": "twilio", **fault}) as answer:
+            assert answer.status == 201, await answer.text()
+
+    async def get(self, sms_id: str) -> pb.Sms:
+        return (await self.stub.GetSms(pb.GetSmsRequest(sms_id=sms_id))).sms
+
+    async def becomes(self, sms_id: str, status: str, wait: float = 10.0) -> pb.Sms:
+        wanted = pb.SmsStatus.Value(f"SMS_STATUS_{status}")
+        return await eventually(lambda: self.get(sms_id), lambda sms: sms.status == wanted, wait)
+
+    async def row(self, sql: str, **parameters: object) -> Any:
+        return await self.parts.database.read(one, sql, **parameters)
+
+    async def kept(self, sms_id: str) -> bytes:
+        """What its job still holds."""
+        return bytes((await self.row("SELECT payload FROM job WHERE id = :id", id=sms_id))["payload"])
+
+    def later(self, **time: float) -> None:
+        self.parts.database.offset_ms += int(timedelta(**time).total_seconds() * 1000)
+        self.parts.worker.wake()
+
+    async def until(self, moment: datetime) -> None:
+        """Move the database's clock; whatever is due by then is claimed."""
+        now = datetime.fromtimestamp((await self.row("SELECT now_ms() AS now"))["now"] / 1000, UTC)
+        self.later(seconds=(moment - now).total_seconds())
+
+    async def callback(self, sms: pb.Sms, told: str, *, event_id: str, **form: str) -> pb.EventResult:
+        fields = {"MessageSid": sms.provider_message_id, "MessageStatus": told, "To": sms.recipient, **form}
+        event = pb.Event(
+            event_id=event_id,
+            body=urlencode(fields).encode(),
+            query=urlencode({"sms_id": sms.sms_id, "attempt": 1}),
+        )
+        (result,) = (await self.admin.ApplyEvents(pb.ApplyEventsRequest(events=[event]))).results
+        return result
+
+
+@pytest.fixture
+async def desk(box: Sandbox, database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
+    for name, value in settings_of(box, database_url).items():
+        monkeypatch.setenv(name, value)
+    settings = Settings.model_validate({})
+    async with (
+        assembled(settings) as parts,
+        aiohttp.ClientSession(box.url) as http,
+        answering(settings, Readiness(parts.database), parts.services) as address,
+        grpc.aio.insecure_channel(str(address)) as channel,
+    ):
+        working = asyncio.create_task(parts.worker.run())
+        yield Desk(SmsServiceStub(channel), SmsAdminServiceStub(channel), parts, http, box)
+        parts.worker.stop()
+        await working
+        async with http.delete("/_sandbox/faults"):
+            pass
+
+
+def daytime(days: int = 0, hour: int = 12) -> datetime:
+    """A moment of a coming day, on the clinic's clock."""
+    return datetime.combine(datetime.now(SAO_PAULO).date() + timedelta(days=1 + days), time(hour), SAO_PAULO)
+
+
+def appointment(start_at: datetime | None = None, **changes: str) -> pb.Appointment:
+    facts: dict[str, Any] = {"appointment_id": "apt-1", "patient_name": "Ana Souza", "professional": "Dra. Rita"}
+    about = pb.Appointment(**{**facts, **changes})
+    about.start_time.FromDatetime(start_at or datetime(2036, 3, 13, 17, 30, tzinfo=UTC))
+    return about
+
+
+def reminder(key: str, start_at: datetime, *, before: timedelta | None = None) -> pb.SendAppointmentReminderRequest:
+    request = pb.SendAppointmentReminderRequest(
+        idempotency_key=key, recipient=recipient(), appointment=appointment(start_at)
+    )
+    if before is not None:
+        request.before.FromTimedelta(before)
+    return request
+
+
+def custom(key: str = "k", **changes: Any) -> pb.SendSmsRequest:
+    return pb.SendSmsRequest(**{"idempotency_key": key, "recipient": recipient(), "body": "Olá, Ana!", **changes})
+
+
+async def refused(call: Awaitable[object], kind: type[ServiceError]) -> ServiceError:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    error = from_rpc_error(raised.value)
+    assert isinstance(error, kind), error
+    return error
+
+
+async def test_a_text_is_folded_sent_once_and_told_of(desk: Desk) -> None:
+    request = custom(body="Olá, seu orçamento está pronto \N{EN DASH} até amanhã 😀")
+    accepted = (await desk.stub.SendSms(request)).sms
+
+    sms = await desk.becomes(accepted.sms_id, "SENT")
+
+    (text,) = await desk.texts(request.recipient)
+    assert text["body"] == "Ola, seu orcamento esta pronto - ate amanha"
+    assert (sms.provider, sms.provider_message_id, sms.segments) == ("twilio", text["sid"], 1)
+    assert sms.encoding == pb.SMS_ENCODING_GSM_7
+    assert [pb.SmsStatus.Name(change.status) for change in sms.history] == ["SMS_STATUS_QUEUED", "SMS_STATUS_SENT"]
+    (sent,) = await desk.requests(request.recipient)
+    callback = f"https://clinic.example/webhooks/twilio/status?sms_id={sms.sms_id}&attempt=1"
+    assert sent["request"]["StatusCallback"] == callback
+    assert sent["request"]["ValidityPeriod"] == "36000"
+
+
+async def test_accents_are_kept_where_that_is_asked_for(desk: Desk) -> None:
+    request = custom(body="Olá, não esqueça", keep_accents=True)
+    sms = (await desk.stub.SendSms(request)).sms
+    await desk.becomes(sms.sms_id, "SENT")
+
+    assert [text["body"] for text in await desk.texts(request.recipient)] == ["Olá, não esqueça"]
+    assert sms.encoding == pb.SMS_ENCODING_UCS_2
+
+
+async def test_repeating_a_key_repeats_the_answer_not_the_text(desk: Desk) -> None:
+    request = custom()
+    first = (await desk.stub.SendSms(request)).sms
+    await desk.becomes(first.sms_id, "SENT")
+    request.recipient = f"({request.recipient[3:5]}) {request.recipient[5:]}"  # the same number, as people write it
+    again = (await desk.stub.SendSms(request)).sms
+
+    assert (again.sms_id, again.status) == (first.sms_id, pb.SMS_STATUS_SENT)
+    assert len(await desk.texts(first.recipient)) == 1
+
+
+async def test_a_key_used_for_another_request_names_what_differs(desk: Desk) -> None:
+    request = custom()
+    await desk.stub.SendSms(request)
+    request.body = "Outra coisa"
+
+    error = await refused(desk.stub.SendSms(request), AlreadyExists)
+
+    assert [violation.field for violation in error.violations] == ["body"]
+
+
+async def test_every_wrong_field_is_named_and_nothing_is_stored(desk: Desk) -> None:
+    request = pb.SendAppointmentReminderRequest(recipient="(11) 3123-4567", appointment=appointment(appointment_id=""))
+    request.appointment.time_zone = "Mars/Olympus"
+    request.send_time.FromDatetime(datetime(2037, 1, 1, tzinfo=UTC))
+
+    error = await refused(desk.stub.SendAppointmentReminder(request), InvalidRequest)
+
+    wrong = {violation.field: violation.description for violation in error.violations}
+    assert wrong.keys() == {
+        "idempotency_key", "recipient", "appointment.appointment_id", "appointment.time_zone", "send_time"
+    }  # fmt: skip
+    assert "celular" in wrong["recipient"]
+    assert (await desk.row("SELECT COUNT(*) AS n FROM sms"))["n"] == 0
+
+
+@pytest.mark.parametrize("body", ["", "  \n ", "😀", "x" * 1601])
+async def test_a_body_that_cannot_be_sent_is_refused(desk: Desk, body: str) -> None:
+    error = await refused(desk.stub.SendSms(custom(body=body)), InvalidRequest)
+
+    assert [violation.field for violation in error.violations] == ["body"]
+
+
+async def test_the_texts_say_what_they_should(desk: Desk) -> None:
+    confirmed = pb.SendAppointmentConfirmationRequest(
+        idempotency_key="c", recipient=recipient(), appointment=appointment()
+    )
+    code = pb.SendVerificationCodeRequest(idempotency_key="v", recipient=recipient(), code="493021")
+    paid = pb.SendPaymentNoticeRequest(
+        idempotency_key="p", recipient=recipient(), kind=pb.PAYMENT_NOTICE_KIND_SUCCEEDED,
+        payment=pb.PaymentSummary(
+            payment_id="pay_1", amount=pb.Money(amount_minor=15000, currency="BRL"), method=pb.PAYMENT_METHOD_PIX
+        ),
+    )  # fmt: skip
+    paid.payment.paid_time.FromDatetime(datetime(2036, 3, 13, 1, 30, tzinfo=UTC))  # the evening before, in São Paulo
+    sent = [
+        (await desk.stub.SendAppointmentConfirmation(confirmed)).sms,
+        (await desk.stub.SendVerificationCode(code)).sms,
+        (await desk.stub.SendPaymentNotice(paid)).sms,
+    ]
+    for sms in sent:
+        await desk.becomes(sms.sms_id, "SENT")
+
+    assert [(await desk.texts(sms.recipient))[0]["body"] for sms in sent] == [
+        "Confirmacao: Consulta agendada para quinta-feira, 13 de marco as 14h30 com Dra. Rita. Paciente: Ana Souza",
+        "Seu codigo de verificacao: 493021",
+        "Pagamento recebido: R$ 150,00 em 12/03/2036 por Pix",
+    ]
+    assert [sms.template for sms in sent] == ["appointment_confirmation", "verification_code", "payment_succeeded"]
+
+
+async def test_a_code_waits_sealed_and_is_nowhere_after_the_hand_over(desk: Desk) -> None:
+    desk.parts.breaker.force_open()
+    request = pb.SendVerificationCodeRequest(idempotency_key="v", recipient=recipient(), code="Qx7Wz9")
+    sms = (await desk.stub.SendVerificationCode(request)).sms
+
+    waiting = await desk.kept(sms.sms_id)
+    desk.parts.breaker.release()
+    desk.later(seconds=61)
+    await desk.becomes(sms.sms_id, "SENT")
+
+    assert len(waiting) > 100
+    assert b"Qx7Wz9" not in waiting
+    assert await desk.kept(sms.sms_id) == b""
+    assert "Qx7Wz9" not in str(dict(await desk.row("SELECT * FROM sms")))
+
+
+async def test_a_reminder_waits_here_at_any_horizon(desk: Desk) -> None:
+    start_at = daytime(days=400, hour=14)
+    request = reminder("r", start_at, before=timedelta(hours=2))
+    sms = (await desk.stub.SendAppointmentReminder(request)).sms
+
+    assert sms.status == pb.SMS_STATUS_SCHEDULED
+    assert sms.scheduled_time.ToDatetime(UTC) == start_at - timedelta(hours=2)
+    await desk.until(start_at - timedelta(hours=2))
+    await desk.becomes(sms.sms_id, "SENT")
+    (text,) = await desk.texts(request.recipient)
+    assert text["body"].startswith("Lembrete: Consulta agendada para ")
+    assert " as 14h com Dra. Rita" in text["body"]
+
+
+async def test_a_reminder_asked_for_at_night_waits_for_the_morning(desk: Desk) -> None:
+    start_at = daytime(days=2, hour=15)
+    sms = (await desk.stub.SendAppointmentReminder(reminder("r", start_at, before=timedelta(hours=16)))).sms
+
+    assert sms.scheduled_time.ToDatetime(UTC) == daytime(days=2, hour=8)
+
+
+async def test_a_reminder_that_an_outage_pushed_into_the_night_waits_too(desk: Desk) -> None:
+    start_at = daytime(days=2, hour=15)
+    request = reminder("r", start_at, before=timedelta(hours=19))  # 20:00 the evening before
+    sms = (await desk.stub.SendAppointmentReminder(request)).sms
+    await desk.until(daytime(days=1, hour=23))
+    await asyncio.sleep(1.0)
+    at_night = await desk.texts(request.recipient)
+    await desk.until(daytime(days=2, hour=8) + timedelta(seconds=1))
+    await desk.becomes(sms.sms_id, "SENT")
+
+    assert at_night == []
+    assert len(await desk.texts(request.recipient)) == 1
+
+
+async def test_a_reminder_past_its_appointment_is_expired_and_never_sent(desk: Desk) -> None:
+    start_at = daytime(days=1)
+    request = reminder("r", start_at, before=timedelta(hours=1))
+    sms = (await desk.stub.SendAppointmentReminder(request)).sms
+    await desk.until(start_at + timedelta(minutes=1))
+    await desk.becomes(sms.sms_id, "EXPIRED")
+
+    assert await desk.texts(request.recipient) == []
+
+
+async def test_a_canceled_reminder_is_not_sent_and_its_words_are_gone(desk: Desk) -> None:
+    start_at = daytime(days=3)
+    request = reminder("r", start_at, before=timedelta(hours=1))
+    sms = (await desk.stub.SendAppointmentReminder(request)).sms
+    first = await desk.stub.CancelSms(pb.CancelSmsRequest(appointment_id="apt-1"))
+    again = await desk.stub.CancelSms(pb.CancelSmsRequest(sms_id=sms.sms_id))
+    await desk.until(start_at - timedelta(minutes=30))
+    await asyncio.sleep(0.5)
+
+    assert [(first.canceled_count, first.too_late_count), (again.canceled_count, again.too_late_count)] == [
+        (1, 0), (0, 0)
+    ]  # fmt: skip
+    assert (await desk.get(sms.sms_id)).status == pb.SMS_STATUS_CANCELED
+    assert await desk.kept(sms.sms_id) == b""
+    assert await desk.texts(request.recipient) == []
+
+
+async def test_what_was_handed_over_is_too_late_to_cancel_and_receipts_stay(desk: Desk) -> None:
+    request = pb.SendAppointmentConfirmationRequest(
+        idempotency_key="c", recipient=recipient(), appointment=appointment()
+    )
+    sms = (await desk.stub.SendAppointmentConfirmation(request)).sms
+    await desk.becomes(sms.sms_id, "SENT")
+
+    answer = await desk.stub.CancelSms(pb.CancelSmsRequest(appointment_id="apt-1"))
+
+    assert (answer.canceled_count, answer.too_late_count) == (0, 1)
+    await refused(desk.stub.CancelSms(pb.CancelSmsRequest()), InvalidRequest)
+    await refused(desk.stub.CancelSms(pb.CancelSmsRequest(sms_id="sms_none")), NotFound)
+    await refused(desk.stub.GetSms(pb.GetSmsRequest(sms_id="sms_none")), NotFound)
+
+
+@pytest.mark.parametrize(
+    ("to", "status", "reason", "code"),
+    [
+        (OPTED_OUT, "SUPPRESSED", "PROVIDER_REJECTED", "21610"),
+        (LANDLINE_AT_TWILIO, "FAILED", "PROVIDER_REFUSED_INPUT", "21614"),
+        ("+15005550003", "FAILED", "PROVIDER_REJECTED", "21408"),
+    ],
+)
+async def test_a_refusal_for_good_ends_a_text(desk: Desk, to: str, status: str, reason: str, code: str) -> None:
+    before = len(await desk.requests(to))
+    sms = (await desk.stub.SendSms(custom(recipient=to))).sms
+    ended = await desk.becomes(sms.sms_id, status)
+
+    assert ended.failure_reason == reason
+    assert code in ended.history[-1].detail
+    assert len(await desk.requests(to)) == before + 1
+
+
+async def test_trouble_at_twilio_loses_nothing(desk: Desk) -> None:
+    await desk.fault(kind="throttle", retry_after=1, times=1)
+    request = custom()
+    sms = (await desk.stub.SendSms(request)).sms
+    await desk.becomes(sms.sms_id, "SENT")
+
+    assert [entry["status"] for entry in await desk.requests(request.recipient)] == [429, 201]
+
+
+async def test_refused_credentials_pause_the_queue_and_keep_every_text(desk: Desk) -> None:
+    await desk.fault(kind="status", status=401, times=1)
+    sms = (await desk.stub.SendSms(custom())).sms
+    pace = await eventually(lambda: desk.row("SELECT MAX(reason) AS reason FROM pace"), lambda row: row["reason"])
+    other = (await desk.stub.SendSms(custom("k2"))).sms
+    await asyncio.sleep(0.3)
+
+    assert pace["reason"] == "PROVIDER_CREDENTIALS"
+    assert (await desk.get(other.sms_id)).status == pb.SMS_STATUS_QUEUED
+    desk.later(seconds=61)
+    await desk.becomes(sms.sms_id, "SENT")
+    await desk.becomes(other.sms_id, "SENT")
+
+
+async def test_a_lost_answer_is_found_out_at_twilio_and_not_sent_again(desk: Desk) -> None:
+    await desk.fault(kind="reset", after=True, path="Messages", times=1)
+    request = custom()
+    sms = (await desk.stub.SendSms(request)).sms
+    found = await desk.becomes(sms.sms_id, "SENT")
+
+    (text,) = await desk.texts(request.recipient)
+    assert found.provider_message_id == text["sid"]
+    assert len(await desk.requests(request.recipient)) == 1
+
+
+async def test_the_same_words_sent_before_prove_nothing(desk: Desk) -> None:
+    to = recipient()
+    first = (await desk.stub.SendSms(custom("first", recipient=to))).sms
+    await desk.becomes(first.sms_id, "SENT")
+    await desk.fault(kind="reset", times=1)
+    second = (await desk.stub.SendSms(custom("second", recipient=to))).sms
+    unknown = await desk.becomes(second.sms_id, "UNKNOWN")
+    for seconds in (0, 11, 31, 31):
+        desk.later(seconds=seconds)
+        await asyncio.sleep(1.2 if seconds == 0 else 0.5)
+    sent = await desk.becomes(second.sms_id, "SENT")
+
+    assert unknown.provider_message_id == ""
+    assert len(await desk.texts(to)) == 2
+    assert sent.provider_message_id not in {"", first.provider_message_id}
+
+
+async def test_an_answer_lost_is_waited_for_a_minute_before_it_counts_as_no(desk: Desk) -> None:
+    await desk.fault(kind="reset", times=1)
+    request = custom()
+    sms = (await desk.stub.SendSms(request)).sms
+    await eventually(lambda: desk.row("SELECT * FROM sms"), lambda row: row["unsure_since"])
+    for _ in range(2):
+        desk.later(seconds=29)
+        await asyncio.sleep(0.5)
+
+    assert len(await desk.requests(request.recipient)) == 1
+    assert (await desk.get(sms.sms_id)).failure_reason == "OUTCOME_UNKNOWN"
+    desk.later(seconds=31)
+    sent = await desk.becomes(sms.sms_id, "SENT")
+    assert len(await desk.texts(request.recipient)) == 1
+    assert sent.failure_reason == ""
+
+
+async def test_a_code_whose_answer_was_lost_is_asked_about_and_not_waited_for(desk: Desk) -> None:
+    await desk.fault(kind="reset", times=1)
+    request = pb.SendVerificationCodeRequest(idempotency_key="v", recipient=recipient(), code="493021")
+    sms = (await desk.stub.SendVerificationCode(request)).sms
+    await desk.becomes(sms.sms_id, "SENT", wait=5)
+
+    assert len(await desk.texts(request.recipient)) == 1
+    assert len(await desk.requests(request.recipient)) == 2
+
+
+async def test_a_code_that_could_not_leave_in_ten_minutes_is_expired(desk: Desk) -> None:
+    desk.parts.breaker.force_open()
+    request = pb.SendVerificationCodeRequest(idempotency_key="v", recipient=recipient(), code="493021")
+    sms = (await desk.stub.SendVerificationCode(request)).sms
+    desk.later(minutes=11)
+    desk.parts.breaker.release()
+    await desk.becomes(sms.sms_id, "EXPIRED")
+
+    assert await desk.texts(request.recipient) == []
+    assert await desk.kept(sms.sms_id) == b""
+
+
+async def test_a_callback_proves_what_a_lost_answer_was(desk: Desk) -> None:
+    await desk.fault(kind="reset", times=1)
+    request = custom()
+    sms = (await desk.stub.SendSms(request)).sms
+    await desk.becomes(sms.sms_id, "UNKNOWN")
+    told = await desk.callback(sms, "sent", event_id="e1", MessageSid="SM" + "a" * 32)
+    desk.later(minutes=5)
+    await asyncio.sleep(1.0)
+
+    assert told.outcome == pb.EVENT_OUTCOME_APPLIED
+    assert (await desk.get(sms.sms_id)).provider_message_id == "SM" + "a" * 32
+    assert len(await desk.requests(request.recipient)) == 1
+
+
+async def test_callbacks_in_any_order_and_twice_move_a_text_only_forward(desk: Desk) -> None:
+    sms = await desk.becomes((await desk.stub.SendSms(custom())).sms.sms_id, "SENT")
+    told = [
+        await desk.callback(sms, "delivered", event_id="e1"),
+        await desk.callback(sms, "delivered", event_id="e1"),
+        await desk.callback(sms, "sent", event_id="e2"),
+        await desk.callback(sms, "received", event_id="e3"),
+        await desk.callback(pb.Sms(provider_message_id="SM" + "f" * 32), "delivered", event_id="e4"),
+        await desk.callback(pb.Sms(sms_id=sms.sms_id), "delivered", event_id="e5"),
+    ]
+
+    assert [pb.EventOutcome.Name(result.outcome).removeprefix("EVENT_OUTCOME_") for result in told] == [
+        "APPLIED", "DUPLICATE", "STALE", "IGNORED_FOREIGN", "IGNORED_FOREIGN", "REJECTED"
+    ]  # fmt: skip
+    delivered = await desk.get(sms.sms_id)
+    assert delivered.status == pb.SMS_STATUS_DELIVERED
+    assert len(delivered.history) == 3
+
+
+async def test_an_undelivered_text_says_why(desk: Desk) -> None:
+    sms = await desk.becomes((await desk.stub.SendSms(custom())).sms.sms_id, "SENT")
+    await desk.callback(sms, "undelivered", event_id="e1", ErrorCode="30003")
+    ended = await desk.get(sms.sms_id)
+
+    assert ended.status == pb.SMS_STATUS_UNDELIVERED
+    assert (ended.failure_reason, ended.history[-1].detail) == ("PROVIDER_REJECTED", "Twilio 30003")
+
+
+async def test_too_many_events_or_bytes_are_refused_whole(desk: Desk) -> None:
+    many = [pb.Event(event_id=f"e{number}") for number in range(101)]
+    large = [pb.Event(event_id="e", body=b"x" * (2 << 20)), pb.Event(event_id="f", body=b"x")]
+    for events in (many, large, []):
+        await refused(desk.admin.ApplyEvents(pb.ApplyEventsRequest(events=events)), InvalidRequest)
+
+
+async def test_a_service_killed_between_twilio_s_yes_and_its_own_note_texts_once(box: Sandbox, tmp_path: Path) -> None:
+    settings = settings_of(box, f"sqlite:///{tmp_path}/sms.db")
+    request = custom()
+    async with aiohttp.ClientSession(box.url) as http:
+        fault = {"provider": "twilio", "kind": "hang_after_accepting", "seconds": 30, "path": "Messages", "times": 1}
+        async with http.post("/_sandbox/faults", json=fault):
+            pass
+        with process("services.sms", settings) as running:
+            async with grpc.aio.insecure_channel(running.listening["grpc"]) as channel:
+                sms = (await SmsServiceStub(channel).SendSms(request)).sms
+            await eventually(lambda: texts(http, request.recipient))
+            running.kill()
+        with process("services.sms", settings) as running:
+            async with grpc.aio.insecure_channel(running.listening["grpc"]) as channel:
+                stub: SmsServiceAsyncStub = SmsServiceStub(channel)
+                asked = pb.GetSmsRequest(sms_id=sms.sms_id)
+                found = await eventually(lambda: stub.GetSms(asked), lambda got: got.sms.status == pb.SMS_STATUS_SENT)
+            assert running.end() == 0
+        (text,) = await texts(http, request.recipient)
+        async with http.delete("/_sandbox/faults"):
+            pass
+
+    assert found.sms.provider_message_id == text["sid"]
+
+
+async def texts(http: aiohttp.ClientSession, to: str) -> list[dict[str, Any]]:
+    async with http.get("/_sandbox/messages?provider=twilio") as answer:
+        return [text for text in (await answer.json())["messages"] if text["to"] == to]
