@@ -128,7 +128,7 @@ class Clinic:
             person = mail["personalizations"][0]
             ours = person["to"][0]["email"] == self._patient["email"]
             if ours and "Recibo" in (person.get("subject") or mail.get("subject") or ""):
-                return str((person.get("custom_args") or mail["custom_args"])["email_id"])
+                return str(mail["custom_args"]["email_id"])
         return None
 
     async def receipt_texted(self, but: str) -> str | None:
