@@ -1,0 +1,77 @@
+"""Every RPC of the contract is there and answers its own type."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc_testing
+from google.protobuf.message import Message
+
+from services.chassis.brazil import mobile
+from services.chassis.database import connect
+from services.sms.__main__ import MIGRATIONS
+from services.sms.pepper import Pepper
+from services.sms.servicer import SmsAdminServicer, SmsServicer
+from topsmile.sms.v1 import sms_pb2 as pb
+
+
+class Bridge:
+    """Lets a testing server, which runs handlers in threads, call coroutines on the test's loop."""
+
+    def __init__(self, servicer: object, loop: asyncio.AbstractEventLoop) -> None:
+        self._servicer, self._loop = servicer, loop
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._servicer, name)
+        return lambda request, rpc: asyncio.run_coroutine_threadsafe(method(request, rpc), self._loop).result(10)
+
+
+def requests() -> dict[str, Message]:
+    to = "+5511912345678"
+    about = pb.Appointment(appointment_id="apt-1", patient_name="Ana")
+    about.start_time.FromJsonString("2036-03-12T17:30:00Z")
+    paid = pb.PaymentSummary(payment_id="pay_1", amount=pb.Money(amount_minor=100, currency="BRL"))
+    paid.paid_time.FromJsonString("2026-03-12T17:30:00Z")
+    return {
+        "SendSms": pb.SendSmsRequest(idempotency_key="k", recipient=to, body="oi"),
+        "SendAppointmentConfirmation": pb.SendAppointmentConfirmationRequest(
+            idempotency_key="c", recipient=to, appointment=about
+        ),
+        "SendAppointmentReminder": pb.SendAppointmentReminderRequest(
+            idempotency_key="r", recipient=to, appointment=about
+        ),
+        "SendVerificationCode": pb.SendVerificationCodeRequest(idempotency_key="v", recipient=to, code="123456"),
+        "SendPaymentNotice": pb.SendPaymentNoticeRequest(
+            idempotency_key="p", recipient=to, kind=pb.PAYMENT_NOTICE_KIND_SUCCEEDED, payment=paid
+        ),
+        "CancelSms": pb.CancelSmsRequest(appointment_id="apt-1"),
+        "ApplyEvents": pb.ApplyEventsRequest(
+            events=[pb.Event(event_id="e1", body=b"MessageSid=SM1&MessageStatus=sent")]
+        ),
+    }
+
+
+async def test_every_rpc_of_the_contract_answers_its_type(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    services = pb.DESCRIPTOR.services_by_name
+    async with connect(f"sqlite:///{tmp_path}/sms.db", MIGRATIONS) as database:
+        servicer = SmsServicer(database, lambda: None, Pepper("a pepper of sixteen"), mobile)
+        server = grpc_testing.server_from_dictionary(
+            {
+                services["SmsService"]: Bridge(servicer, loop),
+                services["SmsAdminService"]: Bridge(SmsAdminServicer(database), loop),
+            },
+            grpc_testing.strict_real_time(),
+        )
+        asked, sms_id = requests(), ""
+        for service in services.values():
+            for method in service.methods:
+                request = asked.get(method.name) or pb.GetSmsRequest(sms_id=sms_id)
+                call = server.invoke_unary_unary(method, (), request, None)
+                answer, _, code, _ = await asyncio.to_thread(call.termination)
+                assert (method.name, code) == (method.name, grpc.StatusCode.OK)
+                assert answer.DESCRIPTOR is method.output_type
+                sms_id = sms_id or answer.sms.sms_id
