@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.payments.provider import Standing
-from services.payments.stripe_intents import standing_of
+from services.payments.stripe_intents import OURS, standing_of
 from topsmile.payments.v1 import payments_pb2 as pb
 
 
@@ -63,5 +63,7 @@ def _subject(body: dict[str, Any]) -> Reading:
         return Hint(str(related["id"])) if related.get("type") == "payment_intent" else foreign("of no payment")
     if not str(body["type"]).startswith("payment_intent."):
         return foreign("of a type that nothing here depends on")
-    standing = standing_of(body["data"]["object"], at=int(body["created"]))
-    return standing if standing.payment_id else foreign("no payment of ours: no topsmile_payment_id")
+    intent = body["data"]["object"]
+    if not (intent["metadata"] or {}).get(OURS):
+        return foreign(f"no payment of ours: no {OURS}")
+    return standing_of(intent, at=int(body["created"]))

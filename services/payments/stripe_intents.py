@@ -1,7 +1,7 @@
 """Stripe's PaymentIntent, as a plain dict out of an answer or an event, read into our words."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from services.payments.provider import Decline, Standing, Status, Step
 
@@ -17,6 +17,11 @@ STATUSES: dict[str, Status] = {
     "canceled": "CANCELED",
 }
 METHODS = {"card": "CARD", "pix": "PIX", "boleto": "BOLETO"}
+# What a payer is shown, by the action's type: the method, and where the text and the address stand.
+ACTIONS: dict[str, tuple[Literal["PIX", "BOLETO"], str, str]] = {
+    "pix_display_qr_code": ("PIX", "data", "image_url_png"),
+    "boleto_display_details": ("BOLETO", "number", "hosted_voucher_url"),
+}
 RAN_OUT = "payment_intent_payment_attempt_expired"
 
 
@@ -53,14 +58,12 @@ def _method(intent: Mapping[str, Any]) -> str:
 
 
 def _step(action: Mapping[str, Any]) -> Step | None:
-    match action.get("type"):
-        case "pix_display_qr_code":
-            pix = action["pix_display_qr_code"]
-            return Step("PIX", _text(pix["data"]), _text(pix["image_url_png"]), int(pix["expires_at"]))
-        case "boleto_display_details":
-            slip = action["boleto_display_details"]
-            return Step("BOLETO", _text(slip["number"]), _text(slip["hosted_voucher_url"]), int(slip["expires_at"]))
-    return None
+    kind = action.get("type")
+    shown = action.get(kind) if kind in ACTIONS else None
+    if kind is None or not shown:
+        return None
+    method, text, url = ACTIONS[kind]
+    return Step(method, _text(shown[text]), _text(shown[url]), int(shown["expires_at"]))
 
 
 def _text(value: object) -> str:

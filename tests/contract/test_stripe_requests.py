@@ -1,0 +1,85 @@
+"""What leaves for Stripe is what its own list of parameters allows, at the version that the SDK names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.chassis.outbound import outbound
+from services.payments.payment import Order
+from services.payments.stripe_provider import StripeProvider
+from tests.fakes.payments_service import order
+from tests.fakes.sandbox_bench import Bench, sandbox_bench
+from topsmile.payments.v1 import payments_pb2 as pb
+
+PARAMETERS = Path(__file__).parents[2] / "../shared/provider-specs/stripe_params_endive.json"
+VERSION = "2026-10-28.endive"
+
+ORDERS: dict[str, dict[str, Any]] = {
+    "automatic": {},
+    "as little as possible": {"payer": None, "description": "", "metadata": {}},
+    "cards, held": {"methods": ["PAYMENT_METHOD_CARD"], "capture": pb.CAPTURE_METHOD_MANUAL},
+    "cards and pix": {"methods": ["PAYMENT_METHOD_CARD", "PAYMENT_METHOD_PIX"]},
+    "pix": {"methods": ["PAYMENT_METHOD_PIX"]},
+    "boleto": {"methods": ["PAYMENT_METHOD_BOLETO"]},
+}
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with sandbox_bench(tmp_path / "sandbox.db") as made:
+        yield made
+
+
+def known(operation: str) -> dict[str, dict[str, Any]]:
+    if not PARAMETERS.exists():
+        pytest.skip("Stripe's parameters are not here: its requests are not checked against them")
+    found: dict[str, dict[str, Any]] = json.loads(PARAMETERS.read_text())[operation]
+    return found
+
+
+def leaves(params: dict[str, Any], path: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in params.items():
+        if isinstance(value, dict) and path + name != "metadata":
+            yield from leaves(value, f"{path}{name}.")
+        else:
+            yield path + name, value
+
+
+def stripe(http: Any = None) -> StripeProvider:
+    return StripeProvider(http, "", "sk_test_1")
+
+
+@pytest.mark.parametrize("changes", ORDERS.values(), ids=ORDERS.keys())
+def test_a_payment_is_asked_for_with_stripes_own_parameters(changes: dict[str, Any]) -> None:
+    params = json.loads(stripe().prepare("pay_1", Order.from_request(order(**changes))))
+    allowed = known("POST /v1/payment_intents")
+    kinds: dict[str, type | tuple[type, ...]] = {"integer": int, "boolean": bool, "string": str, "array": list}
+
+    for name, value in leaves(params):
+        if name != "metadata":
+            assert isinstance(value, kinds[allowed[name]["type"]]), name
+            assert value in allowed[name].get("enum", [value])
+    assert params["metadata"]["topsmile_payment_id"] == "pay_1"
+    assert "receipt_email" not in params  # the receipt is ours to send
+
+
+def test_a_search_in_time_uses_stripes_own_parameters() -> None:
+    assert {"created", "limit", "starting_after"} <= known("GET /v1/payment_intents").keys()
+
+
+async def test_the_version_the_key_and_nothing_else_of_ours_goes_along(bench: Bench) -> None:
+    async with outbound(bench.url, service="stripe") as http:
+        provider = StripeProvider(http, bench.url, "sk_test_1")
+        prepared = provider.prepare("pay_1", Order.from_request(order()))
+        first = await provider.create(prepared, "pay_1-create")
+        again = await provider.create(prepared, "pay_1-create")
+        answer = await bench.stripe("GET", f"/v1/payment_intents/{first.intent_id}")
+
+    assert first == again
+    assert answer.headers["Stripe-Version"] == VERSION
+    assert [entry["idempotency_key"] for entry in await bench.ledger()][:2] == ["pay_1-create"] * 2

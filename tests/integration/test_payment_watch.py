@@ -1,0 +1,108 @@
+"""Watching payments: every change, in order, from wherever a watcher left off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from services.chassis.errors import InvalidRequest, OutOfRange
+from services.payments.change_log import bounds, forget
+from tests.fakes.payments_service import Payments, payments_service, refusal, status
+from tests.fakes.sandbox_bench import Bench, sandbox_bench
+from topsmile.payments.v1 import payments_pb2 as pb
+
+DAY = 86_400_000
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with sandbox_bench(tmp_path / "sandbox.db") as made:
+        yield made
+
+
+@pytest.fixture
+async def payments(database_url: str, bench: Bench) -> AsyncIterator[Payments]:
+    async with payments_service(database_url, bench.url, stripe_per_second=1000.0) as service:
+        yield service
+
+
+async def test_each_change_is_told_with_what_was_before_and_without_secrets(payments: Payments) -> None:
+    payment = await payments.create()
+    first, second = await payments.changes(2)
+
+    assert first.change.previous_status == pb.PAYMENT_STATUS_UNSPECIFIED
+    assert status(first.change.payment) == "UNKNOWN"
+    assert second.change.previous_status == pb.PAYMENT_STATUS_UNKNOWN
+    assert second.change.change_time == second.change.payment.update_time
+    payment.client_secret = ""
+    assert second.change.payment == payment
+
+
+async def test_a_watcher_goes_on_from_its_cursor_and_hears_what_happens_later(payments: Payments) -> None:
+    await payments.create()
+    _, second = await payments.changes(2)
+    later = asyncio.create_task(payments.changes(2, second.cursor))
+    await asyncio.sleep(0.1)
+    await payments.create("key-2", appointment_id="apt-2")
+    third, _ = await later
+
+    assert third.change.payment.appointment_id == "apt-2"
+    assert [each.cursor for each in await payments.changes(4)][3:] == [(await payments.changes(4))[3].cursor]
+
+
+async def test_changes_made_at_once_are_all_seen_once_in_one_order(payments: Payments) -> None:
+    watching = asyncio.create_task(payments.changes(60))
+    await asyncio.gather(*(payments.create(f"key-{n}", appointment_id=f"apt-{n}") for n in range(20)))
+    for n in range(20, 30):
+        await payments.create(f"key-{n}", appointment_id=f"apt-{n}")
+    seen = await watching
+
+    assert len({each.cursor for each in seen}) == 60
+    assert len({each.change.payment.payment_id for each in seen}) == 30
+    assert [each.cursor for each in seen] == [each.cursor for each in await payments.changes(60)]
+
+
+async def test_another_replica_tells_what_this_one_changed(database_url: str, payments: Payments, bench: Bench) -> None:
+    if database_url.startswith("sqlite"):
+        return  # one process per file
+    async with payments_service(database_url, bench.url) as replica:
+        watching = asyncio.create_task(replica.changes(2))
+        await payments.create()
+
+        assert len(await watching) == 2
+
+
+@pytest.mark.parametrize("cursor", ["x", "c", "c-1", "c99", "1", "c٣"])
+async def test_a_cursor_of_nobody_is_refused(payments: Payments, cursor: str) -> None:
+    watch = payments.stub.WatchPayments(pb.WatchPaymentsRequest(cursor=cursor))
+
+    assert isinstance(await refusal(watch.read()), InvalidRequest)
+
+
+async def test_a_cursor_older_than_the_log_is_said_to_be(payments: Payments) -> None:
+    await payments.create()
+    first, _ = await payments.changes(2)
+    payments.database.offset_ms = 31 * DAY
+    await payments.create("key-2", appointment_id="apt-2")
+    await payments.database.run(forget)
+    assert await payments.database.read(bounds) == (4, 2)
+    watch = payments.stub.WatchPayments(pb.WatchPaymentsRequest(cursor=first.cursor))
+    error = await refusal(watch.read())
+
+    assert isinstance(error, OutOfRange)
+    assert error.reason == "CURSOR_TOO_OLD"
+    assert (await payments.changes(1))[0].change.payment.appointment_id == "apt-2"
+
+
+async def test_a_drain_ends_the_watches_so_that_they_connect_elsewhere(payments: Payments) -> None:
+    watch = payments.stub.WatchPayments(pb.WatchPaymentsRequest())
+    reading = asyncio.ensure_future(watch.read())
+    await asyncio.sleep(0.1)
+    changes = payments.parts.workers[1]
+    changes.drain()
+
+    assert (await refusal(reading)).code is grpc.StatusCode.UNAVAILABLE

@@ -1,0 +1,357 @@
+"""Creating payments, over the wire: callers on one side, the sandbox's Stripe on the other, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.chassis import job_operations
+from services.chassis.errors import (
+    AlreadyExists,
+    CredentialsRefused,
+    IdempotencyReuse,
+    InProgress,
+    InvalidRequest,
+    NotFound,
+    NotSent,
+    OutcomeUnknown,
+    ProviderRefusedInput,
+    ProviderRejected,
+    Throttled,
+    Unavailable,
+)
+from services.payments.store import QUEUE
+from tests.fakes.payments_service import Payments, attempt, eventually, order, payments_service, refusal, status
+from tests.fakes.sandbox_bench import Bench, sandbox_bench
+from topsmile.payments.v1 import payments_pb2 as pb
+
+CREATE = "POST /v1/payment_intents"
+DAY = 86_400_000
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with sandbox_bench(tmp_path / "sandbox.db") as made:
+        yield made
+
+
+@pytest.fixture
+async def payments(database_url: str, bench: Bench) -> AsyncIterator[Payments]:
+    async with payments_service(database_url, bench.url) as service:
+        yield service
+
+
+async def accepted(bench: Bench) -> list[dict[str, Any]]:
+    """The payments that Stripe made."""
+    return [entry for entry in await bench.ledger() if entry["outcome"] == "accepted" and entry["method"] == "POST"]
+
+
+async def test_a_payment_is_opened_with_all_that_its_payer_needs(payments: Payments, bench: Bench) -> None:
+    payment = await payments.create()
+    (made,) = await accepted(bench)
+
+    assert (status(payment), attempt(payment)) == ("AWAITING_METHOD", "DONE")
+    assert payment.client_secret.startswith(payment.stripe_payment_intent_id)
+    assert payment.payer.phone == "+5511912345678"
+    assert payment.payer.tax_id == "52998224725"
+    assert made["idempotency_key"] == f"{payment.payment_id}-create"
+    assert made["request"]["metadata"] == {"clinic": "Clínica São José", "topsmile_payment_id": payment.payment_id}
+    assert await payments.get(payment.payment_id) == payment
+
+
+async def test_pix_alone_answers_its_code(payments: Payments) -> None:
+    payment = await payments.create(methods=["PAYMENT_METHOD_PIX"])
+
+    assert status(payment) == "AWAITING_CUSTOMER"
+    assert payment.method == pb.PAYMENT_METHOD_PIX
+    assert payment.pix.text.startswith("000201")
+    assert payment.pix.expires_time == payment.expires_time
+    assert payment.client_secret == ""
+
+
+async def test_boleto_alone_answers_its_line(payments: Payments) -> None:
+    payment = await payments.create(methods=["PAYMENT_METHOD_BOLETO"])
+
+    assert payment.method == pb.PAYMENT_METHOD_BOLETO
+    assert len(payment.boleto.line) == 47
+    assert payment.boleto.url
+
+
+async def test_two_clicks_with_two_keys_open_one_payment(payments: Payments, bench: Bench) -> None:
+    clicks = await asyncio.gather(payments.create("left"), payments.create("right"), return_exceptions=True)
+    opened = [payment for payment in clicks if isinstance(payment, pb.Payment)]
+    again = await refusal(payments.create("third"))
+
+    assert len(opened) == 1
+    assert len(await accepted(bench)) == 1
+    assert isinstance(again, AlreadyExists)
+    assert (again.reason, again.metadata) == ("PAYMENT_OPEN", {"payment_id": opened[0].payment_id})
+
+
+async def test_another_payment_is_opened_where_the_caller_says_so(payments: Payments, bench: Bench) -> None:
+    first = await payments.create("left")
+    second = await payments.create("right", allow_another=True)
+
+    assert first.payment_id != second.payment_id
+    assert len(await accepted(bench)) == 2
+
+
+async def test_an_appointment_may_be_charged_again_after_its_payment_is_closed(
+    payments: Payments, bench: Bench
+) -> None:
+    first = await payments.create("left")
+    await bench.stripe("POST", f"/v1/payment_intents/{first.stripe_payment_intent_id}/cancel")
+    await payments.apply(await newest_event(bench))
+
+    assert status(await payments.get(first.payment_id)) == "CANCELED"
+    assert (await payments.create("right")).payment_id != first.payment_id
+
+
+async def test_repeating_a_key_answers_the_same_payment_as_it_stands_by_then(payments: Payments, bench: Bench) -> None:
+    first = await payments.create()
+    await bench.ask("POST", f"/_sandbox/payments/{first.payment_id}/pay")
+    await payments.apply(await newest_event(bench))
+    again = await payments.create()
+
+    assert (again.payment_id, status(again)) == (first.payment_id, "SUCCEEDED")
+    assert again.amount_captured.amount_minor == 15000
+    assert len(await accepted(bench)) == 1
+
+
+async def test_the_same_key_with_another_amount_names_the_field(payments: Payments, bench: Bench) -> None:
+    await payments.create()
+    error = await refusal(payments.create(amount=15001))
+
+    assert isinstance(error, IdempotencyReuse)
+    assert [violation.field for violation in error.violations] == ["amount.amount_minor"]
+    assert len(await accepted(bench)) == 1
+
+
+async def test_saying_a_default_is_the_same_request_as_leaving_it_out(payments: Payments) -> None:
+    first = await payments.create()
+    payer = pb.Payer(
+        name=" Ana Souza", email="ana@example.com", phone="+55 (11) 91234-5678", tax_id="52998224725", locale="pt-BR"
+    )
+    again = await payments.create(
+        capture=pb.CAPTURE_METHOD_AUTOMATIC, methods=["PAYMENT_METHOD_AUTOMATIC"], payer=payer
+    )
+
+    assert again == first
+
+
+async def test_the_same_key_while_the_first_call_runs_is_told_to_come_again(payments: Payments, bench: Bench) -> None:
+    await bench.fault(provider="stripe", kind="delay", path=CREATE, seconds=1.0)
+    first = asyncio.create_task(payments.create())
+    await asyncio.sleep(0.3)
+    error = await refusal(payments.create())
+
+    assert isinstance(error, InProgress)
+    assert (error.reason, error.retry_after) == ("IN_PROGRESS", 1.0)
+    assert (await first).payment_id == (await payments.create()).payment_id
+    assert len(await accepted(bench)) == 1
+
+
+async def test_a_lost_answer_is_asked_for_again_with_the_same_key(payments: Payments, bench: Bench) -> None:
+    await bench.fault(provider="stripe", kind="truncate", path=CREATE, times=2)
+    payment = await payments.create()
+
+    assert status(payment) == "AWAITING_METHOD"
+    assert [entry["outcome"] for entry in await bench.ledger()] == ["accepted", "replayed", "replayed"]
+
+
+async def test_a_caller_with_little_time_is_told_in_time_and_the_queue_goes_on(
+    payments: Payments, bench: Bench
+) -> None:
+    await bench.fault(provider="stripe", kind="delay", path=CREATE, seconds=0.6)
+    error = await refusal(payments.stub.CreatePayment(order(), timeout=0.3))
+
+    assert isinstance(error, OutcomeUnknown)
+    await eventually(lambda: settled(payments))
+    assert (await payments.create()).stripe_payment_intent_id == (await accepted(bench))[0]["object_id"]
+    assert len(await accepted(bench)) == 1
+
+
+async def settled(payments: Payments) -> bool:
+    return (await payments.changes(2))[1].change.payment.stripe_payment_intent_id != ""
+
+
+async def test_an_outcome_that_stays_unknown_is_said_and_then_found_out(payments: Payments, bench: Bench) -> None:
+    await bench.fault(provider="stripe", kind="reset", after=True, path=CREATE, times=3)
+    error = await refusal(payments.create())
+    (first,) = await payments.changes(1)
+
+    assert isinstance(error, OutcomeUnknown)
+    assert attempt(await payments.get(first.change.payment.payment_id)) == "UNKNOWN"
+    assert status(await payments.until(first.change.payment.payment_id, "AWAITING_METHOD")) == "AWAITING_METHOD"
+    assert len(await accepted(bench)) == 1
+
+
+async def test_a_repeated_key_does_not_wait_out_a_back_off(payments: Payments, bench: Bench) -> None:
+    await bench.fault(provider="stripe", kind="reset", path=CREATE, times=3)
+    await refusal(payments.create())
+
+    assert status(await payments.create()) == "AWAITING_METHOD"
+
+
+async def test_what_never_reached_stripe_is_said_to_be_not_sent(database_url: str) -> None:
+    async with payments_service(database_url, "http://127.0.0.1:9") as payments:
+        error = await refusal(payments.create())
+        first, second = await payments.changes(2)
+
+        assert isinstance(error, NotSent)
+        assert status(second.change.payment) == "UNKNOWN"
+        assert (attempt(first.change.payment), attempt(second.change.payment)) == ("UNKNOWN", "NOT_SENT")
+
+
+async def test_a_decline_is_an_answer_and_repeats_itself(payments: Payments, bench: Bench) -> None:
+    await bench.fault(provider="stripe", kind="status", status=402, path=CREATE)
+    errors = [await refusal(payments.create()) for _ in range(2)]
+    for error in errors:
+        assert isinstance(error, ProviderRejected)
+        assert error.reason == "DECLINED"
+        assert error.metadata["decline_code"] == "card_declined"
+    payment = await payments.get(errors[1].metadata["payment_id"])
+
+    assert errors[0].metadata == errors[1].metadata
+    assert (status(payment), attempt(payment)) == ("FAILED", "DECLINED")
+    assert payment.decline.message
+    assert len(await bench.ledger()) == 1
+    assert status(await payments.create("key-2")) == "AWAITING_METHOD"
+
+
+async def test_what_stripe_finds_wrong_is_named_by_our_field(payments: Payments) -> None:
+    errors = [await refusal(payments.create(amount=10)) for _ in range(2)]
+    for error in errors:
+        assert isinstance(error, ProviderRefusedInput)
+        assert [violation.field for violation in error.violations] == ["amount.amount_minor"]
+
+
+async def test_a_refused_key_pauses_the_queue_and_loses_nothing(database_url: str, bench: Bench) -> None:
+    async with payments_service(database_url, bench.url, key="sk_test_revoked") as payments:
+        error = await refusal(payments.create())
+        (first,) = await payments.changes(1)
+        blocked = await refusal(payments.create("key-2", appointment_id="apt-2"))
+        census = await payments.database.read(job_operations.census, QUEUE)
+
+        assert isinstance(error, CredentialsRefused)
+        assert isinstance(blocked, Unavailable)
+        assert error.reason == blocked.reason == census["paused"] == "PROVIDER_CREDENTIALS"
+        assert status(await payments.get(first.change.payment.payment_id)) == "UNKNOWN"
+    async with payments_service(database_url, bench.url) as payments:
+        payments.database.offset_ms = 61_000
+        await payments.until(first.change.payment.payment_id, "AWAITING_METHOD")
+        assert status(await payments.create("key-2", appointment_id="apt-2")) == "AWAITING_METHOD"
+
+
+async def test_stripes_pace_is_kept_before_anything_is_stored(database_url: str, bench: Bench) -> None:
+    async with payments_service(database_url, bench.url, stripe_per_second=1.0) as payments:
+        await payments.create()
+        error = await refusal(payments.create("key-2", appointment_id="apt-2"))
+
+        assert isinstance(error, Throttled)
+        assert error.retry_after is not None
+        assert 0 < error.retry_after <= 1
+        assert len(await payments.changes(2)) == 2
+        assert len(await accepted(bench)) == 1
+
+
+async def test_after_a_day_a_payment_is_looked_for_and_never_sent_again(payments: Payments, bench: Bench) -> None:
+    await bench.fault(provider="stripe", kind="reset", after=True, path=CREATE, times=0)
+    await refusal(payments.create())
+    await bench.ask("DELETE", "/_sandbox/faults")
+    posts = len([entry for entry in await bench.ledger() if entry["method"] == "POST"])
+    (first,) = await payments.changes(1)
+    payments.database.offset_ms = DAY
+    payment = await payments.until(first.change.payment.payment_id, "AWAITING_METHOD")
+
+    assert await payments.create() == payment
+    assert len([entry for entry in await bench.ledger() if entry["method"] == "POST"]) == posts
+
+
+async def test_a_day_later_what_never_arrived_is_refused_for_good(payments: Payments, bench: Bench) -> None:
+    await bench.fault(provider="stripe", kind="reset", path=CREATE, times=0)
+    await refusal(payments.create())
+    (first,) = await payments.changes(1)
+    payments.database.offset_ms = DAY
+    failed = await payments.until(first.change.payment.payment_id, "FAILED")
+    error = await refusal(payments.create())
+
+    assert isinstance(error, ProviderRejected)
+    assert error.metadata == {"payment_id": failed.payment_id}
+
+
+WRONG: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "nothing given": (
+        {"amount": 0, "currency": "", "appointment_id": "", "patient_id": ""},
+        {"amount.amount_minor", "amount.currency", "appointment_id", "patient_id"},
+    ),
+    "nine digits": ({"amount": 100_000_000}, {"amount.amount_minor"}),
+    "a third decimal of dinars": ({"amount": 1001, "currency": "KWD"}, {"amount.amount_minor"}),
+    "a part of a krona": ({"amount": 150, "currency": "ISK"}, {"amount.amount_minor"}),
+    "lower case": ({"currency": "brl"}, {"amount.currency"}),
+    "pix in dollars, later": (
+        {"currency": "USD", "methods": ["PAYMENT_METHOD_PIX"], "capture": pb.CAPTURE_METHOD_MANUAL},
+        {"amount.currency", "capture"},
+    ),
+    "boleto of nobody": ({"methods": ["PAYMENT_METHOD_BOLETO"], "payer": None}, {"payer"}),
+    "boleto of somebody": (
+        {"methods": ["PAYMENT_METHOD_BOLETO"], "payer": pb.Payer()},
+        {"payer.name", "payer.email", "payer.tax_id"},
+    ),
+    "a payer who is not one": (
+        {"payer": pb.Payer(email="ana", phone="12", tax_id="529.982.247-26", locale="!")},
+        {"payer.email", "payer.phone", "payer.tax_id", "payer.locale"},
+    ),
+    "automatic and another": ({"methods": ["PAYMENT_METHOD_AUTOMATIC", "PAYMENT_METHOD_CARD"]}, {"methods"}),
+    "an answer's method": ({"methods": ["PAYMENT_METHOD_OTHER"]}, {"methods"}),
+    "no capture": ({"capture": pb.CAPTURE_METHOD_UNSPECIFIED}, {"capture"}),
+    "our own key": ({"metadata": {"topsmile_payment_id": "pay_1"}}, {"metadata.topsmile_payment_id"}),
+    "too much of it": ({"metadata": {f"k{n}": "" for n in range(21)}}, {"metadata"}),
+}
+
+
+@pytest.mark.parametrize(("changes", "fields"), WRONG.values(), ids=WRONG.keys())
+async def test_every_wrong_field_is_named_at_once(
+    tmp_path: Path, bench: Bench, changes: dict[str, Any], fields: set[str]
+) -> None:
+    async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
+        error = await refusal(payments.create(**changes))
+
+    assert isinstance(error, InvalidRequest)
+    assert {violation.field for violation in error.violations} == fields
+    assert await bench.ledger() == []
+
+
+@pytest.mark.parametrize("amount", [(1500, "JPY"), (100, "ISK"), (1000, "KWD"), (99_999_999, "BRL")])
+async def test_what_stripes_minor_units_can_say_is_sent_as_it_is(
+    tmp_path: Path, bench: Bench, amount: tuple[int, str]
+) -> None:
+    async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
+        payment = await payments.create(amount=amount[0], currency=amount[1])
+
+    assert (payment.amount.amount_minor, payment.amount.currency) == amount
+
+
+async def test_a_cnpj_may_hold_letters(tmp_path: Path, bench: Bench) -> None:
+    async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
+        payment = await payments.create(payer=pb.Payer(name="Clínica", tax_id="12.ABC.345/01DE-35"))
+
+    assert payment.payer.tax_id == "12ABC34501DE35"
+
+
+async def test_a_payment_is_found_by_either_id_and_an_unknown_one_is_not(payments: Payments) -> None:
+    payment = await payments.create()
+    by_stripe = pb.GetPaymentRequest(stripe_payment_intent_id=payment.stripe_payment_intent_id)
+
+    assert (await payments.stub.GetPayment(by_stripe)).payment == payment
+    assert isinstance(await refusal(payments.get("pay_unknown")), NotFound)
+    assert isinstance(await refusal(payments.stub.GetPayment(pb.GetPaymentRequest())), InvalidRequest)
+
+
+async def newest_event(bench: Bench) -> Any:
+    page = (await bench.stripe("GET", "/v1/events", limit=1)).json
+    return page["data"][0]

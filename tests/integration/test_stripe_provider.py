@@ -1,0 +1,107 @@
+"""What Stripe's refusals and silences become: one row each, over real HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.chassis.errors import (
+    CredentialsRefused,
+    ExternalServiceError,
+    OutcomeUnknown,
+    ProviderBusy,
+    ProviderKeyReused,
+    ProviderNotFound,
+    ProviderRefusedInput,
+    ProviderRejected,
+    ProviderThrottled,
+)
+from services.chassis.outbound import outbound
+from services.payments.payment import Order
+from services.payments.stripe_provider import StripeProvider
+from tests.fakes.payments_service import order
+from tests.fakes.sandbox_bench import Bench, sandbox_bench
+
+ROWS: list[tuple[dict[str, Any], type[ExternalServiceError]]] = [
+    ({"kind": "status", "status": 400}, ProviderRefusedInput),
+    ({"kind": "status", "status": 400, "code": "rate_limit"}, ProviderThrottled),
+    ({"kind": "status", "status": 400, "code": "payment_intent_unexpected_state"}, ProviderRejected),
+    ({"kind": "status", "status": 401}, CredentialsRefused),
+    ({"kind": "status", "status": 402}, ProviderRejected),
+    ({"kind": "status", "status": 403}, CredentialsRefused),
+    ({"kind": "status", "status": 404}, ProviderNotFound),
+    ({"kind": "status", "status": 409}, ProviderBusy),
+    ({"kind": "throttle"}, ProviderThrottled),
+    ({"kind": "status", "status": 429, "code": "lock_timeout"}, ProviderBusy),
+    ({"kind": "status", "status": 500}, OutcomeUnknown),
+    ({"kind": "status", "status": 503}, OutcomeUnknown),
+    ({"kind": "reset"}, OutcomeUnknown),
+    ({"kind": "truncate"}, OutcomeUnknown),
+]
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with sandbox_bench(tmp_path / "sandbox.db") as made:
+        yield made
+
+
+@pytest.fixture
+async def stripe(bench: Bench) -> AsyncIterator[StripeProvider]:
+    async with outbound(bench.url, service="stripe", timeout=2.0) as http:
+        yield StripeProvider(http, bench.url, "sk_test_1")
+
+
+async def create(stripe: StripeProvider, key: str = "key-1", **changes: Any) -> Any:
+    return await stripe.create(stripe.prepare("pay_1", Order.from_request(order(**changes))), key)
+
+
+@pytest.mark.parametrize(("fault", "kind"), ROWS)
+async def test_each_refusal_has_its_word(
+    stripe: StripeProvider, bench: Bench, fault: dict[str, Any], kind: type[ExternalServiceError]
+) -> None:
+    await bench.fault(provider="stripe", path="POST", **fault)
+    with pytest.raises(ExternalServiceError) as refused:
+        await create(stripe)
+
+    assert type(refused.value) is kind
+    assert refused.value.service == "stripe"
+    assert refused.value.definite is (kind not in (OutcomeUnknown, ProviderBusy))
+
+
+async def test_a_throttle_says_when_to_come_again(stripe: StripeProvider, bench: Bench) -> None:
+    await bench.fault(provider="stripe", kind="throttle", retry_after=7)
+    with pytest.raises(ProviderThrottled) as refused:
+        await create(stripe)
+
+    assert refused.value.retry_after == 7.0
+
+
+async def test_a_key_with_another_request_is_no_proof_that_nothing_was_done(stripe: StripeProvider) -> None:
+    await create(stripe)
+    with pytest.raises(ProviderKeyReused) as refused:
+        await create(stripe, amount=20000)
+
+    assert not refused.value.definite
+
+
+async def test_what_stripe_says_of_a_person_stays_here(stripe: StripeProvider, bench: Bench) -> None:
+    await bench.fault(provider="stripe", kind="status", status=400, message="Invalid email: ana@example.com")
+    with pytest.raises(ProviderRefusedInput) as refused:
+        await create(stripe)
+
+    assert "ana@example.com" not in refused.value.message
+
+
+async def test_a_payment_is_found_by_its_time_behind_a_page_of_others(stripe: StripeProvider, bench: Bench) -> None:
+    made = await create(stripe)
+    for _ in range(101):
+        await bench.stripe("POST", "/v1/payment_intents", amount=100, currency="brl")
+    found = await stripe.find("pay_1", 0, 10**11)
+
+    assert found == made
+    assert await stripe.find("pay_2", 0, 10**11) is None
+    assert await stripe.find("pay_1", 0, 1) is None
