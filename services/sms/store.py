@@ -57,10 +57,12 @@ REMEMBER = """
     VALUES (:sms_id, :status, :rank, :detail, now_ms())
     ON CONFLICT (sms_id, status) DO NOTHING
 """
-# The first id stays: where a text was sent twice after all, both lead here by their callback's URL.
+# The first id stays: where a text was sent twice after all, both lead here by their callback's URL. And it stays where
+# it is: a text with the same words, whose own answer was lost, may have taken this one for its own.
 LEARN = """
     UPDATE sms SET provider = 'twilio', provider_message_id = :sid, updated_at = now_ms()
     WHERE sms_id = :sms_id AND provider_message_id = ''
+        AND NOT EXISTS (SELECT 1 FROM sms WHERE provider_message_id = :sid)
     RETURNING sms_id
 """
 COUNT_SEGMENTS = "UPDATE sms SET segments = :segments WHERE sms_id = :sms_id"

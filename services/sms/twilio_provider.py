@@ -42,6 +42,7 @@ CODES: Mapping[int, type[ExternalServiceError]] = {
     21603: CredentialsRefused,
     21606: CredentialsRefused,
     21608: ProviderRejected,  # a trial account texts verified numbers only
+    21609: CredentialsRefused,  # our PUBLIC_URL is none for Twilio
     21610: OptedOut,
     21611: ProviderThrottled,  # our number's own queue is full
     21612: ProviderRejected,  # cannot be reached from our number

@@ -131,7 +131,7 @@ PROBLEM = {"type": "https://www.twilio.com/docs/errors", "title": "Bad", "status
         *((400, {"code": code}, ProviderRejected) for code in (21408, 21608, 21612)),
         (400, {"code": 21610}, OptedOut),
         (400, {**PROBLEM, "code": 21610}, OptedOut),  # as RFC 9457
-        *((400, {"code": code}, CredentialsRefused) for code in (20003, 21212, 21606)),
+        *((400, {"code": code}, CredentialsRefused) for code in (20003, 21212, 21606, 21609)),
         (401, "<html>", CredentialsRefused),
         (403, {"code": 20403}, CredentialsRefused),
         (400, {"code": 21611}, ProviderThrottled),

@@ -1,0 +1,47 @@
+"""What the sms service takes from its environment."""
+
+import pytest
+
+from services.chassis.settings import load
+from services.sms.settings import Settings
+
+SET = {"TWILIO_ACCOUNT_SID": "AC1", "TWILIO_PHONE_NUMBER": "+15005550006", "SMS_PEPPER": "a pepper of sixteen"}
+
+
+def loaded(monkeypatch: pytest.MonkeyPatch, **changes: str) -> Settings:
+    for name, value in {**SET, **changes}.items():
+        monkeypatch.setenv(name, value)
+    return load(Settings)
+
+
+def test_an_api_key_goes_before_the_account_s_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loaded(monkeypatch, TWILIO_AUTH_TOKEN="new,old").credentials == ("AC1", "new")
+    assert loaded(monkeypatch, TWILIO_API_KEY_SID="SK1", TWILIO_API_KEY_SECRET="s").credentials == ("SK1", "s")
+
+
+def test_magic_numbers_are_texted_at_a_double_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not loaded(monkeypatch, TWILIO_AUTH_TOKEN="t").magic_numbers
+    assert loaded(monkeypatch, TWILIO_AUTH_TOKEN="t", TWILIO_API_BASE="http://127.0.0.1:8090").magic_numbers
+
+
+def test_secrets_do_not_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "sixteen" not in repr(loaded(monkeypatch, TWILIO_AUTH_TOKEN="t"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, "TWILIO_AUTH_TOKEN"),
+        ({"TWILIO_API_KEY_SID": "SK1", "TWILIO_AUTH_TOKEN": "t"}, "TWILIO_API_KEY_SECRET"),
+        ({"TWILIO_AUTH_TOKEN": "t", "SMS_PEPPER": "short"}, "SMS_PEPPER"),
+        ({"TWILIO_AUTH_TOKEN": "t", "SMS_REGIONS": "BR,XX"}, "SMS_REGIONS"),
+        ({"TWILIO_AUTH_TOKEN": "t", "TWILIO_PER_SECOND": "0"}, "TWILIO_PER_SECOND"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: dict[str, str], named: str
+) -> None:
+    with pytest.raises(SystemExit):
+        loaded(monkeypatch, **changes)
+
+    assert named in capsys.readouterr().err
