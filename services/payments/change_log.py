@@ -70,7 +70,7 @@ async def bounds() -> tuple[int, int]:
 
 
 async def forget() -> int:
-    """Forget a small batch of what is too old; how much, at most, is still left to forget is told by its size."""
+    """Forget a small batch of what is too old; 0: nothing was left to forget."""
     gone = await rows(PURGE, kept=KEPT, most=500)
     if gone:
         await rows(PURGED, purged=max(row["number"] for row in gone))

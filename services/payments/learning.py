@@ -48,9 +48,10 @@ async def created(payment_id: str, standing: Standing, again: bool) -> None:
 
 
 async def refused(payment_id: str, error: ExternalServiceError) -> None:
-    """Stripe's no is the answer, the same one for every repetition of the key."""
+    """Store a no, the same answer for every repetition of the key; without an original, it is ours and not Stripe's."""
     before = await locked(payment_id)
-    after = with_attempt(before.record, pb.ATTEMPT_OUTCOME_DECLINED)
+    outcome = pb.ATTEMPT_OUTCOME_NOT_SENT if error.original is None else pb.ATTEMPT_OUTCOME_DECLINED
+    after = with_attempt(before.record, outcome)
     if before.rank < FINAL:
         after.status = pb.PAYMENT_STATUS_FAILED
     if error.reason == "DECLINED":

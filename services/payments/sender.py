@@ -1,11 +1,14 @@
 """The jobs of Stripe's queue: creating a payment, and reading again how one stands."""
 
+from contextlib import suppress
+
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import Database
-from services.chassis.errors import OutcomeUnknown, ProviderRefusedInput, ProviderRejected, ServiceError
+from services.chassis.errors import OutcomeUnknown, ProviderRefusedInput, ProviderRejected, ServiceError, Unavailable
 from services.chassis.jobs import BeginAct, Done, Job, Outcome
 from services.chassis.retry import Retry
 from services.payments import learning, store
+from services.payments.lattice import FINAL
 from services.payments.provider import Provider, Standing
 from topsmile.payments.v1 import payments_pb2 as pb
 
@@ -35,7 +38,8 @@ class Sender:
         except ServiceError as error:
             # An earlier claim may have been heard, whatever is known of this one.
             error.definite = error.definite and not job.unsure
-            await self._database.run(store.attempted, payment_id, not error.definite)
+            with suppress(Unavailable):  # what is known of the job says the same, and is stored when it can be
+                await self._database.run(store.attempted, payment_id, not error.definite)
             raise
         return Done.storing(learning.created, payment_id, standing, job.claims > 1)
 
@@ -76,6 +80,8 @@ class Sender:
 
     async def _read(self, payment_id: str, errand: str) -> Outcome:
         before = await self._database.run(store.begin_refresh, payment_id)
+        if before.rank >= FINAL:
+            return Done()
         standing = await self._retrieve(before.intent_id)
         look = int(errand.rpartition("/")[2]) if errand.startswith("look/") else None
         return Done.storing(learning.learned, payment_id, standing, before.version, look)

@@ -14,7 +14,6 @@ from services.payments.lattice import FINAL, rank_of, status_of
 from topsmile.payments.v1 import payments_pb2 as pb
 
 QUEUE = "stripe"
-SETTLED = (pb.ATTEMPT_OUTCOME_DONE, pb.ATTEMPT_OUTCOME_DECLINED)
 MINUTE = 60_000
 
 COLUMNS = """payment_id, fingerprint, intent_id, confirmed, client_secret, rank, refusal, version,
@@ -64,7 +63,7 @@ class Stored:
     @property
     def settled(self) -> bool:
         """Whether creating it has been answered, for good or ill."""
-        return self.record.last_attempt in SETTLED
+        return self.refusal != "" or self.record.last_attempt == pb.ATTEMPT_OUTCOME_DONE
 
     def to_proto(self) -> pb.Payment:
         """Answer with the secret, unless the payer has a code or voucher instead of a form, or nothing left to do."""

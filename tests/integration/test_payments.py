@@ -282,6 +282,7 @@ async def test_a_day_later_what_never_arrived_is_refused_for_good(payments: Paym
 
     assert isinstance(error, ProviderRejected)
     assert error.metadata == {"payment_id": failed.payment_id}
+    assert attempt(failed) == "NOT_SENT"
 
 
 WRONG: dict[str, tuple[dict[str, Any], set[str]]] = {
