@@ -98,7 +98,8 @@ def _tell(scope: Scope, status: int, seconds: float, bug: Exception | None) -> N
 class Guard:
     """Names the caller of /v1 and holds it to its scopes and limits."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, seconds: float) -> None:
+        self._seconds = seconds
         self._doorkeeper = Doorkeeper(settings.auth_tokens)
         self._limit = settings.caller_limit
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())  # per replica
@@ -109,7 +110,7 @@ class Guard:
             context.caller.set(caller.name)
             authentication.require(caller, scope)
             await self._count(caller.name)
-            with deadline.within(DEADLINE):
+            with deadline.within(self._seconds):
                 return await endpoint(request)
 
         return guarded
@@ -130,8 +131,9 @@ def application(
     *,
     clock: Callable[[], float] = time.time,
     at_once: int = AT_ONCE,
+    seconds: float = DEADLINE,
 ) -> Starlette:
-    guard = Guard(settings)
+    guard = Guard(settings, seconds)
     appointments, payments = Appointments(clients), Payments(clients)
     app = Starlette(
         routes=[

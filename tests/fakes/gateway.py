@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -20,6 +20,7 @@ from gateway.watcher import Watcher
 from services.chassis import web
 from services.chassis.authentication import parse_tokens
 from services.chassis.database import Database, connect, rows
+from services.chassis.lifecycle import Worker
 from services.chassis.settings import Address
 from tests.fakes import signing
 from tests.fakes.services import FakeEmail, FakePayments, FakeSms
@@ -31,7 +32,9 @@ PUBLIC_URL = "https://hooks.clinic.example"
 
 class House:
     def __init__(self) -> None:
-        self.payments, self.email, self.sms = FakePayments(), FakeEmail(), FakeSms()
+        self.payments = FakePayments()
+        self.email = FakeEmail()  # type: ignore[abstract]  # the gateway calls no other methods
+        self.sms = FakeSms()  # type: ignore[abstract]  # as above
         self.sendgrid, self.old_sendgrid = signing.SendGridKey(), signing.SendGridKey()
         self.offset = 0.0  #: Seconds that the gateway's clock is ahead of ours.
         self.address = Address("", 0)
@@ -90,32 +93,43 @@ class House:
 
 
 @asynccontextmanager
-async def house(database_url: str, *, working: bool = True, at_once: int = 500, **changes: Any) -> AsyncIterator[House]:
+async def house(
+    database_url: str, *, working: bool = True, at_once: int = 500, seconds: float = 10.0, **changes: Any
+) -> AsyncIterator[House]:
     built = House()
-    fakes = built.payments, built.email, built.sms
-    for fake in fakes:
-        await fake.start()
-    settings = built.settings(**changes)
-    async with (
-        connect(database_url, MIGRATIONS) as built.database,
-        connected(settings) as built.clients,
-        aiohttp.ClientSession() as built.http,
-    ):
+    async with AsyncExitStack() as stack:
+        for fake in (built.payments, built.email, built.sms):
+            await fake.start()
+            stack.push_async_callback(fake.stop)
+        settings = built.settings(**changes)
+        built.database = await stack.enter_async_context(connect(database_url, MIGRATIONS))
+        built.clients = await stack.enter_async_context(connected(settings))
+        built.http = await stack.enter_async_context(aiohttp.ClientSession())
         workers = deliveries(built.database, built.clients)
 
         def wake(queue: str) -> None:
             workers[queue].wake()
 
-        app = application(settings, built.database, built.clients, wake, clock=built.clock, at_once=at_once)
-        running = [*workers.values(), Watcher(built.database, built.clients, wake)] if working else []
-        async with web.listening(app, settings.listen, http="httptools", ws="none") as built.address:
-            tasks = [asyncio.create_task(worker.run()) for worker in running]
-            yield built
-        for worker in running:
+        if working:
+            watcher = Watcher(built.database, built.clients, wake)
+            await stack.enter_async_context(running([*workers.values(), watcher]))
+        app = application(
+            settings, built.database, built.clients, wake, clock=built.clock, at_once=at_once, seconds=seconds
+        )
+        listening = web.listening(app, settings.listen, http="httptools", ws="none")
+        built.address = await stack.enter_async_context(listening)
+        yield built
+
+
+@asynccontextmanager
+async def running(workers: Sequence[Worker]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(worker.run()) for worker in workers]
+    try:
+        yield
+    finally:
+        for worker in workers:
             worker.stop()
         await asyncio.gather(*tasks)
-    for fake in fakes:
-        await fake.stop()
 
 
 async def until(holds: Callable[[], Awaitable[bool] | bool], within: float = 20.0) -> None:

@@ -1,5 +1,7 @@
 """The three services as the gateway sees them: they keep the contracts' promises in memory, and can be stopped."""
 
+# ruff: noqa: N802 - the methods have the contracts' names
+
 from __future__ import annotations
 
 import asyncio

@@ -21,7 +21,9 @@ from tests.fakes.gateway import (
     TWILIO_TOKEN,
     House,
     house,
+    until,
 )
+from tests.postgres_cluster import BINARIES, cluster
 
 SAMPLES = Path(__file__).parents[3] / "shared/provider-specs/stripe_event_samples.json"
 EVENT = b'{"id":"evt_1","type":"payment_intent.succeeded","livemode":false}'
@@ -80,7 +82,7 @@ async def raw(gateway: House, sent: bytes, *, then_close: bool = True) -> bytes:
     return answer
 
 
-async def test_an_event_and_its_job_are_stored_before_200(anywhere):
+async def test_an_event_and_its_job_are_stored_before_200(anywhere: House) -> None:
     assert await anywhere.stripe(EVENT) == 200
 
     (event,) = await anywhere.stored()
@@ -90,31 +92,31 @@ async def test_an_event_and_its_job_are_stored_before_200(anywhere):
     assert (job["queue"], job["id"], job["state"]) == ("payments", "event:evt_1", "queued")
 
 
-async def test_the_same_event_again_is_200_and_nothing_new(anywhere):
+async def test_the_same_event_again_is_200_and_nothing_new(anywhere: House) -> None:
     for _ in range(3):
         assert await anywhere.stripe(EVENT) == 200
     assert len(await anywhere.stored()) == len(await anywhere.jobs()) == 1
 
 
-async def test_two_accounts_may_use_one_event_id(gateway):
+async def test_two_accounts_may_use_one_event_id(gateway: House) -> None:
     assert await gateway.stripe(EVENT) == 200
     assert await gateway.stripe(b'{"id":"evt_1","type":"x","account":"acct_1"}') == 200
     assert {event["account"] for event in await gateway.stored()} == {"", "acct_1"}
 
 
 @pytest.mark.skipif(not SAMPLES.exists(), reason="Stripe's sample events are not here")
-async def test_stripe_s_own_events_are_taken_as_they_are(gateway):
+async def test_stripe_s_own_events_are_taken_as_they_are(gateway: House) -> None:
     samples = json.loads(SAMPLES.read_text(encoding="utf-8"))
     for event in samples:
         assert await gateway.stripe(json.dumps(event, indent=2, ensure_ascii=False).encode()) == 200
     assert len(await gateway.stored()) == len({(event.get("account"), event["id"]) for event in samples})
 
 
-async def test_an_unknown_type_is_taken(gateway):
+async def test_an_unknown_type_is_taken(gateway: House) -> None:
     assert await gateway.stripe(b'{"id":"evt_1","type":"nobody.has.seen.this"}') == 200
 
 
-async def test_several_v1_and_a_rotated_secret_are_taken(gateway):
+async def test_several_v1_and_a_rotated_secret_are_taken(gateway: House) -> None:
     moment = int(time.time())
     good = signing.stripe(EVENT, OLD_STRIPE_SECRET, moment)
     header = {"Stripe-Signature": f"t={moment},v1={'0' * 64},v1={good}"}
@@ -122,87 +124,110 @@ async def test_several_v1_and_a_rotated_secret_are_taken(gateway):
 
 
 @pytest.mark.parametrize(("age", "status"), [(290, 200), (301, 400), (-290, 200), (-310, 400)])
-async def test_an_old_or_future_signature_is_refused(gateway, age, status):
+async def test_an_old_or_future_signature_is_refused(gateway: House, age: int, status: int) -> None:
     assert await gateway.stripe(EVENT, age=age) == status
     assert len(await gateway.stored()) == (1 if status == 200 else 0)
 
 
-@pytest.mark.parametrize("signature", ["", "t=1", "t=,v1=", "v1=abc", "t=abc,v1=abc", "té=1,v1=ÿ", "=,=,=", "," * 5000])
-async def test_a_garbled_stripe_header_is_400(gateway, signature):
-    assert await refused(gateway, "/webhooks/stripe", EVENT, {"Stripe-Signature": signature}) == "BAD_SIGNATURE"
+async def test_a_garbled_stripe_header_is_400(gateway: House) -> None:
+    for signature in ["", "t=1", "t=,v1=", "v1=abc", "t=abc,v1=abc", "té=1,v1=ÿ", "=,=,=", "," * 5000]:
+        assert await refused(gateway, "/webhooks/stripe", EVENT, {"Stripe-Signature": signature}) == "BAD_SIGNATURE"
 
 
-async def test_a_missing_stripe_header_is_400(gateway):
+async def test_a_missing_stripe_header_is_400(gateway: House) -> None:
     assert await refused(gateway, "/webhooks/stripe", EVENT, {}) == "BAD_SIGNATURE"
 
 
-async def test_a_header_that_is_no_ascii_is_400(gateway):
-    request = b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nStripe-Signature: t=1,v1=\xff\xfe\xc3\r\nContent-Length: 2\r\n\r\n{}"
+async def test_a_header_that_is_no_ascii_is_400(gateway: House) -> None:
+    request = (
+        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nStripe-Signature: t=1,v1=\xff\xfe\r\n\r\n{}"
+    )
     assert (await raw(gateway, request)).startswith(b"HTTP/1.1 400")
     assert await gateway.stored() == []
 
 
-@pytest.mark.parametrize("body", GARBAGE.values(), ids=GARBAGE.keys())
-async def test_a_body_that_is_no_event_is_400_though_it_is_signed(gateway, body):
-    headers = signing.stripe_header(body, STRIPE_SECRET, int(time.time()))
-    await refused(gateway, "/webhooks/stripe", body, headers)
+async def test_a_body_that_is_no_event_is_400_though_it_is_signed(gateway: House) -> None:
+    for body in GARBAGE.values():
+        headers = signing.stripe_header(body, STRIPE_SECRET, int(time.time()))
+        await refused(gateway, "/webhooks/stripe", body, headers)
 
 
-@pytest.mark.parametrize("body", GARBAGE.values(), ids=GARBAGE.keys())
-async def test_the_same_garbage_is_400_from_sendgrid(gateway, body):
-    await refused(gateway, "/webhooks/sendgrid", body, gateway.sendgrid.header(body, int(time.time())))
+async def test_the_same_garbage_is_400_from_sendgrid(gateway: House) -> None:
+    for body in GARBAGE.values():
+        await refused(gateway, "/webhooks/sendgrid", body, gateway.sendgrid.header(body, int(time.time())))
 
 
-@pytest.mark.parametrize("body", [b"", b"null", b"[]", b"\xff\xfe", b"a=%FF", b"&" * 1000, b"MessageSid=SM1", b"{}"])
-async def test_garbage_is_400_from_twilio(gateway, body):
-    url = f"{PUBLIC_URL}/webhooks/twilio/status"
-    signed = signing.twilio_header(url, b"" if b"\xff" in body else body, TWILIO_TOKEN)
-    await refused(gateway, "/webhooks/twilio/status", body, signed)
+async def test_garbage_is_400_from_twilio(gateway: House) -> None:
+    for body in [b"", b"null", b"[]", b"\xff\xfe", b"a=%FF", b"&" * 1000, b"MessageSid=SM1", b"{}"]:
+        url = f"{PUBLIC_URL}/webhooks/twilio/status"
+        signed = signing.twilio_header(url, b"" if b"\xff" in body else body, TWILIO_TOKEN)
+        await refused(gateway, "/webhooks/twilio/status", body, signed)
 
 
 @pytest.mark.parametrize(("path", "most"), [("stripe", 1 << 20), ("sendgrid", 2 << 20), ("twilio/status", 64 << 10)])
-async def test_a_declared_length_above_the_limit_is_413_before_a_byte_is_read(gateway, path, most):
+async def test_a_declared_length_above_the_limit_is_413_before_a_byte_is_read(
+    gateway: House, path: str, most: int
+) -> None:
     for length in (most + 1, 10 << 20):
         request = f"POST /webhooks/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
         assert (await raw(gateway, request, then_close=False)).startswith(b"HTTP/1.1 413")
     assert await gateway.stored() == []
 
 
-async def test_a_streamed_body_is_cut_at_the_limit(gateway):
+async def test_a_streamed_body_is_cut_at_the_limit(gateway: House) -> None:
     request = b"POST /webhooks/twilio/status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     request += b"8000\r\n" + b"x" * 0x8000 + b"\r\n"
     answer = await raw(gateway, request + b"8001\r\n" + b"x" * 0x8001 + b"\r\n", then_close=False)
     assert answer.startswith(b"HTTP/1.1 413")
 
 
-async def test_the_largest_body_that_is_allowed_is_taken(gateway):
+async def test_the_largest_body_that_is_allowed_is_taken(gateway: House) -> None:
     body = b'{"id":"evt_1","type":"x","padding":"' + b"x" * ((1 << 20) - 38) + b'"}'
     assert len(body) == 1 << 20
     assert await gateway.stripe(body) == 200
 
 
-async def test_a_body_that_ends_early_leaves_nothing(gateway):
+async def test_a_body_that_ends_early_leaves_nothing(gateway: House) -> None:
     await raw(gateway, b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{}")
     assert await gateway.stored() == []
 
 
-async def test_webhooks_are_posted(gateway):
+async def test_webhooks_are_posted(gateway: House) -> None:
     async with gateway.http.get(f"http://{gateway.address}/webhooks/stripe") as answer:
         assert (answer.status, answer.headers["allow"]) == (405, "POST")
 
 
-async def test_what_cannot_be_stored_is_503_with_retry_after_and_is_taken_later(gateway):
-    await gateway.database.run(rows, "ALTER TABLE inbox RENAME TO inbox_away")
-    status, _ = await gateway.post(
-        "/webhooks/stripe", EVENT, signing.stripe_header(EVENT, STRIPE_SECRET, int(time.time()))
-    )
-    assert status >= 500
+async def test_what_does_not_fit_on_the_disk_is_503_with_retry_after_and_is_taken_later(gateway: House) -> None:
+    limit = "PRAGMA max_page_count = "
+    await gateway.database.run(rows, limit + "1")  # the size it has
+    body = b'{"id":"evt_1","type":"x","padding":"' + b"x" * 500_000 + b'"}'
+    headers = signing.stripe_header(body, STRIPE_SECRET, int(time.time()))
+    async with gateway.http.post(f"http://{gateway.address}/webhooks/stripe", data=body, headers=headers) as answer:
+        problem: Any = await answer.json(content_type=None)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert problem["reason"].startswith("STORE_")
+    assert await gateway.stored() == []
 
-    await gateway.database.run(rows, "ALTER TABLE inbox_away RENAME TO inbox")
-    assert await gateway.stripe(EVENT) == 200
+    await gateway.database.run(rows, limit + "1000000")
+    assert await gateway.stripe(body) == 200
 
 
-async def test_a_batch_is_split_and_repeated_items_are_one(anywhere):
+@pytest.mark.skipif(BINARIES is None, reason="no PostgreSQL binaries here (initdb)")
+async def test_what_the_database_does_not_take_is_503_and_is_taken_when_it_is_back() -> None:
+    with cluster() as server:
+        async with house(server.database(), working=False) as gateway:
+            server.kill()
+            assert await gateway.stripe(EVENT) == 503
+            server.start()
+            await until(lambda: _taken(gateway))
+            assert len(await gateway.stored()) == 1
+
+
+async def _taken(gateway: House) -> bool:
+    return await gateway.stripe(EVENT) == 200
+
+
+async def test_a_batch_is_split_and_repeated_items_are_one(anywhere: House) -> None:
     bounced = MAILED | {"event": "bounce", "email": "rui@example.com"}
     assert (
         await anywhere.mails(json.dumps([MAILED, bounced, MAILED | {"sg_event_id": "other"}]).encode() + b"\r\n") == 200
@@ -218,34 +243,34 @@ async def test_a_batch_is_split_and_repeated_items_are_one(anywhere):
     assert "@" not in "".join(event["event_id"] for event in stored)
 
 
-async def test_sendgrid_repeats_for_a_day(gateway):
+async def test_sendgrid_repeats_for_a_day(gateway: House) -> None:
     body = json.dumps([MAILED]).encode()
     assert await gateway.mails(body, age=27 * 3600) == 400
     assert await gateway.mails(body, age=25 * 3600) == 200
 
 
-async def test_sendgrid_s_rotated_key_is_taken_and_no_other(gateway):
+async def test_sendgrid_s_rotated_key_is_taken_and_no_other(gateway: House) -> None:
     body, moment = json.dumps([MAILED]).encode(), int(time.time())
     stranger = signing.SendGridKey()
     assert await refused(gateway, "/webhooks/sendgrid", body, stranger.header(body, moment)) == "BAD_SIGNATURE"
     assert (await gateway.post("/webhooks/sendgrid", body, gateway.old_sendgrid.header(body, moment)))[0] == 200
 
 
-@pytest.mark.parametrize("signature", ["", "é", "a", "AAAA", "====", "MEUCIQ=="])
-async def test_a_garbled_sendgrid_signature_is_400(gateway, signature):
-    headers = gateway.sendgrid.header(b"[]", int(time.time()))
-    headers["X-Twilio-Email-Event-Webhook-Signature"] = signature
-    await refused(gateway, "/webhooks/sendgrid", b"[]", headers)
+async def test_a_garbled_sendgrid_signature_is_400(gateway: House) -> None:
+    for signature in ["", "é", "a", "AAAA", "====", "MEUCIQ=="]:
+        headers = gateway.sendgrid.header(b"[]", int(time.time()))
+        headers["X-Twilio-Email-Event-Webhook-Signature"] = signature
+        await refused(gateway, "/webhooks/sendgrid", b"[]", headers)
 
 
-@pytest.mark.parametrize("moment", ["", "x", "1e9", "99999999999999999999", "-1", "²"])
-async def test_a_garbled_sendgrid_timestamp_is_400(gateway, moment):
-    headers = gateway.sendgrid.header(b"[]", int(time.time()))
-    headers["X-Twilio-Email-Event-Webhook-Timestamp"] = moment
-    await refused(gateway, "/webhooks/sendgrid", b"[]", headers)
+async def test_a_garbled_sendgrid_timestamp_is_400(gateway: House) -> None:
+    for moment in ["", "x", "1e9", "99999999999999999999", "-1", "²"]:
+        headers = gateway.sendgrid.header(b"[]", int(time.time()))
+        headers["X-Twilio-Email-Event-Webhook-Timestamp"] = moment
+        await refused(gateway, "/webhooks/sendgrid", b"[]", headers)
 
 
-async def test_a_status_callback_is_stored_with_its_query(anywhere):
+async def test_a_status_callback_is_stored_with_its_query(anywhere: House) -> None:
     for token in (TWILIO_TOKEN, OLD_TWILIO_TOKEN):
         assert await anywhere.text(TEXTED, "?attempt=att_1", token) == 200
 
@@ -255,16 +280,16 @@ async def test_a_status_callback_is_stored_with_its_query(anywhere):
     assert job["queue"] == "sms"
 
 
-async def test_a_callback_s_address_is_part_of_the_proof(gateway):
+async def test_a_callback_s_address_is_part_of_the_proof(gateway: House) -> None:
     headers = signing.twilio_header(f"{PUBLIC_URL}/webhooks/twilio/status?attempt=att_1", TEXTED, TWILIO_TOKEN)
     assert await refused(gateway, "/webhooks/twilio/status?attempt=att_2", TEXTED, headers) == "BAD_SIGNATURE"
     elsewhere = signing.twilio_header("https://other.example/webhooks/twilio/status", TEXTED, TWILIO_TOKEN)
     assert await refused(gateway, "/webhooks/twilio/status", TEXTED, elsewhere) == "BAD_SIGNATURE"
 
 
-async def test_too_many_requests_at_once_are_503_with_retry_after(tmp_path):
+async def test_too_many_requests_at_once_are_503_with_retry_after(tmp_path: Path) -> None:
     async with house(f"sqlite:///{tmp_path}/gateway.db", working=False, at_once=1) as gateway:
-        reader, writer = await asyncio.open_connection(*gateway.address)
+        _, writer = await asyncio.open_connection(*gateway.address)
         writer.write(b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n{}")
         await writer.drain()
         await asyncio.sleep(0.1)

@@ -47,40 +47,40 @@ def header(secret: str = "whsec_new", moment: int = NOW) -> bytes:
 
 
 @pytest.mark.parametrize("secret", ["whsec_new", "whsec_old"])
-def test_stripe_may_sign_with_any_secret_of_ours(secret):
+def test_stripe_may_sign_with_any_secret_of_ours(secret: str) -> None:
     assert stripe(header(secret))
 
 
-def test_one_of_several_v1_is_enough():
+def test_one_of_several_v1_is_enough() -> None:
     good = signing.stripe(BODY, "whsec_old", NOW).encode()
     assert stripe(b"t=%d,v1=%s,v1=%s,v0=x" % (NOW, b"0" * 64, good))
     assert not stripe(b"t=%d,v1=%s,v0=%s" % (NOW, b"0" * 64, good))
 
 
 @pytest.mark.parametrize(("age", "taken"), [(0, True), (299, True), (301, False), (-299, True), (-301, False)])
-def test_stripe_s_clock_and_ours_may_differ_by_five_minutes_both_ways(age, taken):
+def test_stripe_s_clock_and_ours_may_differ_by_five_minutes_both_ways(age: int, taken: bool) -> None:
     assert stripe(header(), now=NOW + age) is taken
 
 
-def test_a_changed_byte_is_refused():
+def test_a_changed_byte_is_refused() -> None:
     assert not stripe(header(), BODY.strip())
 
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"", b"t=", b"t=1", b"v1=a", b"t=x,v1=a", b"t=\xb2,v1=\xff", b"t=1,t=2,v1=a", b"t=-1,v1=a", b"t=" + b"9" * 5000 + b",v1=a"],
-)  # fmt: skip
-def test_a_garbled_stripe_header_is_refused(garbage):
+    [b"", b"t=", b"t=1", b"v1=a", b"t=x,v1=a", b"t=\xb2,v1=\xff", b"t=1,t=2,v1=a", b"t=-1,v1=a", b"t=" + b"9" * 5000],
+)
+def test_a_garbled_stripe_header_is_refused(garbage: bytes) -> None:
     assert not stripe(garbage)
 
 
 @given(st.binary(), st.binary())
-def test_stripe_s_proof_only_ever_refuses(garbage, body):
+def test_stripe_s_proof_only_ever_refuses(garbage: bytes, body: bytes) -> None:
     assert not stripe(garbage, body)
 
 
 @given(st.text(alphabet="tv10=, \xff9ab", max_size=60))
-def test_stripe_s_proof_only_ever_refuses_what_looks_like_a_header(garbage):
+def test_stripe_s_proof_only_ever_refuses_what_looks_like_a_header(garbage: str) -> None:
     assert not stripe(garbage.encode("latin-1"))
 
 
@@ -89,34 +89,34 @@ def sendgrid_header(key: signing.SendGridKey = KEY, body: bytes = BODY, moment: 
     return signature.encode(), moment_text.encode()
 
 
-def test_sendgrid_may_sign_with_any_key_of_ours():
+def test_sendgrid_may_sign_with_any_key_of_ours() -> None:
     assert sendgrid(*sendgrid_header(KEY))
     assert sendgrid(*sendgrid_header(OTHER))
     assert not sendgrid(*sendgrid_header(signing.SendGridKey()))
 
 
-def test_the_trailing_line_break_is_signed_too():
+def test_the_trailing_line_break_is_signed_too() -> None:
     assert not sendgrid(*sendgrid_header(), BODY.strip())
 
 
-def test_the_timestamp_is_signed_too():
+def test_the_timestamp_is_signed_too() -> None:
     signature, _ = sendgrid_header()
     assert not sendgrid(signature, str(NOW + 1).encode())
 
 
 @pytest.mark.parametrize(("age", "taken"), [(25 * 3600, True), (27 * 3600, False), (-301, False)])
-def test_sendgrid_repeats_for_a_day_and_no_longer(age, taken):
+def test_sendgrid_repeats_for_a_day_and_no_longer(age: int, taken: bool) -> None:
     assert sendgrid(*sendgrid_header(), now=NOW + age) is taken
 
 
 @given(st.binary(), st.one_of(st.binary(), st.just(str(NOW).encode())), st.binary())
-def test_sendgrid_s_proof_only_ever_refuses(signature, moment, body):
+def test_sendgrid_s_proof_only_ever_refuses(signature: bytes, moment: bytes, body: bytes) -> None:
     assert not sendgrid(signature, moment, body)
     assert not sendgrid(base64.b64encode(signature), moment, body)
 
 
 @pytest.mark.parametrize("token", ["new", "old"])
-def test_twilio_may_sign_with_any_token_of_ours_blank_values_included(token):
+def test_twilio_may_sign_with_any_token_of_ours_blank_values_included(token: str) -> None:
     body = b"SmsSid=SM1&MessageStatus=sent&Empty=&From=%2B55"
     signature = signing.twilio_header(URL, body, token)["X-Twilio-Signature"].encode()
     form = [("MessageStatus", "sent"), ("From", "+55"), ("SmsSid", "SM1"), ("Empty", "")]
@@ -126,7 +126,7 @@ def test_twilio_may_sign_with_any_token_of_ours_blank_values_included(token):
     assert not twilio(signature, form, URL + "0")
 
 
-def test_twilio_may_write_the_port_or_leave_it_out():
+def test_twilio_may_write_the_port_or_leave_it_out() -> None:
     signed = signing.twilio_header("https://a.example:443/x", b"", "new")["X-Twilio-Signature"].encode()
     assert twilio(signed, [], "https://a.example/x")
     signed = signing.twilio_header("https://a.example/x", b"", "new")["X-Twilio-Signature"].encode()
@@ -134,6 +134,6 @@ def test_twilio_may_write_the_port_or_leave_it_out():
 
 
 @given(st.binary(), st.lists(st.tuples(st.text(), st.text())))
-def test_twilio_s_proof_only_ever_refuses(signature, form):
+def test_twilio_s_proof_only_ever_refuses(signature: bytes, form: list[tuple[str, str]]) -> None:
     form = [(name, value) for name, value in form if (name + value).isprintable()]
     assert not twilio(signature, form)

@@ -1,0 +1,160 @@
+"""From a payment's change to its notices: by the table, once for each fact, whatever is repeated or interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway import inbox
+from gateway.fanout import notices
+from gateway.watcher import Watcher
+from services.chassis.errors import InvalidRequest, Violation
+from tests.fakes.gateway import House, house, until
+from topsmile.email.v1 import email_pb2
+from topsmile.payments.v1 import payments_pb2 as pb
+from topsmile.sms.v1 import sms_pb2
+
+SUCCEEDED, PROCESSING, AWAITING = (
+    pb.PAYMENT_STATUS_SUCCEEDED,
+    pb.PAYMENT_STATUS_PROCESSING,
+    pb.PAYMENT_STATUS_AWAITING_METHOD,
+)
+
+
+def payment(number: int = 1, status: Any = SUCCEEDED, **changes: Any) -> pb.Payment:
+    told = {
+        "payment_id": f"pay_{number}",
+        "status": status,
+        "amount": pb.Money(amount_minor=15000, currency="BRL"),
+        "amount_captured": pb.Money(amount_minor=14000, currency="BRL"),
+        "appointment_id": "apt_1",
+        "description": "Limpeza",
+        "payer": pb.Payer(name="Ana", email="ana@example.com", phone="+5511912345678"),
+        "method": pb.PAYMENT_METHOD_PIX,
+    }
+    return pb.Payment(**(told | changes))
+
+
+def change(before: Any = PROCESSING, **changes: Any) -> pb.PaymentChange:
+    return pb.PaymentChange(payment=payment(**changes), previous_status=before)
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[House]:
+    async with house(f"sqlite:///{tmp_path}/gateway.db") as built:
+        yield built
+
+
+def test_a_success_tells_by_mail_and_by_text() -> None:
+    mail, text = notices(change())
+    assert (mail.queue, mail.key, text.queue, text.key) == ("email", "pay_1:SUCCEEDED", "sms", "pay_1:SUCCEEDED")
+    for request, contract in ((mail.request, email_pb2), (text.request, sms_pb2)):
+        told: Any = request
+        assert told.kind == 1
+        assert (told.payment.amount.amount_minor, told.payment.amount.currency) == (14000, "BRL")
+        assert told.payment.method == contract.PAYMENT_METHOD_PIX
+
+
+@pytest.mark.parametrize(
+    "silent",
+    [
+        change(before=SUCCEEDED),  # a refund
+        change(status=PROCESSING, before=AWAITING),
+        change(status=AWAITING, before=PROCESSING),  # a declined try
+        change(status=pb.PAYMENT_STATUS_FAILED),
+        change(payer=pb.Payer(name="Ana")),
+    ],
+)
+def test_nothing_else_tells_anybody(silent: pb.PaymentChange) -> None:
+    assert list(notices(silent)) == []
+
+
+@pytest.mark.parametrize("kept", ["email", "phone"])
+def test_nobody_is_told_where_there_is_no_address(kept: str) -> None:
+    (only,) = notices(change(payer=pb.Payer(**{kept: "x"})))
+    assert only.queue == {"email": "email", "phone": "sms"}[kept]
+
+
+def test_a_method_that_the_notices_do_not_know_is_left_out() -> None:
+    mail, _ = notices(change(method=pb.PAYMENT_METHOD_OTHER))
+    told: Any = mail.request
+    assert not told.payment.HasField("method")
+
+
+async def test_a_success_is_told_once_by_each(database_url: str) -> None:
+    async with house(database_url) as gateway:
+        gateway.payments.change(payment(status=PROCESSING), AWAITING)
+        gateway.payments.change(payment(), PROCESSING)
+        gateway.payments.change(payment(), PROCESSING)  # the same fact, learnt by another way
+        gateway.payments.change(payment(status=AWAITING), PROCESSING)
+        gateway.payments.change(payment(2), PROCESSING)
+
+        await until(lambda: len(gateway.email.kept.requests) == len(gateway.sms.kept.requests) == 2)
+        assert set(gateway.email.kept.requests) == {"pay_1:SUCCEEDED", "pay_2:SUCCEEDED"}
+        assert gateway.email.calls == gateway.sms.calls == {"SendPaymentNoticeRequest": 2}
+
+        async def settled() -> bool:
+            return await gateway.database.read(inbox.cursor_of, "payments") == "5"
+
+        await until(settled)
+
+
+async def test_the_cursor_goes_on_where_it_was_after_payments_was_away(gateway: House) -> None:
+    gateway.payments.change(payment(1), PROCESSING)
+    await until(lambda: len(gateway.email.kept.requests) == 1)
+    await gateway.payments.stop()
+    gateway.payments.change(payment(2), PROCESSING)
+    await gateway.payments.start()
+
+    await until(lambda: len(gateway.email.kept.requests) == 2)
+    assert gateway.payments.watches[-1] == "1"
+    assert gateway.email.calls.total() == 2
+
+
+async def test_a_cursor_that_is_too_old_starts_over_and_tells_nothing_twice(gateway: House) -> None:
+    gateway.payments.change(payment(1), PROCESSING)
+    await until(lambda: len(gateway.email.kept.requests) == 1)
+    await gateway.payments.stop()
+    for number in (2, 3):
+        gateway.payments.change(payment(number), PROCESSING)
+    gateway.payments.forgotten = 2
+    await gateway.payments.start()
+
+    await until(lambda: "pay_3:SUCCEEDED" in gateway.email.kept.requests)
+    assert gateway.payments.watches[-1] == ""
+    assert gateway.email.calls.total() == 2
+
+
+async def test_two_watchers_of_one_database_tell_once(gateway: House) -> None:
+    second = Watcher(gateway.database, gateway.clients, lambda _queue: None)
+    running = asyncio.create_task(second.run())
+    await until(lambda: len(gateway.payments.watches) == 2)
+    for number in range(20):
+        gateway.payments.change(payment(number), PROCESSING)
+    await until(lambda: len(gateway.email.kept.requests) == 20)
+    second.stop()
+    await running
+    assert gateway.email.calls.total() == 20
+
+
+async def test_a_refused_notice_is_an_answer_and_no_dead_letter(gateway: House) -> None:
+    gateway.sms.fail_with = InvalidRequest([Violation("recipient", "is a landline")])
+    gateway.payments.change(payment(), PROCESSING)
+    await until(lambda: gateway.sms.calls.total() == 1)
+
+    async def done() -> bool:
+        return {job["state"] for job in await gateway.jobs()} == {"done"}
+
+    await until(done)
+
+
+async def test_a_notice_waits_while_its_service_is_down(gateway: House) -> None:
+    await gateway.email.stop()
+    gateway.payments.change(payment(), PROCESSING)
+    await until(lambda: len(gateway.sms.kept.requests) == 1)
+    await gateway.email.start()
+    await until(lambda: len(gateway.email.kept.requests) == 1)

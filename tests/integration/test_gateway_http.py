@@ -1,0 +1,323 @@
+"""The gateway's own HTTP: what a clinic's front end sends, and every answer it may get."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.chassis.errors import (
+    InvalidRequest,
+    NotSent,
+    ProviderRejected,
+    ServiceError,
+    Throttled,
+    Unavailable,
+    Violation,
+)
+from tests.fakes.gateway import House, house
+
+PATIENT = {"name": "Ana Souza", "email": "ana@example.com", "phone": "(11) 91234-5678"}
+APPOINTMENT = {"start_time": "2026-03-12T14:30:00-03:00", "professional": "Dra. Beatriz Lima", "clinic": "Sorriso"}
+CONFIRMATION = {"patient": PATIENT, "appointment": APPOINTMENT}
+PAYMENT = {
+    "amount": {"amount_minor": 15000, "currency": "BRL"},
+    "appointment_id": "apt_1",
+    "patient_id": "pat_1",
+    "payer": {"name": "Ana Souza", "email": "ana@example.com"},
+    "methods": ["PAYMENT_METHOD_CARD", "PIX"],
+    "metadata": {"unit": "centro"},
+}
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[House]:
+    async with house(f"sqlite:///{tmp_path}/gateway.db", working=False) as built:
+        yield built
+
+
+async def call(
+    gateway: House, path: str, body: object = None, method: str = "POST", **headers: str
+) -> tuple[int, Any, Any]:
+    sent = {"Idempotency-Key": "key-1"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+    url = f"http://{gateway.address}{path}"
+    async with gateway.http.request(method, url, data=data, headers=sent) as answer:
+        text = await answer.read()
+        return answer.status, json.loads(text) if text else None, answer.headers
+
+
+def wrong_fields(problem: Any) -> set[str]:
+    return {error["field"] for error in problem["errors"]}
+
+
+async def test_a_confirmation_goes_to_both_and_each_answers_for_itself(gateway: House) -> None:
+    status, answer, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION)
+
+    assert status == 200
+    assert answer == {
+        "email": {"status": "QUEUED", "email_id": "eml_1"},
+        "sms": {"status": "QUEUED", "sms_id": "sms_1"},
+    }
+    mail, text = gateway.email.kept.requests["key-1"], gateway.sms.kept.requests["key-1"]
+    assert (mail.recipient.address, mail.recipient.name) == ("ana@example.com", "Ana Souza")
+    assert text.recipient == "(11) 91234-5678"
+    for request in (mail, text):
+        assert (request.appointment.appointment_id, request.appointment.patient_name) == ("apt_1", "Ana Souza")
+        assert request.appointment.start_time.seconds == 1773336600
+
+
+async def test_repeating_a_key_repeats_the_answer(gateway: House) -> None:
+    first = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION)
+    assert (await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION))[:2] == first[:2]
+
+
+async def test_both_spellings_of_a_name_are_read(gateway: House) -> None:
+    body = {"patient": PATIENT, "appointment": {"startTime": "2026-03-12T17:30:00Z", "clinic_phone": "11"}}
+    assert (await call(gateway, "/v1/appointments/apt_1/reminder", body | {"sendTime": "2026-03-11T12:00:00Z"}))[
+        0
+    ] == 200
+    mail = gateway.email.kept.requests["key-1"]
+    assert (mail.appointment.start_time.seconds, mail.send_time.seconds) == (1773336600, 1773230400)
+
+
+async def test_a_reminder_may_be_asked_for_so_long_before_the_start(gateway: House) -> None:
+    status, answer, _ = await call(gateway, "/v1/appointments/apt_1/reminder", CONFIRMATION | {"before": "86400s"})
+    assert (status, answer["email"]["status"]) == (200, "SCHEDULED")
+    assert gateway.sms.kept.requests["key-1"].before.seconds == 86400
+
+
+@pytest.mark.parametrize(("missing", "skipped", "asked"), [("email", "email", "sms"), ("phone", "sms", "email")])
+async def test_a_leg_without_an_address_is_skipped(gateway: House, missing: str, skipped: str, asked: str) -> None:
+    body = CONFIRMATION | {"patient": PATIENT | {missing: None}}
+    status, answer, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", body)
+    assert status == 200
+    assert answer[skipped] == {"status": "SKIPPED"}
+    assert answer[asked]["status"] == "QUEUED"
+
+
+async def test_a_patient_without_any_address_is_refused(gateway: House) -> None:
+    body = CONFIRMATION | {"patient": {"name": "Ana"}}
+    status, problem, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", body)
+    assert (status, wrong_fields(problem)) == (422, {"patient"})
+
+
+async def test_one_leg_s_failure_is_207_and_leaves_the_other(gateway: House) -> None:
+    gateway.sms.fail_with = Unavailable("full", reason="STORE_FULL")
+    status, answer, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION)
+    assert status == 207
+    assert answer["email"]["status"] == "QUEUED"
+    assert (answer["sms"]["error"]["reason"], answer["sms"]["error"]["status"]) == ("STORE_FULL", 503)
+
+
+async def test_none_took_it_and_all_refused_the_input_is_422_in_the_caller_s_words(gateway: House) -> None:
+    gateway.email.fail_with = InvalidRequest([Violation("recipient.address", "is not an email address")])
+    gateway.sms.fail_with = InvalidRequest([Violation("recipient", "no"), Violation("appointment.start_time", "no")])
+    status, answer, headers = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION)
+    assert (status, "retry-after" in headers) == (422, False)
+    assert wrong_fields(answer["email"]["error"]) == {"patient.email"}
+    assert wrong_fields(answer["sms"]["error"]) == {"patient.phone", "appointment.start_time"}
+
+
+async def test_none_took_it_and_trying_again_may_help_is_503_with_the_longest_wait(gateway: House) -> None:
+    gateway.email.fail_with = InvalidRequest([Violation("recipient.address", "is not an email address")])
+    gateway.sms.fail_with = Throttled("later", retry_after=6.2)
+    status, _, headers = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION)
+    assert (status, headers["retry-after"]) == (503, "7")
+
+
+async def test_a_service_that_is_down_holds_up_nobody_and_its_breaker_opens(gateway: House) -> None:
+    await gateway.sms.stop()
+    answer: Any = None
+    for number in range(6):
+        key = {"Idempotency_Key": f"key-{number}"}
+        status, answer, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION, **key)
+        assert (status, answer["email"]["status"]) == (207, "QUEUED")
+    assert answer["sms"]["error"]["reason"] == "BREAKER_OPEN"
+    await gateway.sms.start()  # the fixture stops it
+
+
+async def test_the_legs_run_side_by_side(gateway: House) -> None:
+    gateway.email.hang = gateway.sms.hang = 0.4
+    async with asyncio.timeout(0.75):
+        assert (await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION))[0] == 200
+
+
+async def test_every_wrong_field_is_named_at_once(gateway: House) -> None:
+    body = {
+        "patient": {"name": 1, "mail": "x", "email": "a@b.example"},
+        "appointment": {
+            "appointment_id": "apt_2",
+            "start_time": "tomorrow",
+            "end_time": 5,
+            "clinic": ["x"],
+            "notes": "\ud800",
+            "colour": "red",
+        },
+        "before": "a day",
+        "idempotency_key": "x",
+        "recipient": {},
+        "extra": None,
+    }
+    status, problem, _ = await call(
+        gateway, "/v1/appointments/apt_1/reminder", json.dumps(body).encode(), Idempotency_Key=""
+    )
+    assert status == 422
+    assert wrong_fields(problem) == {
+        "Idempotency-Key", "patient.name", "patient.mail", "appointment.appointment_id", "appointment.start_time",
+        "appointment.end_time", "appointment.clinic", "appointment.notes", "appointment.colour", "before",
+        "idempotency_key", "recipient", "extra",
+    }  # fmt: skip
+    assert gateway.email.calls.total() == gateway.sms.calls.total() == 0
+
+
+async def test_a_moment_and_a_span_exclude_one_another(gateway: House) -> None:
+    body = CONFIRMATION | {"before": "60s", "send_time": "2026-03-12T14:30:00Z"}
+    status, problem, _ = await call(gateway, "/v1/appointments/apt_1/reminder", body)
+    assert (status, wrong_fields(problem)) == (422, {"send_time"})
+
+
+async def test_what_is_no_json_is_400(gateway: House) -> None:
+    for body in [b"", b"{", b"\xff", b"[" * 100_000, b'{"a": NaN}']:
+        status, problem, headers = await call(gateway, "/v1/payments", body)
+        assert (status, problem["reason"]) == (400, "MALFORMED_JSON")
+        assert headers["content-type"] == "application/problem+json"
+
+
+async def test_what_is_no_object_is_422(gateway: House) -> None:
+    for body in (b"[]", b"null", b"1", b'"x"'):
+        status, problem, _ = await call(gateway, "/v1/payments", body)
+        assert (status, problem["reason"]) == (422, "INVALID_REQUEST")
+
+
+async def test_a_payment_is_made_and_found_by_either_id(gateway: House) -> None:
+    status, made, headers = await call(gateway, "/v1/payments", PAYMENT)
+
+    assert (status, headers["location"]) == (201, "/v1/payments/pay_1")
+    assert made["payment"]["status"] == "PAYMENT_STATUS_AWAITING_METHOD"
+    assert made["payment"]["amount"] == {"amount_minor": 15000, "currency": "BRL"}
+    assert made["payment"]["client_secret"] == "pi_1_secret"
+    asked = gateway.payments.kept.requests["key-1"]
+    assert (list(asked.methods), dict(asked.metadata)) == ([2, 3], {"unit": "centro"})
+    for reference in ("pay_1", "pi_1"):
+        assert (await call(gateway, f"/v1/payments/{reference}", method="GET"))[:2] == (200, made)
+
+
+async def test_an_unknown_payment_is_404(gateway: House) -> None:
+    for reference in ["pay_9", "pi_9", "x"]:
+        status, problem, _ = await call(gateway, f"/v1/payments/{reference}", method="GET")
+        assert (status, problem["reason"]) == (404, "NOT_FOUND")
+
+
+async def test_an_amount_is_a_whole_number(gateway: House) -> None:
+    for amount in [1.5, "x", True, 2**63, "1" * 30, [], {}]:
+        body = PAYMENT | {"amount": {"amount_minor": amount, "currency": "BRL"}}
+        status, problem, _ = await call(gateway, "/v1/payments", body)
+        assert (status, wrong_fields(problem)) == (422, {"amount.amount_minor"})
+
+
+async def test_the_same_key_for_another_payment_is_409_naming_the_field(gateway: House) -> None:
+    await call(gateway, "/v1/payments", PAYMENT)
+    status, problem, _ = await call(gateway, "/v1/payments", PAYMENT | {"patient_id": "pat_2"})
+    assert (status, problem["reason"]) == (409, "IDEMPOTENCY_KEY_REUSED")
+    assert "patient_id" in wrong_fields(problem)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "wait"),
+    [
+        (Throttled("pace", retry_after=2.5), 429, "3"),
+        (NotSent("stripe", None, "refused"), 503, "1"),
+        (ProviderRejected("stripe", None, "no", reason="DECLINED", metadata={"decline_code": "x"}), 422, None),
+    ],
+)
+async def test_a_service_s_errors_become_problems(
+    gateway: House, error: ServiceError, status: int, wait: str | None
+) -> None:
+    gateway.payments.fail_with = error
+    got, problem, headers = await call(gateway, "/v1/payments", PAYMENT)
+    assert (got, headers.get("retry-after"), problem["reason"]) == (status, wait, error.reason)
+    assert problem["message"]  # pt-BR
+
+
+async def test_a_service_s_bug_is_told_without_a_word_of_it(gateway: House) -> None:
+    gateway.email.kept.requests = None  # type: ignore[assignment]  # the fake's own bug
+    status, answer, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION)
+    assert status == 207
+    assert "NoneType" not in json.dumps(answer)
+
+
+async def test_a_bug_of_the_gateway_is_a_bare_500_that_its_log_line_explains(gateway: House) -> None:
+    gateway.clients.payments.breaker = None  # type: ignore[assignment]  # a bug
+    status, problem, headers = await call(gateway, "/v1/payments", PAYMENT)
+    assert (status, problem["reason"]) == (500, "INTERNAL")
+    assert problem["correlation_id"] == headers["x-correlation-id"]
+    assert "NoneType" not in json.dumps(problem)
+
+
+async def test_404_and_405_are_problems_too(gateway: House) -> None:
+    status, problem, _ = await call(gateway, "/v1/nothing", method="GET")
+    assert (status, problem["reason"]) == (404, "NOT_FOUND")
+    status, problem, headers = await call(gateway, "/v1/payments", method="DELETE")
+    assert (status, problem["reason"], headers["allow"]) == (405, "METHOD_NOT_ALLOWED", "POST")
+
+
+async def test_the_story_goes_on_into_the_services_and_back(gateway: House) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    told = {"X_Correlation_Id": "story-1", "traceparent": parent}
+    _, _, headers = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION, **told)
+    assert headers["x-correlation-id"] == "story-1"
+    assert headers["traceparent"].startswith("00-0af7651916cd43dd8448eb211c80319c-")
+    assert gateway.email.correlation_ids == gateway.sms.correlation_ids == ["story-1"]
+
+
+def token(name: str, scopes: str) -> str:
+    return f"{name}:{scopes}:{hashlib.sha256(f'{name}-secret'.encode()).hexdigest()}"
+
+
+async def test_callers_are_known_by_their_tokens_and_held_to_their_scopes(tmp_path: Path) -> None:
+    tokens = f"{token('front-desk', 'send')},{token('report', 'read')}"
+    async with house(f"sqlite:///{tmp_path}/gateway.db", working=False, auth_tokens=tokens) as gateway:
+        path = "/v1/appointments/apt_1/confirmation"
+        status, problem, headers = await call(gateway, path, CONFIRMATION)
+        assert (status, problem["reason"], headers["www-authenticate"]) == (401, "UNAUTHENTICATED", "Bearer")
+        assert (await call(gateway, path, CONFIRMATION, Authorization="Bearer report-secret"))[0] == 403
+        assert (await call(gateway, path, CONFIRMATION, Authorization="Bearer front-desk-secret"))[0] == 200
+        assert gateway.email.callers == gateway.sms.callers == {"front-desk"}
+        assert (await call(gateway, "/v1/status", method="GET", Authorization="Bearer report-secret"))[0] == 200
+        assert await gateway.stripe(b'{"id":"evt_1","type":"x"}') == 200  # known by its signature
+
+
+async def test_a_caller_above_its_limit_is_429(tmp_path: Path) -> None:
+    async with house(f"sqlite:///{tmp_path}/gateway.db", working=False, caller_limit="2/minute") as gateway:
+        for _ in range(2):
+            assert (await call(gateway, "/v1/payments/pay_9", method="GET"))[0] == 404
+        status, problem, headers = await call(gateway, "/v1/payments/pay_9", method="GET")
+        assert (status, problem["reason"]) == (429, "QUOTA")
+        assert int(headers["retry-after"]) >= 1
+
+
+async def test_status_tells_of_each_service_and_its_breaker(gateway: House) -> None:
+    await gateway.sms.stop()
+    gateway.clients.email.breaker.force_open()
+    status, answer, _ = await call(gateway, "/v1/status", method="GET")
+    assert status == 200
+    assert {name: told["breaker"] for name, told in answer.items()} == {
+        "payments": "CLOSED", "email": "OPEN", "sms": "CLOSED",
+    }  # fmt: skip
+    assert answer["sms"] == {"status": "UNREACHABLE", "breaker": "CLOSED", "provider": None}
+    await gateway.sms.start()
+
+
+async def test_no_answer_of_a_service_within_the_time_is_503(tmp_path: Path) -> None:
+    async with house(f"sqlite:///{tmp_path}/gateway.db", working=False, seconds=0.5) as gateway:
+        gateway.payments.hang = 5
+        async with asyncio.timeout(2):
+            status, problem, _ = await call(gateway, "/v1/payments", PAYMENT)
+        assert (status, problem["reason"]) == (503, "OUTCOME_UNKNOWN")
+        assert gateway.payments.calls["CreatePayment"] == 1

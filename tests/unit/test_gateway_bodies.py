@@ -1,0 +1,58 @@
+"""JSON into messages: whatever is sent, what is wrong is named and nothing else happens."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.bodies import fill
+from gateway.payments import to_json
+from services.chassis.errors import Violation
+from topsmile.email.v1.email_pb2 import SendAppointmentReminderRequest
+from topsmile.payments.v1.payments_pb2 import CreatePaymentRequest, PaymentMethod
+
+NAMES = [
+    field.name for kind in (SendAppointmentReminderRequest, CreatePaymentRequest) for field in kind.DESCRIPTOR.fields
+]
+ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["3s", "2026-01-01T00:00Z"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES) | st.text(), inner, max_size=4),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(ANYTHING)
+def test_whatever_is_sent_is_read_or_named(given: object) -> None:
+    for message in (SendAppointmentReminderRequest(), CreatePaymentRequest()):
+        wrong: list[Violation] = []
+        fill(message, given, wrong)
+        message.SerializeToString()
+        if not isinstance(given, dict):
+            assert wrong
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["", "x", "2026", "2026-13-01T00:00:00Z", "2026-01-01T00:00:00", "T", "0000-01-01T00:00:00Z"],
+)
+def test_what_is_no_moment_is_named(moment: str) -> None:
+    wrong: list[Violation] = []
+    fill(SendAppointmentReminderRequest(), {"send_time": moment}, wrong)
+    assert [field for field, _ in wrong] == ["send_time"]
+
+
+def test_both_spellings_of_one_field_are_one_too_many() -> None:
+    wrong: list[Violation] = []
+    fill(CreatePaymentRequest(), {"patient_id": "a", "patientId": "a"}, wrong)
+    assert [field for field, _ in wrong] == ["patientId"]
+
+
+def test_what_is_answered_can_be_sent_again() -> None:
+    asked = CreatePaymentRequest(
+        appointment_id="apt_1", methods=[PaymentMethod.PAYMENT_METHOD_CARD], metadata={"a": "b"}
+    )
+    asked.amount.amount_minor, asked.amount.currency = 15000, "BRL"
+    again, wrong = CreatePaymentRequest(), list[Violation]()
+    fill(again, to_json(asked), wrong)
+    assert (again.amount, again.methods, again.metadata, wrong) == (asked.amount, asked.methods, asked.metadata, [])
