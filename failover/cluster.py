@@ -146,7 +146,8 @@ class Cluster:
         self._http = http
         self._etcd = spawn(_etcd(folder, client, peer), folder, "etcd.log")
         self.nodes = [
-            Node(f"node{n + 1}", folder / f"node{n + 1}", *ports[2 * n : 2 * n + 2], client) for n in range(3)
+            Node(f"node{n}", folder / f"node{n}", port, rest, client)
+            for n, (port, rest) in enumerate(zip(ports[::2], ports[1::2], strict=True), 1)
         ]
 
     def url(self, database: str) -> str:
