@@ -384,8 +384,9 @@ def attempted_as(job: Job, attempted: bool) -> Job:
     return replace(job, attempted=int(attempted))
 
 
+# What was called off needs no words any more.
 CANCEL = """
-    UPDATE job SET state = 'cancelled', finished_at = now_ms()
+    UPDATE job SET state = 'cancelled', payload = :nothing, finished_at = now_ms()
     WHERE queue = :queue AND id = :id AND state IN ('queued', 'parked') AND attempted = 0
     RETURNING id
 """
@@ -398,7 +399,7 @@ RESCHEDULE = """
 
 async def cancel(queue: str, id: str) -> bool:
     """Call off a job; False is too late: it runs, it ran, or it may have been done."""
-    return await maybe_one(CANCEL, queue=queue, id=id) is not None
+    return await maybe_one(CANCEL, queue=queue, id=id, nothing=b"") is not None
 
 
 async def reschedule(queue: str, id: str, due_at: int, give_up_at: int | None = None) -> bool:

@@ -31,11 +31,12 @@ log = structlog.get_logger()
 
 
 class Service(NamedTuple):
-    """`add` is the generated add_…Servicer_to_server."""
+    """`add` is the generated add_…Servicer_to_server; `drain` ends streams, which would hold the stop for its grace."""
 
     name: str
     add: Callable[[Any, grpc.aio.Server], None]
     servicer: object
+    drain: Callable[[], None] | None = None
 
 
 def around_every_rpc(settings: ProcessSettings) -> list[grpc.aio.ServerInterceptor]:
@@ -97,6 +98,9 @@ async def answering(
         yield address
     finally:
         readiness.drain()
+        for service in services:
+            if service.drain is not None:
+                service.drain()
         await server.stop(GRACE)
 
 

@@ -49,7 +49,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         admin = PaymentAdminServicer(database, worker, changes, livemode=settings.livemode)
         package = "topsmile.payments.v1"
         services = [
-            Service(f"{package}.PaymentService", rpc.add_PaymentServiceServicer_to_server, servicer),
+            Service(f"{package}.PaymentService", rpc.add_PaymentServiceServicer_to_server, servicer, changes.drain),
             Service(f"{package}.PaymentAdminService", rpc.add_PaymentAdminServiceServicer_to_server, admin),
         ]
         yield Parts(database, services, (worker, changes), breaker)

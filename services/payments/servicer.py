@@ -64,10 +64,6 @@ class PaymentServicer(PaymentServiceServicer):
         async for response in self._changes.watch(request.cursor):
             yield response
 
-    def drain(self) -> None:
-        """End the streams, which would hold up the end of the process for its whole grace."""
-        self._changes.drain()
-
     def _opening(self, order: Order) -> store.Opening:
         payment_id = f"pay_{secrets.token_hex(12)}"
         return store.Opening(

@@ -20,6 +20,9 @@ RULES: dict[str, tuple[tuple[str, ...], set[str]]] = {
     # It judges the others, so it may not share a bug with them.
     "sandbox": (("sandbox",), set()),
     "launch": (("launch", "topsmile"), set()),
+    # Judges of the whole: they see what a user sees, and may start what a test may start.
+    "chaos": (("chaos", "launch", "topsmile", "tests.postgres_cluster"), set()),
+    "failover": (("failover", "launch", "topsmile", "tests.postgres_cluster"), set()),
     "protos/topsmile": (("topsmile",), set()),
 }
 
