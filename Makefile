@@ -16,7 +16,7 @@ demo: .venv/ready ## Play a confirmation, a payment, its webhook, the receipt an
 ##@ Changing it
 
 test: .venv/ready ## Run every test, on SQLite and, where its binaries are found, on PostgreSQL
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -n 4 --dist loadscope
 
 check: .venv/ready ## Format, lint, types, and contracts that are up to date
 	@$(RUN) -m ruff format --check --quiet . || { echo "make format mends this"; exit 1; }

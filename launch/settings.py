@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import random
 import secrets
 import socket
 from collections.abc import Callable, Mapping
@@ -79,9 +80,12 @@ def complete(given: Mapping[str, str], folder: Path, *, free_ports: bool = False
 def listen(port: int, *, free: bool) -> str:
     if not free:
         return f"127.0.0.1:{port}"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    while True:
+        # Below the range from which systems take the ports of outgoing connections: it stays free until it is used.
+        candidate = random.randrange(20_000, 32_000)  # noqa: S311 - no secret
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", candidate)) != 0:
+                return f"127.0.0.1:{candidate}"
 
 
 def made_up(folder: Path) -> dict[str, str]:

@@ -29,6 +29,9 @@ log = structlog.get_logger()
 #: Seconds for one statement, and for a free connection. Below the default deadline of an RPC.
 STATEMENT_TIMEOUT = 8.0
 ACQUIRE_TIMEOUT = 5.0
+#: Milliseconds after which the server ends a transaction that asks for nothing: its process is frozen or its machine is
+#: gone, and what it has locked is wanted by others.
+FROZEN_MS = "5000"
 #: Seconds a starting process waits for its database.
 START_TIMEOUT = 60.0
 
@@ -49,6 +52,7 @@ GONE = (
     asyncpg.OperatorInterventionError,
     asyncpg.CannotConnectNowError,
     asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InsufficientResourcesError,
     asyncpg.PostgresSystemError,
     OSError,
@@ -92,7 +96,7 @@ class Postgres:
                 timeout=ACQUIRE_TIMEOUT,
                 reset=keep_session,
                 target_session_attrs=SessionAttribute.primary if "," in url else SessionAttribute.any,
-                server_settings={"application_name": "topsmile"},
+                server_settings={"application_name": "topsmile", "idle_in_transaction_session_timeout": FROZEN_MS},
             )
             try:
                 await pool  # type: ignore[unused-awaitable]  # awaiting it is how it is opened

@@ -190,3 +190,21 @@ async def test_a_full_disk_refuses_the_one_that_met_it_and_keeps_the_others(tmp_
     assert refused.reason == "STORE_UNAVAILABLE"
     assert await database.read(count) == 10
     await database.close()
+
+
+async def test_a_frozen_process_does_not_keep_its_locks_for_ever(request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue("postgres").database()
+    async with connect(url) as database:
+        await database.run(rows, TABLE)
+        await database.run(add, "purse", 1000)
+        frozen = await asyncpg.connect(url, server_settings={"idle_in_transaction_session_timeout": "200"})
+        held = frozen.transaction()
+        await held.start()
+        await frozen.execute("UPDATE note SET amount = 0 WHERE id = 'purse'")
+
+        await database.run(rows, "UPDATE note SET amount = 1 WHERE id = 'purse'")
+
+        assert (await database.read(one, "SELECT amount FROM note"))["amount"] == 1
+        settings = await database.run(one, "SHOW idle_in_transaction_session_timeout")
+        assert settings["idle_in_transaction_session_timeout"] == "5s"
+        frozen.terminate()
