@@ -92,26 +92,27 @@ def made_up(folder: Path) -> dict[str, str]:
     """The secrets a system needs and nobody gave it: made at the first start, the same ever after."""
     file = folder / "secrets.env"
     if not file.exists():
-        key = ec.generate_private_key(ec.SECP256R1())
-        private = key.private_bytes(
-            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        public = key.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        values = {
-            "STRIPE_WEBHOOK_SECRET": f"whsec_{secrets.token_hex(24)}",
-            "TWILIO_AUTH_TOKEN": secrets.token_hex(16),
-            "SMS_PEPPER": secrets.token_hex(32),
-            "SANDBOX_SENDGRID_PRIVATE_KEY": base64.b64encode(private).decode(),
-            "SENDGRID_WEBHOOK_PUBLIC_KEY": base64.b64encode(public).decode(),
-        }
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"secrets.{os.getpid()}"
         part.touch(mode=0o600)
-        part.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+        part.write_text("".join(f"{name}={value}\n" for name, value in new_secrets().items()))
         part.rename(file)
     return {name: value or "" for name, value in dotenv_values(file).items()}
+
+
+def new_secrets() -> dict[str, str]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    private = key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return {
+        "STRIPE_WEBHOOK_SECRET": f"whsec_{secrets.token_hex(24)}",
+        "TWILIO_AUTH_TOKEN": secrets.token_hex(16),
+        "SMS_PEPPER": secrets.token_hex(32),
+        "SANDBOX_SENDGRID_PRIVATE_KEY": base64.b64encode(private).decode(),
+        "SENDGRID_WEBHOOK_PUBLIC_KEY": base64.b64encode(public).decode(),
+    }
 
 
 def sandboxed(settings: Mapping[str, str]) -> bool:

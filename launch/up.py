@@ -1,0 +1,125 @@
+"""
+Start the system in containers and play the demo against it: python -m launch.up [sqlite|postgres] (`make up`)
+
+Secrets that `.env` lacks are made up and added to it; what it holds already stays as it is. COMPOSE says with what to
+start containers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import aiohttp
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from launch.demo import Story, StoryError, perform
+from launch.settings import PROVIDERS, merged, new_secrets
+from launch.system import ROOT, System
+
+DOTENV = ROOT / ".env"
+#: Seconds, once everything is built and started.
+PATIENCE = 120.0
+
+PORTS = {"SANDBOX": 8090, "PAYMENTS": 50051, "EMAIL": 50052, "SMS": 50053, "GATEWAY": 8080}
+REPLICAS = {"PAYMENTS_2": 50061, "EMAIL_2": 50062, "SMS_2": 50063, "GATEWAY_2": 8082}
+
+
+def lacking(env: Mapping[str, str]) -> dict[str, str]:
+    """Make up what docker-compose.yml asks for and `env` does not hold."""
+    made = new_secrets()
+    for process in ("POSTGRES", "PAYMENTS_DATABASE", "EMAIL_DATABASE", "SMS_DATABASE", "GATEWAY_DATABASE"):
+        made[f"{process}_PASSWORD"] = secrets.token_hex(24)
+    for caller in ("GATEWAY", "CLINIC", "OPERATOR"):
+        made[f"{caller}_TOKEN"] = secrets.token_hex(32)
+    token = {**made, **env}
+    clinic = f"clinic:read+send:{digest(token['CLINIC_TOKEN'])},operator:read+admin:{digest(token['OPERATOR_TOKEN'])}"
+    made["GATEWAY_CALLERS"] = clinic
+    made["SERVICE_CALLERS"] = f"gateway:read+send+admin:{digest(token['GATEWAY_TOKEN'])},{clinic}"
+    return {name: value for name, value in made.items() if not env.get(name)}
+
+
+def digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def write_secrets(dotenv: Path) -> list[str]:
+    """Add to `dotenv` what it lacks; names what was added."""
+    added = lacking(merged({}, dotenv))
+    dotenv.touch(mode=0o600)
+    dotenv.chmod(0o600)
+    text = dotenv.read_text()
+    lines = "".join(f"{name}={value}\n" for name, value in added.items())
+    if lines:
+        dotenv.write_text(text + ("\n" if text and not text.endswith("\n") else "") + lines)
+    return list(added)
+
+
+def addresses(env: Mapping[str, str], profile: str) -> dict[str, str]:
+    ports = {**PORTS, **(REPLICAS if profile == "postgres" else {})}
+    return {f"{name}_LISTEN": f"127.0.0.1:{env.get(f'{name}_PORT') or port}" for name, port in ports.items()}
+
+
+async def answering(name: str, address: str) -> bool:
+    """Ask the published port itself: the operations listeners stay inside."""
+    try:
+        if name.startswith(("SANDBOX", "GATEWAY")):
+            path = "/healthz" if name.startswith("SANDBOX") else "/v1/status"
+            async with aiohttp.ClientSession() as http, http.get(f"http://{address}{path}") as answer:
+                return answer.status < 500  # without a token the gateway answers 401
+        async with grpc.aio.insecure_channel(address) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            told = await check(health_pb2.HealthCheckRequest(), timeout=2, wait_for_ready=True)
+            return bool(told.status == health_pb2.HealthCheckResponse.SERVING)
+    except (aiohttp.ClientError, OSError, grpc.aio.AioRpcError):
+        return False
+
+
+async def wait(settings: Mapping[str, str], story: Story) -> None:
+    left = {name.removesuffix("_LISTEN"): address for name, address in settings.items() if name.endswith("_LISTEN")}
+    until = time.monotonic() + PATIENCE
+    while left:
+        for name, address in list(left.items()):
+            if await answering(name, address):
+                del left[name]
+                story.tell(f"{name.lower()} is up on {address}")
+        if time.monotonic() > until:
+            raise StoryError(f"not ready: {', '.join(sorted(left))}")
+        await asyncio.sleep(0.2)
+
+
+def stage(profile: str, compose: list[str]) -> Callable[[Story], AbstractContextManager[System]]:
+    @contextmanager
+    def containers(story: Story) -> Iterator[System]:
+        env = merged(os.environ, DOTENV)
+        subprocess.run([*compose, "--profile", profile, "up", "-d", "--build"], cwd=ROOT, check=True)
+        settings = {**addresses(env, profile), "CLINIC_TOKEN": env["CLINIC_TOKEN"]}
+        story.tell("everything is built and started")
+        asyncio.run(wait(settings, story))
+        yield System(settings, ROOT / "var")
+
+    return containers
+
+
+def main(profile: str) -> int:
+    if real := [base for _, base, _ in PROVIDERS.values() if merged(os.environ, DOTENV).get(base)]:
+        sys.stderr.write(f"{', '.join(real)} set: the demo charges, mails and texts, which only the sandbox may take\n")
+        return 1
+    if added := write_secrets(DOTENV):
+        print(f"made up and written to {DOTENV.name}: {', '.join(added)}")
+    compose = shlex.split(os.environ.get("COMPOSE") or "docker compose")
+    return tell(stage(profile, compose), shlex.join([*compose, "--profile", profile, "logs"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "sqlite"))
