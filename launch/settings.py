@@ -8,8 +8,8 @@ that have to be made up are made once and live in the system's folder, readable 
 from __future__ import annotations
 
 import base64
+import itertools
 import os
-import random
 import secrets
 import socket
 from collections.abc import Callable, Mapping
@@ -77,15 +77,25 @@ def complete(given: Mapping[str, str], folder: Path, *, free_ports: bool = False
     return settings
 
 
+#: Which of this process' ports to look at next.
+numbers = itertools.count()
+
+
 def listen(port: int, *, free: bool) -> str:
     if not free:
         return f"127.0.0.1:{port}"
-    while True:
-        # Below the range from which systems take the ports of outgoing connections: it stays free until it is used.
-        candidate = random.randrange(20_000, 32_000)  # noqa: S311 - no secret
+    # Below the range from which systems take the ports of outgoing connections, and in a hundred of this process' own:
+    # it stays free until it is used.
+    ours = 20_000 + os.getpid() % 120 * 100
+    for candidate in numbers:
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", candidate)) != 0:
-                return f"127.0.0.1:{candidate}"
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", ours + candidate % 100))
+            except OSError:
+                continue
+            return f"127.0.0.1:{ours + candidate % 100}"
+    raise AssertionError("counting does not end")
 
 
 def made_up(folder: Path) -> dict[str, str]:

@@ -166,8 +166,8 @@ async def test_a_lost_answer_is_asked_for_again_with_the_same_key(payments: Paym
 async def test_a_caller_with_little_time_is_told_in_time_and_the_queue_goes_on(
     payments: Payments, bench: Bench
 ) -> None:
-    await bench.fault(provider="stripe", kind="delay", path=CREATE, seconds=0.6)
-    error = await refusal(payments.stub.CreatePayment(order(), timeout=0.3))
+    await bench.fault(provider="stripe", kind="delay", path=CREATE, seconds=3)
+    error = await refusal(payments.stub.CreatePayment(order(), timeout=1.5))
 
     assert isinstance(error, OutcomeUnknown)
     await eventually(lambda: settled(payments))

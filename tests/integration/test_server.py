@@ -29,6 +29,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from services.chassis.errors import Unavailable
 from services.chassis.health import Readiness
+from services.chassis.lifecycle import GRACE
 from services.chassis.server import Service, answering
 from tests.fakes.echo_service import NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 from tests.processes import BARE, ROOT, process
@@ -87,7 +88,7 @@ def test_an_idle_process_stops_at_once_and_in_silence() -> None:
 
         assert running.end(signal.SIGINT) == 0
 
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < GRACE / 2
     assert [line for line in running.lines if not line.startswith("{")] == []
 
 
