@@ -118,7 +118,7 @@ def main(profile: str) -> int:
     if added := write_secrets(DOTENV):
         print(f"made up and written to {DOTENV.name}: {', '.join(added)}")
     compose = shlex.split(os.environ.get("COMPOSE") or "docker compose")
-    return tell(stage(profile, compose), shlex.join([*compose, "--profile", profile, "logs"]))
+    return perform(stage(profile, compose), shlex.join([*compose, "--profile", profile, "logs"]))
 
 
 if __name__ == "__main__":
