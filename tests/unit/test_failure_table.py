@@ -16,4 +16,4 @@ def test_every_row_names_tests_that_exist() -> None:
     for row in table:
         shown_by = row.split("|")[5]
         assert set(re.findall(r"`(test_\w+)`", shown_by)) <= known, row
-        assert "`" in shown_by or shown_by.strip() == "–", row
+        assert "`" in shown_by or shown_by.strip() == "\u2013", row
