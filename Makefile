@@ -1,6 +1,11 @@
 # What this workshop can do: `make` lists it. Everything sets up what it needs in .venv by itself.
 PYTHON ?= python3
 RUN := .venv/bin/python
+COMPOSE ?= docker compose
+PROFILE ?= sqlite
+DATABASE ?= sqlite
+SECONDS ?= 60
+SEED ?= 1
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,6 +17,20 @@ run: .venv/ready ## Start the whole system with the sandbox in place of the prov
 
 demo: .venv/ready ## Play a confirmation, a payment, its webhook, the receipt and the text (about 10 s)
 	@$(RUN) -m launch.demo
+
+up: .venv/ready ## Build and start the containers and play the demo against them; PROFILE=postgres: two of each
+	@COMPOSE="$(COMPOSE)" $(RUN) -m launch.up $(PROFILE)
+
+##@ Proving it
+
+chaos: .venv/ready ## Kill and freeze at random under load, then judge: DATABASE=sqlite|postgres SECONDS=60 SEED=1 REPORT=
+	@$(RUN) -m chaos --database $(DATABASE) --seconds $(SECONDS) --seed $(SEED) $(if $(REPORT),--report $(REPORT))
+
+failover: .venv/ready ## Kill the primary of three PostgreSQL nodes under load (Debian: patroni, etcd-server): SECONDS=300 SEED=1
+	@$(RUN) -m failover --seconds $(SECONDS) --seed $(SEED) $(if $(REPORT),--report $(REPORT))
+
+bench: .venv/ready ## Measure beside peers, in interleaved rounds: PART=webhooks|sms|payments|footprint REPORT=
+	@$(RUN) -m bench $(if $(PART),--part $(PART)) $(if $(REPORT),--report $(REPORT))
 
 ##@ Changing it
 
@@ -41,5 +60,5 @@ lock: ## Write requirements/*.txt anew from pyproject.toml (needs uv)
 .venv/ready: requirements/dev.txt protos/pyproject.toml
 	@requirements/install $(PYTHON)
 
-.PHONY: help run demo test check format protos lock
+.PHONY: help run demo up chaos failover bench test check format protos lock
 .DEFAULT_GOAL := help

@@ -41,7 +41,7 @@ class Killing:
         self._cluster = cluster
         self._system = system
         self._journal = journal
-        self._dice = random.Random(seed)  # noqa: S311 - no secret
+        self._dice = random.Random(seed)
         self._started = time.monotonic()
         self.kills: list[Kill] = []
 

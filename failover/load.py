@@ -57,7 +57,7 @@ class Callers:
         async with asyncio.TaskGroup() as group:
             for kind in self._acts:
                 for number in range(CALLERS):
-                    group.create_task(self._call_on(kind, random.Random(f"{seed}{kind}{number}")))  # noqa: S311 - no secret
+                    group.create_task(self._call_on(kind, random.Random(f"{seed}{kind}{number}")))
 
     def stop(self) -> None:
         """Want nothing new; what is under way gets its answer."""
