@@ -53,7 +53,8 @@ class Report:
         yield f"  operations    {listed(self.operations)}; answered {self.answered} of {sum(self.operations.values())}"
         yield f"  kills         {sum(self.kills.values())}: {listed(self.kills)}"
         yield f"  trouble       {listed(self.trouble)}"
-        yield f"  ready again   worst after a kill: {listed(self.recovery)} s; slowest answer {self.slowest_answer:.1f} s"
+        slowest = f"slowest answer {self.slowest_answer:.1f} s"
+        yield f"  ready again   worst after a kill: {listed(self.recovery)} s; {slowest}"
         settled = (
             "NOT SETTLED" if self.settled_after is None else f"settled {self.settled_after:.1f} s after the last of it"
         )
