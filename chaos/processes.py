@@ -24,3 +24,10 @@ def command_of(pid: int) -> list[str]:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
     return []
+
+
+def born(pid: int) -> str:
+    """When it was started, in the kernel's ticks; with the pid it names one process for ever. Empty: it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""

@@ -14,6 +14,7 @@ import aiohttp
 
 from chaos.database import signal_all
 from chaos.operations import Journal
+from chaos.processes import born
 from chaos.schedule import PROVIDERS, Step
 from chaos.system import System
 
@@ -28,7 +29,7 @@ class Trouble:
     def __init__(self, system: System, journal: Journal, http: aiohttp.ClientSession, seed: int) -> None:
         self._system, self._journal, self._http = system, journal, http
         self._dice = random.Random(seed)
-        self._frozen: set[int] = set()
+        self._frozen: set[tuple[int, str]] = set()  # with their birth: a pid may be another's by then
         self.counts: Counter[str] = Counter()
         self.kills: Counter[str] = Counter()
         #: Seconds from a kill until the process was ready again, the worst by process.
@@ -46,7 +47,7 @@ class Trouble:
                     group.create_task(self._take(step))
         finally:
             self._system.disk.release()
-            signal_all(list(self._frozen), signal.SIGCONT)
+            self._thaw(list(self._frozen))
 
     async def close(self) -> None:
         for watch in self._watches:
@@ -138,18 +139,22 @@ class Trouble:
     async def _freeze(self, step: Step) -> None:
         name = self._dice.choice(self._system.replicas(step.target))
         pids = self._system.pids(name)
+        frozen = [(pid, born(pid)) for pid in pids]
         began = time.time()
         if not signal_all(pids, signal.SIGSTOP):
             return
-        self._frozen.update(pids)
+        self._frozen.update(frozen)
         self.counts["freeze, past a lease" if step.seconds > 20 else "freeze"] += 1
         try:
             await asyncio.sleep(step.seconds)
         finally:
-            there = [pid for pid in pids if pid in self._system.pids(name)]
-            signal_all(there, signal.SIGCONT)
-            self._frozen.difference_update(pids)
+            self._thaw(frozen)
             self._journal.event("freeze", name, began=began, ended=time.time())
+
+    def _thaw(self, frozen: Sequence[tuple[int, str]]) -> None:
+        """Whose parent was killed meanwhile, too: a frozen orphan of PostgreSQL's keeps the next from starting."""
+        signal_all([pid for pid, birth in frozen if birth and born(pid) == birth], signal.SIGCONT)
+        self._frozen.difference_update(frozen)
 
     async def _fault(self, step: Step) -> None:
         await self.fault(step.fault or {})
