@@ -5,11 +5,13 @@ No address, number, body or token in any line. That is why of an exception only 
 text quotes what it choked on.
 """
 
+import io
 import logging
 import sys
 import traceback
+from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -20,8 +22,25 @@ from services.chassis import context
 LOQUACIOUS = ("python_http_client", "twilio", "stripe", "aiohttp", "asyncio", "urllib3", "uvicorn", "grpc")
 
 
+class Unfailing(io.TextIOBase):
+    """Drop what cannot be written: a log whose reader is gone, or whose disk is full, stops nobody's work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
 def configure(process: str, level: str) -> None:
     """Once, before anything is logged."""
+    output = Unfailing(sys.stdout)
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -32,9 +51,9 @@ def configure(process: str, level: str) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level.lower()),
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", output)),
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],

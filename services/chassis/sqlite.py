@@ -130,13 +130,14 @@ class SQLite:
             self._local.connection.execute("PRAGMA query_only=ON")
             self._reads.append(self._local.connection)
         connection: sqlite3.Connection = self._local.connection
-        connection.execute("BEGIN")
         try:
+            connection.execute("BEGIN")
             return drive(connection, transaction())
         except sqlite3.Error as error:
             raise storable(error) from error
         finally:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # a full or failing disk has ended it already
+                connection.execute("ROLLBACK")
 
     def _write(self) -> None:
         for group in self._groups():

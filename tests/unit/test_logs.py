@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import structlog
@@ -61,3 +63,18 @@ def test_of_an_exception_the_classes_and_frames_are_told_but_never_the_text(
     assert "test_logs.py" in first["frames"][-1]
     assert "ana@example.com" not in told
     assert "91234" not in told
+
+
+def test_a_log_that_nobody_reads_any_more_stops_nobodys_work() -> None:
+    """The supervisor that read it was killed: the pipe is broken."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    broken = os.fdopen(writer, "w", buffering=1)
+    output = logs.Unfailing(broken)
+
+    assert output.write("a line\n") == 7
+    output.flush()
+    with pytest.raises(BrokenPipeError):
+        broken.write("a line\n")
+    with suppress(BrokenPipeError):
+        broken.close()
