@@ -45,7 +45,9 @@ class Run:
         self.tell(f"{kill.way} of {kill.node}: {promoted}, writes {went_on}; {done} acknowledged")
 
     async def make(self, folder: Path) -> dict[str, Any]:
-        async with cluster() as databases:
+        logs = folder / "log"
+        logs.mkdir()
+        async with cluster(logs) as databases:
             self.tell("three PostgreSQL nodes are up, one of them in step with the primary")
             system = System(databases, folder)
             try:

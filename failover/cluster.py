@@ -218,9 +218,14 @@ def _etcd(folder: Path, client: int, peer: int) -> list[str]:
     return ["etcd", *(f"--{name}={value}" for name, value in options.items())]
 
 
+def _keep_logs(folder: Path, kept: Path) -> None:
+    for log in folder.glob("*/patroni.log"):
+        shutil.copy(log, kept / f"{log.parent.name}.log")
+
+
 @asynccontextmanager
-async def cluster() -> AsyncIterator[Cluster]:
-    """Run a new cluster while the body runs; what it stored goes with it."""
+async def cluster(kept: Path | None = None) -> AsyncIterator[Cluster]:
+    """Run a new cluster while the body runs; what it stored goes with it, but for logs that are `kept`."""
     folder = Path(mkdtemp(prefix="topsmile-failover-"))
     if USER:
         shutil.chown(folder, USER)
@@ -233,6 +238,8 @@ async def cluster() -> AsyncIterator[Cluster]:
             finally:
                 running.stop()
     finally:
+        if kept is not None:
+            _keep_logs(folder, kept)
         shutil.rmtree(folder, ignore_errors=True)
 
 

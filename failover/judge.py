@@ -63,6 +63,10 @@ class Judge:
         until = time.monotonic() + SETTLED_WITHIN
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10.0)) as http:
             while True:
+                # A webhook that met several outages is tried again in ten minutes or an hour. This hurries only those
+                # that were refused: one that was taken and then lost is not sent again, and leaves its message short
+                # of its end.
+                await http.post(f"{self._system.sandbox}/_sandbox/webhooks/flush")
                 verdict = await self._judge(http)
                 if verdict.clean or verdict.doubled or time.monotonic() > until:
                     return verdict
