@@ -23,8 +23,8 @@ up: .venv/ready ## Build and start the containers and play the demo against them
 
 ##@ Proving it
 
-chaos: .venv/ready ## Kill and freeze at random under load, then judge: DATABASE=sqlite|postgres SECONDS=60 SEED=1 REPORT=
-	@$(RUN) -m chaos --database $(DATABASE) --seconds $(SECONDS) --seed $(SEED) $(if $(REPORT),--report $(REPORT))
+chaos: .venv/ready ## Kill and freeze at random under load, then judge: DATABASE=sqlite|postgres SECONDS=60 SEED=1 KILLS= REPORT=
+	@$(RUN) -m chaos --database $(DATABASE) --seconds $(SECONDS) --seed $(SEED) $(if $(KILLS),--kills $(KILLS)) $(if $(REPORT),--report $(REPORT))
 
 failover: .venv/ready ## Kill the primary of three PostgreSQL nodes under load (Debian: patroni, etcd-server): SECONDS=300 SEED=1
 	@$(RUN) -m failover --seconds $(SECONDS) --seed $(SEED) $(if $(REPORT),--report $(REPORT))

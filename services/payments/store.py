@@ -21,7 +21,11 @@ COLUMNS = """payment_id, fingerprint, intent_id, confirmed, client_secret, rank,
 GET = f"SELECT {COLUMNS} FROM payment WHERE payment_id = :payment_id"
 BY_INTENT = f"SELECT {COLUMNS} FROM payment WHERE intent_id = :intent_id AND intent_id <> ''"
 BY_KEY = f"SELECT {COLUMNS} FROM payment WHERE caller = :caller AND idempotency_key = :idempotency_key"
-OPEN = f"SELECT payment_id FROM payment WHERE appointment_id = :appointment_id AND rank < {FINAL}"
+# But for this very key's: a twin of the call may have committed since BY_KEY looked, and the INSERT will say so.
+OPEN = f"""
+    SELECT payment_id FROM payment WHERE appointment_id = :appointment_id AND rank < {FINAL}
+        AND NOT (caller = :caller AND idempotency_key = :idempotency_key)
+"""
 # The unique indexes decide between two who come at the same moment: one key, one sole open payment an appointment.
 INSERT = """
     INSERT INTO payment (payment_id, caller, idempotency_key, fingerprint, appointment_id, sole, confirmed,
@@ -131,7 +135,9 @@ async def open_payment(queue: Queue, new: Opening) -> Opened:
     record.create_time.FromMilliseconds(now)
     record.update_time.FromMilliseconds(now)
     if not new.allow_another:
-        row = await maybe_one(OPEN, appointment_id=appointment_id)
+        row = await maybe_one(
+            OPEN, appointment_id=appointment_id, caller=new.caller, idempotency_key=new.idempotency_key
+        )
         if row is not None:
             open_one = {"payment_id": str(row["payment_id"])}
             raise AlreadyExists("the appointment has an open payment", reason="PAYMENT_OPEN", metadata=open_one)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from services.chassis import job_operations
@@ -173,6 +174,17 @@ async def test_a_caller_with_little_time_is_told_in_time_and_the_queue_goes_on(
     await eventually(lambda: settled(payments))
     assert (await payments.create()).stripe_payment_intent_id == (await accepted(bench))[0]["object_id"]
     assert len(await accepted(bench)) == 1
+
+
+async def test_twins_of_one_call_are_one_payment_or_in_progress(payments: Payments, bench: Bench) -> None:
+    for n in range(5):
+        call = order(f"twin-{n}", appointment_id=f"apt-{n}")
+        answers = await asyncio.gather(*(payments.stub.CreatePayment(call) for _ in range(8)), return_exceptions=True)
+
+        codes = {answer.code().name for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
+        assert codes <= {"ABORTED"}
+        assert any(not isinstance(answer, BaseException) for answer in answers)
+    assert len(await accepted(bench)) == 5
 
 
 async def settled(payments: Payments) -> bool:
