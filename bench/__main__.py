@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench.parts import footprint, payments, sms, webhooks
+from bench.parts import footprint, lateness, payments, queue, sms, webhooks
 from bench.rounds import Part
 from bench.running import ROOT
 from bench.scene import Scene
@@ -24,6 +24,8 @@ PARTS: dict[str, Callable[[Scene], Part]] = {
     "webhooks": webhooks.part,
     "sms": sms.part,
     "payments": payments.part,
+    "queue": queue.part,
+    "lateness": lateness.part,
     "footprint": footprint.part,
 }
 LIBRARIES = ("grpcio", "uvicorn", "uvloop", "aiohttp", "asyncpg", "stripe", "twilio")

@@ -16,9 +16,8 @@ Measure: TypeAlias = Callable[[], dict[str, float]]
 @dataclass(frozen=True)
 class Contestant:
     name: str
-    #: Starts it and gives what measures it once; the first measurement warms up and does not count.
+    #: Starts it and gives what measures it once.
     start: Callable[[], AbstractContextManager[Measure]]
-    ours: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,14 @@ class Part:
     contestants: Sequence[Contestant]
     ratios: Sequence[Ratio] = ()
     rounds: int = 5
+    #: Whether a first measurement of each warms up and does not count.
+    warm: bool = True
     seen: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
     def run(self, rounds: int | None = None) -> None:
         with ExitStack() as stack:
             measures = {each.name: stack.enter_context(each.start()) for each in self.contestants}
-            for number in range((rounds or self.rounds) + 1):
+            for number in range(0 if self.warm else 1, (rounds or self.rounds) + 1):
                 for name, measure in random.sample(list(measures.items()), len(measures)):
                     _progress(f"{self.title}, round {number or 'warm-up'}: {name}")
                     figures = measure()

@@ -97,15 +97,19 @@ def memory_mib(pid: int) -> float:
 
 
 def load(name: str, *arguments: object) -> dict[str, float]:
-    """Run a load generator, in a process of its own, to its end; what it prints is what it saw."""
-    command = module(f"bench.loads.{name}", *map(str, arguments))
+    """Run a load generator, in a process of its own, to its end."""
+    return seen_by(module(f"bench.loads.{name}", *map(str, arguments)))
+
+
+def seen_by(command: Sequence[str], wait: float = 300) -> dict[str, float]:
+    """Run a command to its end; the last line it prints is what it saw, as JSON."""
     ended = subprocess.run(
         command,
         cwd=ROOT,
         env={**BARE, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"},
         stdout=subprocess.PIPE,
         check=True,
-        timeout=300,
+        timeout=wait,
     )
-    seen: dict[str, float] = json.loads(ended.stdout)
+    seen: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
     return seen

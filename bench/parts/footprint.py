@@ -1,5 +1,11 @@
-"""What a process takes before anybody asks it for anything: its start, its memory, and its CPU while it waits."""
+"""
+What a process takes before anybody asks it for anything: its start, its memory, and its CPU while it waits.
 
+Beside it the size of its image, where that has been built.
+"""
+
+import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +33,7 @@ def part(scene: Scene) -> Part:
                         "start_seconds": process.start_seconds,
                         "memory_MiB": memory_mib(process.pid),
                         "idle_cpu_percent": (cpu_seconds(process.pid) - before) / WATCHED * 100,
+                        **image(name),
                     }
 
             yield measure
@@ -46,3 +53,12 @@ def part(scene: Scene) -> Part:
         ],
         rounds=3,
     )
+
+
+def image(name: str) -> dict[str, float]:
+    try:
+        command = ["docker", "image", "inspect", "--format", "{{.Size}}", f"topsmile-{name}"]
+        told = subprocess.run(command, capture_output=True, check=True, timeout=20)
+        return {"image_MiB": json.loads(told.stdout) / 2**20}
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
