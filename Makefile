@@ -29,7 +29,7 @@ chaos: .venv/ready ## Kill and freeze at random under load, then judge: DATABASE
 failover: .venv/ready ## Kill the primary of three PostgreSQL nodes under load (Debian: patroni, etcd-server): SECONDS=300 SEED=1
 	@$(RUN) -m failover --seconds $(SECONDS) --seed $(SEED) $(if $(REPORT),--report $(REPORT))
 
-bench: .venv/ready ## Measure beside peers, in interleaved rounds: PART=webhooks|sms|payments|footprint REPORT=
+bench: .venv/ready ## Measure beside peers, in interleaved rounds: PART=webhooks|sms|payments|queue|lateness|footprint REPORT=
 	@$(RUN) -m bench $(if $(PART),--part $(PART)) $(if $(REPORT),--report $(REPORT))
 
 ##@ Changing it
