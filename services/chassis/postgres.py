@@ -12,7 +12,8 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
+from urllib.parse import urlsplit
 
 import asyncpg
 import structlog
@@ -77,6 +78,40 @@ async def keep_session(_connection: object) -> None:
     """Do nothing between two users of a connection: no transaction changes the session, so nothing needs resetting."""
 
 
+def each_host(url: str) -> list[str]:
+    """Take apart `postgresql://user@a:1,b:2/name`."""
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]
+
+
+async def connect_to_primary(url: str, **options: Any) -> Any:
+    """
+    Ask all hosts at once, and take the one that takes writes.
+
+    asyncpg asks them one after another under one timeout: behind a frozen one, which accepts a connection and says no
+    more, the others would never be asked.
+    """
+    attempts = [asyncio.ensure_future(asyncpg.connect(host, **options)) for host in each_host(url)]
+    chosen = None
+    last: BaseException = TimeoutError()
+    try:
+        for attempt in asyncio.as_completed(attempts):
+            try:
+                chosen = await attempt
+            except GONE as error:
+                last = error
+            else:
+                return chosen
+        raise last
+    finally:
+        for other in attempts:
+            other.cancel()
+        for answer in await asyncio.gather(*attempts, return_exceptions=True):
+            if isinstance(answer, asyncpg.Connection) and answer is not chosen:
+                answer.terminate()
+
+
 class Postgres:
     """A pool of connections to whichever host takes writes."""
 
@@ -95,6 +130,7 @@ class Postgres:
                 command_timeout=STATEMENT_TIMEOUT,
                 timeout=ACQUIRE_TIMEOUT,
                 reset=keep_session,
+                connect=cast("Any", connect_to_primary),
                 target_session_attrs=SessionAttribute.primary if "," in url else SessionAttribute.any,
                 server_settings={"application_name": "topsmile", "idle_in_transaction_session_timeout": FROZEN_MS},
             )
@@ -112,7 +148,9 @@ class Postgres:
                 return cls(pool)
 
     async def run(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.shield(asyncio.ensure_future(self._run(partial(transaction, *args, **kwargs))))
+        running = asyncio.ensure_future(self._run(partial(transaction, *args, **kwargs)))
+        running.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # its caller may have gone
+        return await asyncio.shield(running)
 
     async def read(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         if self.offset_ms:  # a transaction is needed to hold the moved clock
@@ -153,8 +191,8 @@ class Postgres:
         except asyncpg.DataError:  # an InterfaceError by birth, but a bug of ours
             raise
         except GONE as error:
-            if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
-                # Demoted: every connection of the pool leads to a host that takes no writes any more.
+            if isinstance(error, asyncpg.ReadOnlySQLTransactionError | TimeoutError | ConnectionError):
+                # Demoted, frozen or gone: every connection of the pool leads to that host.
                 await self._pool.expire_connections()
             raise Unavailable(
                 f"the database: {type(error).__name__}", reason="STORE_UNAVAILABLE", retry_after=1.0
