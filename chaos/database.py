@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,6 @@ from chaos.processes import descendants
 from tests.postgres_cluster import Cluster
 
 PROCESSES = ("payments", "email", "sms", "gateway")
-CURSOR = "SELECT cursor FROM watch_cursor"
 
 Rows = Sequence[dict[str, Any]]
 
@@ -33,9 +32,6 @@ class Stores(Protocol):
 
     async def query(self, process: str, sql: str) -> Rows:
         """Run one statement, seeing or changing what is committed; OSError while that cannot be done."""
-
-    def when_cursor_moves(self, then: Callable[[], None], seconds: float) -> bool:
-        """Call at the very moment when the gateway's cursor moves; blocks. False: it did not within this time."""
 
     async def revive(self) -> None:
         """Start the database again, if it is one that can be down."""
@@ -70,17 +66,6 @@ class SQLiteFiles:
             return await asyncio.to_thread(ask)
         except sqlite3.Error as error:
             raise OSError(str(error)) from error
-
-    def when_cursor_moves(self, then: Callable[[], None], seconds: float) -> bool:
-        until = time.monotonic() + seconds
-        with suppress(sqlite3.Error), closing(self._connection("gateway")) as db:
-            before = db.execute(CURSOR).fetchone()["cursor"]
-            while time.monotonic() < until:
-                if db.execute(CURSOR).fetchone()["cursor"] != before:
-                    then()
-                    return True
-                time.sleep(0.0002)
-        return False
 
     def _connection(self, process: str) -> sqlite3.Connection:
         uri = f"file:{self._folder}/{process}.db?mode=rw"  # mode: a file that is not there yet is not ours to make
@@ -165,25 +150,6 @@ class PostgresFiles:
                 await connection.close(timeout=5)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             raise OSError(f"{type(error).__name__}: {error}") from error
-
-    def when_cursor_moves(self, then: Callable[[], None], seconds: float) -> bool:
-        async def watch() -> bool:
-            connection = await asyncpg.connect(self._urls["gateway"], timeout=2)
-            try:
-                before = await connection.fetchval(CURSOR)
-                while time.monotonic() < until:
-                    if await connection.fetchval(CURSOR) != before:
-                        then()
-                        return True
-                return False
-            finally:
-                connection.terminate()
-
-        until = time.monotonic() + seconds
-        try:
-            return asyncio.run(watch())
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
-            return False
 
 
 def signal_all(pids: Sequence[int], number: int) -> int:

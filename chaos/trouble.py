@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from chaos.database import signal_all
 from chaos.operations import Journal
 from chaos.processes import born
 from chaos.schedule import PROVIDERS, Step
-from chaos.system import System
+from chaos.system import ROOT, System, plain
 
 PATHS = {"stripe": "POST /v1/payment_intents", "sendgrid": "POST /v3/mail/send", "twilio": "POST /2010-04-01"}
 #: Seconds in which the moment of an aimed kill has to come.
@@ -126,13 +127,10 @@ class Trouble:
     async def _kill_at_cursor(self, _step: Step) -> None:
         """Kill at the moment a stored cursor is seen to move: what belongs to it has to be there as well."""
         names = self._system.replicas("gateway")
-        pids = {name: self._system.pids(name) for name in names}
-
-        def strike() -> None:
-            for found in pids.values():
-                signal_all(found, signal.SIGKILL)
-
-        if await asyncio.to_thread(self._system.stores.when_cursor_moves, strike, AIMING):
+        pids = [str(pid) for name in names for pid in self._system.pids(name)]
+        arguments = ["-m", "chaos.aim", self._system.stores.url("gateway"), str(AIMING), *pids]
+        aiming = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=ROOT, env=plain())
+        if await aiming.wait() == 0:
             for name in names:
                 self._killed(name, "at the cursor's move")
 
