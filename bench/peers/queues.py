@@ -55,6 +55,7 @@ async def ours(url: str, watch: Stopwatch) -> None:
         for number in range(watch.count):
             await jobs.add("bench", f"job-{number:06}", b"{}")
 
+    import_module("services.chassis.logs").configure("bench", "WARNING")  # the others say nothing of a job either
     async with database_of.connect(url) as database:
         await database.run(add_all)
         worker = worker_of.Worker(database, jobs.Queue("bench", handler, watch.nothing, concurrency=AT_ONCE))

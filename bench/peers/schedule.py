@@ -11,7 +11,7 @@ import time
 
 import uvloop
 
-from services.chassis import jobs
+from services.chassis import jobs, logs
 from services.chassis.database import connect, rows
 from services.chassis.jobs import BeginAct, Done, Job, Outcome, Queue
 from services.chassis.worker import Worker
@@ -42,6 +42,7 @@ async def main(url: str, count: int, seconds: float) -> None:
     async def on_dead(job: Job, reason: str) -> None:
         raise AssertionError(f"{job.id} died: {reason}")
 
+    logs.configure("bench", "WARNING")
     async with connect(url) as database:
         for start in range(0, count, TOGETHER):
             await database.run(add, offsets[start : start + TOGETHER])
