@@ -129,6 +129,7 @@ def main() -> int:
     for name in wish.names:
         print(f"\n== {name} ({wish.database})", flush=True)
         with tempfile.TemporaryDirectory(prefix="topsmile-sabotage-") as folder:
+            Path(folder).chmod(0o755)  # PostgreSQL runs as its own user where we are root
             findings = found(SABOTAGES[name], wish, Path(folder))
         print(f"== {name}: found {len(findings)} times: {SABOTAGES[name].rule}", flush=True)
         if not findings:
