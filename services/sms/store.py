@@ -62,15 +62,17 @@ REMEMBER = """
 LEARN = """
     UPDATE sms SET provider = 'twilio', provider_message_id = :sid, updated_at = now_ms()
     WHERE sms_id = :sms_id AND provider_message_id = ''
-        AND NOT EXISTS (SELECT 1 FROM sms WHERE provider_message_id = :sid)
+        AND NOT EXISTS (SELECT 1 FROM sms WHERE provider_message_id = :sid AND provider_message_id <> '')
     RETURNING sms_id
 """
 COUNT_SEGMENTS = "UPDATE sms SET segments = :segments WHERE sms_id = :sms_id"
 
-KNOWN = "SELECT sms_id FROM sms WHERE provider_message_id = :sid"
+# The `<> ''` stands verbatim because a partial index is used only then.
+KNOWN = "SELECT sms_id FROM sms WHERE provider_message_id = :sid AND provider_message_id <> ''"
 EXISTS = "SELECT sms_id FROM sms WHERE sms_id = :sms_id"
 OF_APPOINTMENT = f"""
-    SELECT sms_id FROM sms WHERE appointment_id = :appointment_id AND template IN ('{CONFIRMATION}', '{REMINDER}')
+    SELECT sms_id FROM sms
+    WHERE appointment_id = :appointment_id AND appointment_id <> '' AND template IN ('{CONFIRMATION}', '{REMINDER}')
     ORDER BY sms_id
 """
 UNSURE = """

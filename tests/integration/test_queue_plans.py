@@ -47,7 +47,11 @@ async def test_200_000_jobs_ahead_are_not_read_by_a_claim(database: Database, da
 
     for statement in (Statement(jobs.CLAIM, asked), Statement(jobs.LOOK, asked)):
         plan = await plan_of(database, sqlite, statement)
-        wanted = r"job_due \(queue=\? AND priority=\? AND due_at<\?\)" if sqlite else r"using job_due[^>]*due_at <="
+        wanted = (
+            r"job_due \(queue=\? AND priority=\? AND state=\? AND due_at<\?\)"
+            if sqlite
+            else r"using job_due[^>]*due_at <="
+        )
         assert re.search(wanted, plan), plan
         assert not re.search(r"Seq Scan on job|SCAN job(?! USING)", plan), plan
 

@@ -446,12 +446,12 @@ async def test_an_answer_lost_is_waited_for_a_minute_before_it_counts_as_no(desk
     sms = (await desk.stub.SendSms(request)).sms
     await eventually(lambda: desk.row("SELECT * FROM sms"), lambda row: row["unsure_since"])
     for _ in range(2):
-        desk.later(seconds=29)
+        desk.later(seconds=20)
         await asyncio.sleep(0.5)
 
     assert len(await desk.requests(request.recipient)) == 1
     assert (await desk.get(sms.sms_id)).failure_reason == "OUTCOME_UNKNOWN"
-    desk.later(seconds=31)
+    desk.later(seconds=45)
     sent = await desk.becomes(sms.sms_id, "SENT")
     assert len(await desk.texts(request.recipient)) == 1
     assert sent.failure_reason == ""

@@ -18,7 +18,8 @@ CREATE TABLE job (
     PRIMARY KEY (queue, id)
 );
 
-CREATE INDEX job_due ON job (queue, priority, due_at) WHERE state IN ('queued', 'running');
+-- With the state in it, a look for vanished workers does not read the whole backlog.
+CREATE INDEX job_due ON job (queue, priority, state, due_at) WHERE state IN ('queued', 'running');
 
 CREATE INDEX job_finished ON job (queue, finished_at) WHERE finished_at IS NOT NULL;
 
