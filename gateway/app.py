@@ -5,8 +5,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -32,8 +30,9 @@ from gateway.webhooks import (
 )
 from services.chassis import authentication, context, deadline, metrics
 from services.chassis.authentication import Doorkeeper
+from services.chassis.caller_limit import CallerLimit
 from services.chassis.database import Database
-from services.chassis.errors import ServiceError, Throttled, Unavailable
+from services.chassis.errors import ServiceError, Unavailable
 
 DEADLINE = 10.0  # seconds for a whole request
 AT_ONCE = 500  # requests that run together; more are shed
@@ -101,26 +100,18 @@ class Guard:
     def __init__(self, settings: Settings, seconds: float) -> None:
         self._seconds = seconds
         self._doorkeeper = Doorkeeper(settings.auth_tokens)
-        self._limit = settings.caller_limit
-        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())  # per replica
+        self._each = CallerLimit(settings.caller_limit)
 
     def before(self, scope: authentication.Scope, endpoint: Endpoint) -> Endpoint:
         async def guarded(request: Request) -> Response:
             caller = self._doorkeeper.recognise(request.headers.get("authorization", ""))
             context.caller.set(caller.name)
             authentication.require(caller, scope)
-            await self._count(caller.name)
+            await self._each.count(caller.name)
             with deadline.within(self._seconds):
                 return await endpoint(request)
 
         return guarded
-
-    async def _count(self, caller: str) -> None:
-        if self._limit is None or await self._limiter.hit(self._limit, caller):
-            return
-        again_at, _ = await self._limiter.get_window_stats(self._limit, caller)
-        wait = max(0.1, again_at - time.time())
-        raise Throttled(f"{caller} may call {self._limit}", reason="QUOTA", retry_after=wait)
 
 
 def application(

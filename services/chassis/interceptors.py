@@ -18,10 +18,9 @@ import grpc
 import limits
 import structlog
 from google.protobuf.message import DecodeError
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from services.chassis import authentication, context, deadline, metrics
+from services.chassis.caller_limit import CallerLimit
 from services.chassis.errors import (
     DETAILS_KEY,
     DeadlineExceeded,
@@ -221,8 +220,7 @@ class Limits:
     def __init__(self, at_once: int = 500, for_each_caller: limits.RateLimitItem | None = None) -> None:
         self._at_once = at_once
         self._running = 0
-        self._rate = for_each_caller
-        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())  # per replica
+        self._each = CallerLimit(for_each_caller)
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
@@ -230,11 +228,9 @@ class Limits:
             yield
             return
         if self._running >= self._at_once:
-            self._refuse("SHEDDING", "too many RPCs are running", 1.0)
-        caller = context.caller.get()
-        if self._rate is not None and not await self._limiter.hit(self._rate, caller):
-            again_at, _ = await self._limiter.get_window_stats(self._rate, caller)
-            self._refuse("QUOTA", f"{caller} may call {self._rate}", max(0.1, again_at - time.time()))
+            metrics.rpcs_shed_total.labels("SHEDDING").inc()
+            raise Throttled("too many RPCs are running", reason="SHEDDING", retry_after=1.0)
+        await self._each.count(context.caller.get())
         self._running += 1
         metrics.rpcs_running.set(self._running)
         try:
@@ -242,10 +238,6 @@ class Limits:
         finally:
             self._running -= 1
             metrics.rpcs_running.set(self._running)
-
-    def _refuse(self, reason: str, message: str, retry_after: float) -> None:
-        metrics.rpcs_shed_total.labels(reason).inc()
-        raise Throttled(message, reason=reason, retry_after=retry_after)
 
 
 class Deadline:

@@ -22,7 +22,7 @@ outbound_seconds = Histogram(
 )
 breaker_state = Gauge("topsmile_breaker_state", "0 closed, 1 half open, 2 open", ["target"])
 
-JOBS = Counter("topsmile_jobs_total", "Jobs run, by what came of it", ["queue", "outcome"])
+jobs_total = Counter("topsmile_jobs_total", "Jobs run, by what came of it", ["queue", "outcome"])
 queue_live = Gauge("topsmile_queue_live", "Jobs not finished", ["queue", "state"])
 queue_dead = Gauge("topsmile_queue_dead", "Jobs given up on and kept", ["queue"])
 queue_oldest_due_seconds = Gauge("topsmile_queue_oldest_due_seconds", "How long the oldest due job waits", ["queue"])

@@ -177,7 +177,7 @@ class Worker:
         except (ClaimLost, Unavailable) as lost:
             name = "lost"
             log.warning("job.outcome_lost", queue=job.queue, job=job.id, error=type(lost).__name__)
-        metrics.JOBS.labels(job.queue, name).inc()
+        metrics.jobs_total.labels(job.queue, name).inc()
         reason = outcome.reason if isinstance(outcome, Later | Never) else reason_of(error)
         bug = error if error is not None and not isinstance(error, ServiceError | TimeoutError) else None
         log.log(

@@ -201,7 +201,6 @@ async def _cancel(sms_ids: Sequence[str]) -> tuple[int, int]:
     canceled = too_late = 0
     for sms_id in sms_ids:
         if await jobs.cancel(QUEUE, sms_id):
-            await rows(FORGET_WORDS, sms_id=sms_id, nothing=b"")
             canceled += await advance(sms_id, "CANCELED")
         else:
             too_late += (await get(sms_id)).status not in NOT_SENT
