@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-MIB = 1 << 20
-
 
 class Disk:
     """Where mounting is not allowed it is a folder as any other, and is never filled."""

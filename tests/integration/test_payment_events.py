@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,11 @@ import pytest
 from services.chassis import job_operations
 from services.chassis.errors import InvalidRequest
 from tests.fakes.payments_service import Payments, event, eventually, order, payments_service, refusal, status
-from tests.fakes.sandbox_bench import Bench, sandbox_bench
+from tests.fakes.sandbox_bench import Bench
 from topsmile.payments.v1 import payments_pb2 as pb
 
 SAMPLES = Path(__file__).parents[2] / "../shared/provider-specs/stripe_event_samples.json"
 DAY = 86_400_000
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with sandbox_bench(tmp_path / "sandbox.db") as made:
-        yield made
-
-
-@pytest.fixture
-async def payments(database_url: str, bench: Bench) -> AsyncIterator[Payments]:
-    async with payments_service(database_url, bench.url) as service:
-        yield service
 
 
 async def events_of(bench: Bench, kind: str = "payment_intent.*") -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -12,16 +11,10 @@ import pytest
 from services.chassis.errors import InvalidRequest, OutOfRange
 from services.payments.change_log import bounds, forget
 from tests.fakes.payments_service import Payments, payments_service, refusal, status
-from tests.fakes.sandbox_bench import Bench, sandbox_bench
+from tests.fakes.sandbox_bench import Bench
 from topsmile.payments.v1 import payments_pb2 as pb
 
 DAY = 86_400_000
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with sandbox_bench(tmp_path / "sandbox.db") as made:
-        yield made
 
 
 @pytest.fixture

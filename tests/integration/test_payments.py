@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +26,11 @@ from services.chassis.errors import (
 )
 from services.payments.store import QUEUE
 from tests.fakes.payments_service import Payments, attempt, eventually, order, payments_service, refusal, status
-from tests.fakes.sandbox_bench import Bench, sandbox_bench
+from tests.fakes.sandbox_bench import Bench
 from topsmile.payments.v1 import payments_pb2 as pb
 
 CREATE = "POST /v1/payment_intents"
 DAY = 86_400_000
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with sandbox_bench(tmp_path / "sandbox.db") as made:
-        yield made
-
-
-@pytest.fixture
-async def payments(database_url: str, bench: Bench) -> AsyncIterator[Payments]:
-    async with payments_service(database_url, bench.url) as service:
-        yield service
 
 
 async def accepted(bench: Bench) -> list[dict[str, Any]]:

@@ -5,23 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import grpc
 import pytest
 
 from services.chassis.database import connect, rows
 from tests.fakes.payments_service import eventually, order, status
-from tests.fakes.sandbox_bench import Bench, sandbox_bench
+from tests.fakes.sandbox_bench import Bench
 from tests.processes import Process, process
 from topsmile.payments.v1 import payments_pb2 as pb
 from topsmile.payments.v1 import payments_pb2_grpc as rpc
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with sandbox_bench(tmp_path / "sandbox.db") as made:
-        yield made
 
 
 @asynccontextmanager

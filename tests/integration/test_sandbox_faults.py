@@ -10,16 +10,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.fakes.sandbox_bench import Bench, Reply, mail, sandbox_bench
+from tests.fakes.sandbox_bench import Bench, Reply, mail
 from tests.fakes.webhook_receiver import webhook_receiver
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with sandbox_bench(tmp_path / "sandbox.db") as bench:
-        yield bench
 
 
 async def create(bench: Bench, key: str | None = None) -> Reply:

@@ -4,8 +4,6 @@ import hmac
 import io
 import json
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -14,16 +12,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from tests.fakes.sandbox_bench import ACCOUNT, BASIC, TWILIO_TOKEN, Bench, mail, sandbox_bench
+from tests.fakes.sandbox_bench import ACCOUNT, BASIC, TWILIO_TOKEN, Bench, mail
 from tests.fakes.webhook_receiver import Received
 
 CALLBACK = "https://public.example/webhooks/twilio/status?attempt=a%2F1"
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with sandbox_bench(tmp_path / "sandbox.db") as bench:
-        yield bench
 
 
 def to(address: str) -> dict[str, Any]:

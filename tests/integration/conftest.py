@@ -1,0 +1,23 @@
+"""A payments service and the provider it talks to, for the files that tell its rules."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.payments_service import Payments, payments_service
+from tests.fakes.sandbox_bench import Bench, sandbox_bench
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with sandbox_bench(tmp_path / "sandbox.db") as made:
+        yield made
+
+
+@pytest.fixture
+async def payments(database_url: str, bench: Bench) -> AsyncIterator[Payments]:
+    async with payments_service(database_url, bench.url) as service:
+        yield service
