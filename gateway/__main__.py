@@ -36,9 +36,6 @@ async def main(config: Settings) -> None:
             web.listening(
                 application(config, database, clients, wake),
                 config.listen,
-                http="httptools",
-                ws="none",
-                proxy_headers=False,
                 ssl_certfile=config.tls_cert,
                 ssl_keyfile=config.tls_key,
             ) as address,

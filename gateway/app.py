@@ -14,9 +14,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.appointments import Appointments
+from gateway.bodies import CLOSE
 from gateway.clients import Clients
 from gateway.payments import Payments
-from gateway.problems import answer
+from gateway.problems import Refusal, answer
 from gateway.settings import Settings
 from gateway.status import Status
 from gateway.webhooks import (
@@ -36,6 +37,9 @@ from services.chassis.errors import ServiceError, Unavailable
 
 DEADLINE = 10.0  # seconds for a whole request
 AT_ONCE = 500  # requests that run together; more are shed
+WAITING = 2000  # requests whose senders are slow; they take nobody's turn
+SMALL = 64 << 10  # bytes of a body that are always taken
+LARGE = 64 << 20  # bytes of all bodies together, beyond what is small of each
 
 log = structlog.get_logger()
 
@@ -49,13 +53,15 @@ class Entry:
         self._app = app
         self._at_once = at_once
         self._running = 0
+        self._waiting = 0
+        self._large = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         offered = dict(scope["headers"])
         identity = context.adopt_correlation_id(offered.get(b"x-correlation-id", b"").decode("latin-1"))
         trace = context.adopt_traceparent(offered.get(b"traceparent", b"").decode("latin-1"))
         echo = ((b"x-correlation-id", identity.encode()), (b"traceparent", trace.encode()))
-        started, status, bug = time.monotonic(), 0, None
+        started, status, bug, taken = time.monotonic(), 0, None, 0
 
         async def echoing(message: Message) -> None:
             nonlocal status
@@ -64,23 +70,51 @@ class Entry:
                 message["headers"] = [*message["headers"], *echo]
             await send(message)
 
+        async def counting() -> Message:
+            nonlocal taken
+            message = await self._receive(receive)
+            before, taken = taken, taken + len(message.get("body", b""))
+            self._large += max(0, taken - SMALL) - max(0, before - SMALL)
+            if taken > SMALL and self._large > LARGE:
+                raise shedding()
+            return message
+
         self._running += 1
         try:
-            app = self._app if self._running <= self._at_once else shed
-            await app(scope, receive, echoing)
+            self._admit(scope)
+            await self._app(scope, counting, echoing)
         except Exception as error:  # noqa: BLE001 - the one place that keeps a bug's text from the outside
-            bug = None if isinstance(error, ServiceError) else error
+            bug = None if isinstance(error, (ServiceError, Refusal)) else error
             if not status:
                 await answer(error)(scope, receive, echoing)
         finally:
             self._running -= 1
+            self._large -= max(0, taken - SMALL)
             _tell(scope, status, time.monotonic() - started, bug)
 
+    def _admit(self, scope: Scope) -> None:
+        if self._running > self._at_once or self._waiting > WAITING:
+            raise shedding()
+        if sum(name == b"host" for name, _ in scope["headers"]) != 1 and scope["http_version"] == "1.1":
+            raise Refusal(400, "NO_HOST", "a request names one host", CLOSE)
 
-async def shed(scope: Scope, receive: Receive, send: Send) -> None:
+    async def _receive(self, receive: Receive) -> Message:
+        """Wait for a sender without taking a turn meanwhile."""
+        self._running -= 1
+        self._waiting += 1
+        try:
+            message = await receive()
+        finally:
+            self._running += 1
+            self._waiting -= 1
+        if self._running > self._at_once:
+            raise shedding()
+        return message
+
+
+def shedding() -> Unavailable:
     metrics.rpcs_shed_total.labels("SHEDDING").inc()
-    refusal = Unavailable("too many requests are running", reason="SHEDDING", retry_after=1.0)
-    await answer(refusal)(scope, receive, send)
+    return Unavailable("too many requests are running", reason="SHEDDING", retry_after=1.0)
 
 
 def _tell(scope: Scope, status: int, seconds: float, bug: Exception | None) -> None:

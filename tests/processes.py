@@ -35,6 +35,7 @@ class Process:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self.pid = self._running.pid
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.listening = self.event("listening", wait)

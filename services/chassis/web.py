@@ -9,6 +9,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from services.chassis.connections import Connection
 from services.chassis.lifecycle import GRACE
 from services.chassis.settings import Address
 
@@ -25,6 +26,9 @@ async def listening(app: ASGIApp, address: Address, **config: Any) -> AsyncItera
     server = _Server(
         uvicorn.Config(
             app,
+            http=Connection,
+            ws="none",
+            proxy_headers=False,
             log_config=None,
             access_log=False,
             server_header=False,

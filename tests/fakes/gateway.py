@@ -116,8 +116,7 @@ async def house(
         app = application(
             settings, built.database, built.clients, wake, clock=built.clock, at_once=at_once, seconds=seconds
         )
-        listening = web.listening(app, settings.listen, http="httptools", ws="none")
-        built.address = await stack.enter_async_context(listening)
+        built.address = await stack.enter_async_context(web.listening(app, settings.listen))
         yield built
 
 
