@@ -1,5 +1,5 @@
 """
-Our figures beside those of others: python -m bench [--part NAME] [--rounds N] [--report FILE]
+Our figures beside those of others: python -m bench [--part NAME] [--rounds N] [--seconds N] [--report FILE]
 
 CPU is that of whole process trees, the database's included where PostgreSQL is used; load generators do not count.
 """
@@ -14,20 +14,23 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench.parts import footprint, lateness, payments, queue, sms, webhooks
+from bench.parts import footprint, lateness, overload, payments, queue, sms, webhooks
 from bench.rounds import Part
 from bench.running import ROOT
 from bench.scene import Scene
 from tests.postgres_cluster import BINARIES
 
-PARTS: dict[str, Callable[[Scene], Part]] = {
+PARTS: dict[str, Callable[[Scene], Part | overload.Overload]] = {
     "webhooks": webhooks.part,
     "sms": sms.part,
     "payments": payments.part,
     "queue": queue.part,
     "lateness": lateness.part,
     "footprint": footprint.part,
+    "overload": overload.part,
 }
+#: Four minutes of doing nothing else: only where it is asked for.
+BY_NAME_ONLY = {"overload"}
 LIBRARIES = ("grpcio", "uvicorn", "uvloop", "aiohttp", "asyncpg", "stripe", "twilio")
 
 
@@ -56,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench")
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long the overload lasts")
     parser.add_argument("--report", type=Path)
     asked = parser.parse_args()
     about = machine()
@@ -63,8 +67,8 @@ def main() -> None:
     reports = {}
     folder = ROOT / "var/bench"  # on a disk, where a commit costs what it costs
     folder.mkdir(parents=True, exist_ok=True)
-    for name in asked.part or PARTS:
-        with TemporaryDirectory(dir=folder, prefix=f"{name}-") as place, Scene(Path(place)) as scene:
+    for name in asked.part or [name for name in PARTS if name not in BY_NAME_ONLY]:
+        with TemporaryDirectory(dir=folder, prefix=f"{name}-") as place, Scene(Path(place), asked.seconds) as scene:
             part = PARTS[name](scene)
             part.run(asked.rounds)
         print(f"\n{part.table()}", flush=True)

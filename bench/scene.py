@@ -27,8 +27,9 @@ CONCURRENCY = 32
 class Scene:
     """Everything in it ends with it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, seconds: float = 60.0) -> None:
         self.folder = folder
+        self.seconds = seconds  #: How long what is measured by time is measured.
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
