@@ -34,7 +34,7 @@ class Unfailing(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # ValueError: closed already; collecting this flushes it
             self._stream.flush()
 
 
