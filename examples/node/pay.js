@@ -9,7 +9,8 @@ import { fileURLToPath } from "node:url";
 import * as grpc from "@grpc/grpc-js";
 import * as loader from "@grpc/proto-loader";
 
-const { PAYMENTS_TARGET = "127.0.0.1:50051", PAYMENTS_TOKEN, PAYMENTS_CURSOR = "payments.cursor", PATIENCE = "600" } = process.env;
+const { PAYMENTS_TARGET = "127.0.0.1:50051", PAYMENTS_TOKEN } = process.env;
+const { PAYMENTS_CURSOR = "payments.cursor", PATIENCE = "600" } = process.env;
 const [appointment = "812"] = process.argv.slice(2);
 const giveUpAt = Date.now() + Number(PATIENCE) * 1000;
 
@@ -37,7 +38,8 @@ const ask = (method, request, seconds = 10) =>
 
 /** What an error says beyond its code: decide by `code` and `reason`, wait `retryAfter` ms, show `forPatient`. */
 function explain(error) {
-  const details = error.metadata?.get("grpc-status-details-bin").flatMap((bytes) => Status.deserialize(bytes).details) ?? [];
+  const packed = error.metadata?.get("grpc-status-details-bin") ?? [];
+  const details = packed.flatMap((bytes) => Status.deserialize(bytes).details);
   const detail = (name) => details.find((found) => found["@type"]?.endsWith(`/google.rpc.${name}`));
   const delay = detail("RetryInfo")?.retryDelay;
   return {
@@ -52,7 +54,8 @@ function explain(error) {
 
 /** Repeat what is safe to repeat: reads, and with the same idempotency key also what creates, sends or moves money. */
 async function persist(call) {
-  const again = [grpc.status.UNAVAILABLE, grpc.status.ABORTED, grpc.status.RESOURCE_EXHAUSTED, grpc.status.DEADLINE_EXCEEDED];
+  const { UNAVAILABLE, ABORTED, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED } = grpc.status;
+  const again = [UNAVAILABLE, ABORTED, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED];
   for (let failures = 0; ; failures++) {
     try {
       return await call();
