@@ -9,7 +9,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.chassis import interceptors, web
+from services.chassis import interceptors, shedding, web
 from services.chassis.authentication import Doorkeeper, is_loopback
 from services.chassis.health import HealthServicer, Readiness, Store
 from services.chassis.lifecycle import GRACE, Worker, working
@@ -18,6 +18,9 @@ from services.chassis.settings import Address, ProcessSettings
 
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port would bind in silence and take half the calls
+    # With more waiting than this gRPC resets calls, and says nothing of when to come back; its default is 1,000.
+    ("grpc.server.max_pending_requests", 4_000),
+    ("grpc.server.max_pending_requests_hard_limit", 6_000),
     ("grpc.max_receive_message_length", 4 << 20),
     ("grpc.max_send_message_length", 4 << 20),
     ("grpc.keepalive_time_ms", 60_000),
@@ -26,6 +29,9 @@ OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
+
+#: RPCs that run together. What waits longer than their time is better refused: its caller can go elsewhere, or wait.
+AT_ONCE = 200
 
 log = structlog.get_logger()
 
@@ -46,10 +52,10 @@ def around_every_rpc(settings: ProcessSettings) -> list[grpc.aio.ServerIntercept
         interceptors.Telling(),  # outside of Errors: it tells the status that the caller sees
         interceptors.Errors(),  # outside of all that may refuse, so that refusals carry details too
         interceptors.Authentication(Doorkeeper(settings.auth_tokens)),  # before limits, which are by caller
-        interceptors.Limits(for_each_caller=settings.caller_limit),
+        interceptors.Limits(at_once=AT_ONCE, for_each_caller=settings.caller_limit),
         interceptors.Deadline(),  # innermost: nobody's time is spent on the others
     ]
-    return [interceptors.Interceptors(in_order)]
+    return [shedding.Shedding(AT_ONCE), interceptors.Interceptors(in_order)]
 
 
 async def serve(

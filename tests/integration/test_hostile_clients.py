@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import socket
+import sqlite3
 import ssl
 import time
 from collections.abc import Iterator
@@ -244,6 +245,9 @@ async def test_a_body_that_ends_early_stores_nothing(gateway: Process, framing: 
         writer.write(signed(body) + framing + b"\r\n\r\n" + part)
         writer.write_eof()
         assert await asyncio.wait_for(reader.read(), 5) == b""
+    database = sqlite3.connect(gateway.settings["GATEWAY_DATABASE_URL"].removeprefix("sqlite:///"))
+    assert database.execute("SELECT COUNT(*) FROM inbox WHERE event_id = 'evt_6'").fetchone() == (0,)
+    database.close()
 
 
 async def test_a_client_that_has_said_all_may_close_its_half_and_hear_the_answer(gateway: Process) -> None:
