@@ -23,7 +23,7 @@ CLINIC_ZONE = "America/Sao_Paulo"
 
 def printable(text: str, *, multiline: bool = False) -> bool:
     """No control characters, no lone surrogates, nothing unassigned; line breaks only where they are allowed."""
-    return all(
+    return text.isprintable() or all(
         (char == "\n" and multiline) or not unicodedata.category(char).startswith(("Cc", "Cs", "Cn")) for char in text
     )
 

@@ -13,6 +13,9 @@ from services.chassis import logs
 from services.chassis.settings import ProcessSettings
 
 GRACE = 10.0  # seconds for running calls to finish
+#: Seconds after which a busy thread lets another on. SQLite's writer comes off with each statement: at Python's own
+#: 5 ms, an event loop with nothing but refusals to do would leave it a few hundred statements a second.
+TURN = 0.0005
 
 log = structlog.get_logger()
 
@@ -30,6 +33,7 @@ class Worker(Protocol):
 def run(main: Callable[[S], Coroutine[Any, Any, None]], settings: S) -> None:
     """Run a process: its logs first, then its main coroutine, on uvloop where there is one."""
     logs.configure(settings.process.lower(), settings.log_level)
+    sys.setswitchinterval(TURN)
     if sys.platform == "win32":
         asyncio.run(main(settings))
         return

@@ -41,7 +41,8 @@ INSERT = """
         CASE WHEN CAST(:send_at AS BIGINT) > now_ms() THEN CAST(:send_at AS BIGINT) ELSE now_ms() END,
         CAST(:useless_at AS BIGINT), now_ms(), now_ms())
     ON CONFLICT (caller, idempotency_key) DO NOTHING
-    RETURNING status, scheduled_at, created_at
+    RETURNING email_id, template, subject, address, name, appointment_id, provider, provider_message_id,
+        failure_reason, scheduled_at, created_at, updated_at, status
 """
 BY_KEY = "SELECT email_id, fingerprint FROM email WHERE caller = :caller AND idempotency_key = :key"
 
@@ -121,14 +122,15 @@ async def accept(email_id: str, caller: str, message: Message, trace: str) -> pb
         before = await one(BY_KEY, caller=caller, key=message.key)
         idempotency.same_request(before["fingerprint"], fingerprint)
         return await find(before["email_id"])
-    await rows(CHANGE, email_id=email_id, status=row["status"], changed_at=row["created_at"], detail="")
+    accepted = {"status": row["status"], "changed_at": row["created_at"], "detail": ""}
+    await rows(CHANGE, email_id=email_id, **accepted)
     await jobs.add(
         QUEUE, email_id, message.request.SerializeToString(),
         priority=jobs.REMINDERS if message.template == REMINDER else jobs.NOTICES,
         due_at=row["scheduled_at"], trace=trace,
         give_up_at=None if message.useless_at is None else milliseconds(message.useless_at),
     )  # fmt: skip
-    return await find(email_id)
+    return to_proto(row, [accepted])
 
 
 async def find(email_id: str) -> pb.Email:

@@ -35,20 +35,26 @@ class Sms:
     segments: int
     encoding: str
     appointment_id: str
-    provider: str
-    provider_message_id: str
-    failure_reason: str
     scheduled_at: int
     created_at: int
     updated_at: int
-    #: Why its job was put off last; empty at first.
-    trouble: str
     now: int
-    history: tuple[Change, ...]
+    provider: str = ""
+    provider_message_id: str = ""
+    failure_reason: str = ""
+    #: Why its job was put off last; empty at first.
+    trouble: str = ""
+    #: What came after it was accepted.
+    changes: tuple[Change, ...] = ()
 
     @property
     def rank(self) -> int:
         return RANKS[self.status]
+
+    @property
+    def history(self) -> tuple[Change, ...]:
+        first = "SCHEDULED" if self.scheduled_at > self.created_at else "QUEUED"
+        return (Change(first, self.created_at, ""), *self.changes)
 
     def to_proto(self) -> pb.Sms:
         return pb.Sms(

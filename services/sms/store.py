@@ -26,9 +26,9 @@ INSERT = """
     INSERT INTO sms (sms_id, caller, idempotency_key, fingerprint, template, recipient, appointment_id, encoding,
         segments, status, rank, scheduled_at, created_at, updated_at)
     VALUES (:sms_id, :caller, :key, :fingerprint, :template, :recipient, :appointment_id, :encoding,
-        :segments, :status, :rank, :due_at, now_ms(), now_ms())
+        :segments, :status, :rank, COALESCE(CAST(:due_at AS BIGINT), now_ms()), now_ms(), now_ms())
     ON CONFLICT (caller, idempotency_key) DO NOTHING
-    RETURNING sms_id
+    RETURNING scheduled_at, created_at
 """
 SAME_KEY = "SELECT sms_id, fingerprint FROM sms WHERE caller = :caller AND idempotency_key = :key"
 
@@ -44,7 +44,7 @@ GET = f"""
     FROM sms LEFT JOIN job ON job.queue = '{QUEUE}' AND job.id = sms.sms_id
     WHERE sms.sms_id = :sms_id
 """
-HISTORY = "SELECT status, changed_at, detail FROM sms_change WHERE sms_id = :sms_id ORDER BY changed_at, rank"
+CHANGES = "SELECT status, changed_at, detail FROM sms_change WHERE sms_id = :sms_id ORDER BY changed_at, rank"
 
 # Callbacks arrive late and out of order: a rank never falls.
 ADVANCE = """
@@ -100,10 +100,9 @@ class NewSms:
 
 async def accept(new: NewSms, message: Message) -> Sms:
     """Store a text and its job, or find what the same key stored before."""
-    now = (await one("SELECT now_ms() AS now"))["now"]
-    due_at = _due_at(message, now)
-    status = "SCHEDULED" if due_at > now else "QUEUED"
+    due_at = await _due_at(message)
     encoding, segments = size(message.text)
+    status = "QUEUED" if due_at is None else "SCHEDULED"
     row = await maybe_one(
         INSERT, sms_id=new.sms_id, caller=new.caller, key=message.key, fingerprint=new.fingerprint,
         template=message.template, recipient=message.recipient, appointment_id=message.appointment_id,
@@ -113,27 +112,34 @@ async def accept(new: NewSms, message: Message) -> Sms:
         before = await one(SAME_KEY, caller=new.caller, key=message.key)
         same_request(before["fingerprint"], new.fingerprint)
         return await get(before["sms_id"])
-    await rows(REMEMBER, sms_id=new.sms_id, status=status, rank=RANKS[status], detail="")
+    scheduled_at, now = row["scheduled_at"], row["created_at"]
     give_up_at = milliseconds(message.useless_at) if message.useless_at else None
     await jobs.add(
         QUEUE, new.sms_id, new.payload, priority=message.priority, due_at=due_at, trace=new.trace,
         give_up_at=now + CODE_USEFUL_MS if message.template == CODE else give_up_at,
     )  # fmt: skip
-    return await get(new.sms_id)
+    return Sms(
+        new.sms_id, status, message.recipient, message.template, segments, encoding, message.appointment_id,
+        scheduled_at=scheduled_at, created_at=now, updated_at=now, now=now,
+    )  # fmt: skip
 
 
-def _due_at(message: Message, now: int) -> int:
+async def _due_at(message: Message) -> int | None:
+    """When a text may go; None is at once."""
+    if message.send_at is None and message.template != REMINDER:
+        return None
+    now: int = (await one("SELECT now_ms() AS now"))["now"]
     due_at = max(now, milliseconds(message.send_at)) if message.send_at else now
     if message.template == REMINDER and message.useless_at:
-        return milliseconds(allowed_at(moment_of(due_at), message.recipient, message.useless_at))
-    return due_at
+        due_at = milliseconds(allowed_at(moment_of(due_at), message.recipient, message.useless_at))
+    return due_at if due_at > now else None
 
 
 async def get(sms_id: str) -> Sms:
     row = await maybe_one(GET, sms_id=sms_id)
     if row is None:
         raise NotFound("no such sms")
-    return Sms(**row, history=tuple([Change(**change) for change in await rows(HISTORY, sms_id=sms_id)]))
+    return Sms(**row, changes=tuple([Change(**change) for change in await rows(CHANGES, sms_id=sms_id)]))
 
 
 async def advance(sms_id: str, status: str, reason: str = "", detail: str = "") -> bool:

@@ -25,7 +25,7 @@ CREATE UNIQUE INDEX sms_provider_message ON sms (provider_message_id) WHERE prov
 
 CREATE INDEX sms_appointment ON sms (appointment_id) WHERE appointment_id <> '';
 
--- How each text got where it is: every status once, since it only moves forward.
+-- How each text got where it is: every status after its first, once, since it only moves forward.
 CREATE TABLE sms_change (
     sms_id TEXT NOT NULL,
     status TEXT NOT NULL,
