@@ -15,7 +15,7 @@ again. `claims` fences: an outcome counts only for the latest claim.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import TypeAlias
@@ -96,17 +96,21 @@ BeginAct: TypeAlias = Callable[[float], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a provider may be called, by all replicas together: GCRA with `burst` calls at once."""
+    """
+    How fast a provider may be called, by all replicas together: GCRA with `burst` calls at once.
+
+    Moments are epoch microseconds: at 400 calls a second, one takes two and a half milliseconds.
+    """
 
     per_second: float
     burst: int = 1
 
     def free_slots(self, free_at: int, now: int) -> int:
-        ahead = max(free_at - now, 0) * self.per_second / 1000
+        ahead = max(free_at - now, 0) * self.per_second / 1e6
         return max(int(self.burst - ahead), 0)
 
     def after(self, free_at: int, now: int, taken: int) -> int:
-        return max(free_at, now) + ceil(taken * 1000 / self.per_second)
+        return max(free_at, now) + ceil(taken * 1e6 / self.per_second)
 
 
 @dataclass(frozen=True)
@@ -146,15 +150,18 @@ ADD = f"""
     RETURNING {COLUMNS}
 """
 
+
 # Due and queued: a new job, or one that failed. Due and running: its worker vanished without an outcome.
 # The IN (...) stands verbatim because SQLite uses the partial index only then; equality of queue and priority because
 # an ORDER BY over all priorities reads every job that is scheduled ahead.
-DUE = """queue = :queue AND priority = :priority AND state IN ('queued', 'running') AND state = :state
-            AND due_at <= now_ms()"""
+def live(priority: object, state: str) -> str:
+    return f"queue = :queue AND priority = {priority} AND state IN ('queued', 'running') AND state = {state}"
+
 
 CLAIM = f"""
     WITH due AS MATERIALIZED (
-        SELECT queue, id FROM job WHERE {DUE} ORDER BY due_at LIMIT :slots FOR UPDATE SKIP LOCKED
+        SELECT queue, id FROM job WHERE {live(":priority", ":state")} AND due_at <= now_ms()
+        ORDER BY due_at LIMIT :slots FOR UPDATE SKIP LOCKED
     )
     UPDATE job SET state = 'running', claims = claims + 1, due_at = now_ms() + :lease,
         crashes = CASE WHEN state = 'running' THEN crashes + 1 ELSE crashes END
@@ -168,14 +175,22 @@ CLAIM_ONE = f"""
     RETURNING {COLUMNS}
 """
 
-# One row a priority: whether something is due, and when the next one will be.
-LOOK = f"""
-    SELECT now_ms() AS now,
-        CASE WHEN EXISTS (SELECT 1 FROM job WHERE {DUE}) THEN 1 ELSE 0 END AS due,
-        CASE WHEN EXISTS (SELECT 1 FROM job WHERE {DUE.replace(":state", "'running'")}) THEN 1 ELSE 0 END AS vanished
-"""
 
-PACE = "SELECT free_at, paused_until, reason, now_ms() AS now FROM pace WHERE queue = :queue"
+# Whether a claim is worth its commit, by priority; and when the next job will be due.
+def _look_at(priority: int) -> str:
+    queued, running = live(priority, "'queued'"), live(priority, "'running'")
+    return f"""
+        SELECT {priority} AS priority, now_ms() AS now,
+            CASE WHEN EXISTS (SELECT 1 FROM job WHERE {queued} AND due_at <= now_ms()) THEN 1 ELSE 0 END AS due,
+            CASE WHEN EXISTS (SELECT 1 FROM job WHERE {running} AND due_at <= now_ms()) THEN 1 ELSE 0 END AS vanished,
+            (SELECT MIN(due_at) FROM job WHERE {queued} AND due_at > now_ms()) AS next_at
+    """
+
+
+LOOK = " UNION ALL ".join(map(_look_at, PRIORITIES))
+
+PACE = "SELECT free_at, paused_until, reason FROM pace WHERE queue = :queue"
+NOW = "SELECT now_ms() AS now"
 ENSURE_PACE = "INSERT INTO pace (queue) VALUES (:queue) ON CONFLICT (queue) DO NOTHING"
 TAKE_PACE = "UPDATE pace SET free_at = :free_at WHERE queue = :queue"
 PAUSE = """
@@ -242,51 +257,62 @@ async def add_claimed(
 
 
 @dataclass(frozen=True)
+class Sight:
+    """What a look saw; `wait` is the seconds after which something more may be due, where that is known."""
+
+    due: tuple[int, ...] = ()
+    vanished: bool = False
+    wait: float | None = None
+
+
+async def look(queue: str) -> Sight:
+    """Look without a lock at what is due, by priority. Costs nothing but a read."""
+    found = await rows(LOOK, queue=queue)
+    now = found[0]["now"]
+    pace = await maybe_one(PACE, queue=queue)
+    if pace is not None and pace["paused_until"] > now:
+        return Sight(wait=(pace["paused_until"] - now) / 1000)
+    next_at = [row["next_at"] for row in found if row["next_at"] is not None]
+    return Sight(
+        due=tuple(row["priority"] for row in found if row["due"]),
+        vanished=any(row["vanished"] for row in found),
+        wait=(min(next_at) - now) / 1000 if next_at else None,
+    )
+
+
+@dataclass(frozen=True)
 class Claimed:
     """What a claim got. `recovering`: the queue was paused and the job is its trial."""
 
     jobs: tuple[Job, ...] = ()
     recovering: bool = False
-    vanished: bool = False
 
 
-async def look(queue: str) -> Claimed | None:
-    """Look without a lock whether a claim is worth its commit: None is no. Costs nothing but a read."""
-    found = [await one(LOOK, queue=queue, priority=priority, state="queued") for priority in PRIORITIES]
-    vanished = any(row["vanished"] for row in found)
-    if not vanished and not any(row["due"] for row in found):
-        return None
-    pace = await maybe_one(PACE, queue=queue)
-    if pace is not None and pace["paused_until"] > pace["now"]:
-        return None
-    return Claimed(vanished=vanished)
-
-
-async def claim(queue: Queue, slots: int, *, vanished: bool = False) -> Claimed:
+async def claim(queue: Queue, slots: int, priorities: Sequence[int] = PRIORITIES, *, vanished: bool = False) -> Claimed:
     """
     Claim what is due and can start now: within the slots and the provider's pace; one trial after a pause.
 
     With `vanished`, one job whose worker is gone. Only for a worker that runs nothing else: it may be what killed it.
     """
     slots, pace = (1, None) if vanished else (slots, queue.pace)
-    if pace is not None:
-        await rows(ENSURE_PACE, queue=queue.name)
-    row = await maybe_one(PACE + (" FOR UPDATE" if pace else ""), queue=queue.name)
-    recovering = row is not None and row["reason"] != ""
-    if row is not None:
-        if row["paused_until"] > row["now"]:
-            return Claimed()
-        slots = min(slots, 1 if recovering else slots, pace.free_slots(row["free_at"], row["now"]) if pace else slots)
+    state = await _paced(queue.name) if pace else await maybe_one(PACE, queue=queue.name)
+    now = (await one(NOW))["now"]
+    if state is not None and state["paused_until"] > now:
+        return Claimed()
+    recovering = state is not None and state["reason"] != ""
+    slots = min(slots, 1) if recovering else slots
+    if pace is not None and state is not None:
+        slots = min(slots, pace.free_slots(state["free_at"], now * 1000))
     jobs: list[Job] = []
-    for priority in PRIORITIES:
+    for priority in PRIORITIES if vanished else priorities:
         if slots > len(jobs):
             found = await rows(
                 CLAIM, queue=queue.name, priority=priority, state="running" if vanished else "queued",
                 slots=slots - len(jobs), lease=queue.lease_ms,
             )  # fmt: skip
             jobs += map(job_of, found)
-    if pace is not None and row is not None and jobs:
-        await rows(TAKE_PACE, queue=queue.name, free_at=pace.after(row["free_at"], row["now"], len(jobs)))
+    if pace is not None and state is not None and jobs:
+        await rows(TAKE_PACE, queue=queue.name, free_at=pace.after(state["free_at"], now * 1000, len(jobs)))
     return Claimed(tuple(jobs), recovering)
 
 
@@ -302,18 +328,28 @@ async def take_turn(queue: Queue) -> bool:
 
     Returns whether the queue was paused and this is its trial.
     """
-    await rows(ENSURE_PACE, queue=queue.name)
-    row = await one(PACE + " FOR UPDATE", queue=queue.name)
-    wait = (row["paused_until"] - row["now"]) / 1000
+    state = await _paced(queue.name)
+    now = (await one(NOW))["now"]
+    wait = (state["paused_until"] - now) / 1000
     if wait > 0:
-        refusal = Throttled if row["reason"] == "THROTTLED" else Unavailable
-        raise refusal(f"{queue.name} is paused", reason=row["reason"], retry_after=wait)
+        refusal = Throttled if state["reason"] == "THROTTLED" else Unavailable
+        raise refusal(f"{queue.name} is paused", reason=state["reason"], retry_after=wait)
     if queue.pace is not None:
-        if queue.pace.free_slots(row["free_at"], row["now"]) < 1:
-            wait = (row["free_at"] - row["now"]) / 1000
+        if queue.pace.free_slots(state["free_at"], now * 1000) < 1:
+            wait = state["free_at"] / 1e6 - now / 1000
             raise Throttled(f"the pace of {queue.name} is used up", retry_after=max(wait, 0.1))
-        await rows(TAKE_PACE, queue=queue.name, free_at=queue.pace.after(row["free_at"], row["now"], 1))
-    return bool(row["reason"])
+        await rows(TAKE_PACE, queue=queue.name, free_at=queue.pace.after(state["free_at"], now * 1000, 1))
+    return bool(state["reason"])
+
+
+async def _paced(queue: str) -> Row:
+    """Lock a queue's pace. Ask for the time afterwards: PostgreSQL's is from before a statement waits for a lock."""
+    lock = f"{PACE} FOR UPDATE"
+    state = await maybe_one(lock, queue=queue)
+    if state is None:
+        await rows(ENSURE_PACE, queue=queue)
+        state = await one(lock, queue=queue)
+    return state
 
 
 async def begin_act(job: Job, act_ms: int) -> None:

@@ -61,6 +61,8 @@ class Worker:
         self._stopping = False
         self._running: set[asyncio.Task[None]] = set()
         self._store_retry = 0.0
+        self._wait: float | None = None
+        self._refill_at = -1  #: How few may run before it is time to look again; -1: nothing more was due.
 
     @property
     def queue(self) -> Queue:
@@ -103,28 +105,30 @@ class Worker:
         if slots <= 0:
             return False
         try:
-            found = await self._database.read(jobs.look, self._queue.name)
-            if found is None or (found.vanished and self._running):  # a vanished job waits until nothing else runs
+            seen = await self._database.read(jobs.look, self._queue.name)
+            self._wait = seen.wait
+            vanished = seen.vanished and not self._running  # it waits until nothing else runs
+            if not vanished and not seen.due:
                 return False
-            claimed = await self._database.run(jobs.claim, self._queue, slots, vanished=found.vanished)
+            claimed = await self._database.run(jobs.claim, self._queue, slots, seen.due, vanished=vanished)
         except Unavailable as error:
             self._store_retry = min(5.0, self._store_retry * 2 + POLL)
             log.warning("queue.database_away", queue=self._queue.name, reason=error.reason)
             return False
         self._store_retry = 0.0
-        started = [self._start(job, recovering=claimed.recovering, alone=found.vanished) for job in claimed.jobs]
-        if found.vanished and started:
+        started = [self._start(job, recovering=claimed.recovering, alone=vanished) for job in claimed.jobs]
+        if vanished and started:
             await asyncio.wait(started)
+        # Not at every end of a job: to claim a few together costs little more than to claim one.
+        self._refill_at = len(self._running) * 3 // 4 if len(started) == slots else -1
         return bool(started)
 
     async def _idle(self) -> None:
-        waiting = asyncio.create_task(self._woken.wait())
-        full = len(self._running) >= self._queue.concurrency
-        pause = self._store_retry or POLL * (0.75 + random.random() / 2)  # noqa: S311 - no secret
-        await asyncio.wait(
-            {waiting, *self._running}, timeout=None if full else pause, return_when=asyncio.FIRST_COMPLETED
-        )
-        waiting.cancel()
+        poll = POLL * (0.75 + random.random() / 2)  # noqa: S311 - no secret
+        pause = self._store_retry or min(poll, poll if self._wait is None else max(self._wait, 0.001))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._woken.wait()
 
     def _start(self, job: Job, *, recovering: bool, alone: bool = False) -> asyncio.Task[None]:
         task = asyncio.create_task(self._work(job, recovering=recovering, alone=alone))
@@ -136,7 +140,7 @@ class Worker:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # stored and logged; only `perform` hands it on
-        if len(self._running) == self._queue.concurrency - 1:
+        if len(self._running) <= self._refill_at:
             self._woken.set()
 
     async def _work(self, job: Job, *, recovering: bool, alone: bool) -> None:

@@ -225,7 +225,7 @@ async def test_a_throttling_or_refusing_provider_pauses_the_queue_and_a_single_t
     assert pause - 5 < (refused.value.retry_after or 0) <= pause
 
     db.offset_ms = (pause + 1) * 1000
-    assert (await db.read(jobs.look, "post")) is not None
+    assert (await db.read(jobs.look, "post")).due
     trial = await db.run(jobs.claim, queue, 10)
     assert (len(trial.jobs), trial.recovering) == (1, True)
     await worker.perform(trial.jobs[0], recovering=True)

@@ -25,7 +25,8 @@ CREATE INDEX job_finished ON job (queue, finished_at) WHERE finished_at IS NOT N
 
 CREATE INDEX job_dead ON job (queue) WHERE state = 'dead';
 
--- One row per queue, shared by all replicas: when the provider's next slot is free, and until when nothing may be sent.
+-- One row per queue, shared by all replicas: when the provider's next slot is free (in
+-- microseconds), and until when nothing may be sent (in milliseconds).
 CREATE TABLE pace (
     queue TEXT NOT NULL PRIMARY KEY,
     free_at BIGINT NOT NULL DEFAULT 0,
