@@ -1,17 +1,18 @@
 """
 What happens around every RPC, one class for each reason.
 
-Each is an async context manager around the call, so that unary calls and streams share one text and nothing is left
-open when a caller goes away. Their order stands, with its reason, in server.py.
+Each awaits the next one in, so that unary calls and streams share one text and nothing is left open when a caller goes
+away. Their order stands, with its reason, in server.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeAlias, cast
 
 import grpc
@@ -36,86 +37,102 @@ DEFAULT_DEADLINE = 10.0  # seconds, for unary calls of callers that set none
 MARGIN = 0.05  # what the answer needs for its way back
 MEANINGFUL_WORK = 0.05
 
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+SHED = to_status(Throttled("too many RPCs are running", reason="SHEDDING", retry_after=1.0))
+SHED_TRAILERS = ((DETAILS_KEY, SHED.SerializeToString()),)
+
 log = structlog.get_logger()
 
 
 @dataclass
 class Call:
-    """One RPC. `code` and `error` are what came of it, for the log line."""
+    """One RPC. `code` and `error` are what came of it, for the log line; `response` is a unary call's, serialised."""
 
     method: str
-    streaming: bool
+    handler: Handler
+    request: Any
     rpc: grpc.aio.ServicerContext[Any, Any]
     code: grpc.StatusCode = grpc.StatusCode.OK
     error: Exception | None = None
-    metadata: dict[str, str] = field(init=False)
+    response: bytes | None = None
 
-    def __post_init__(self) -> None:
-        offered = self.rpc.invocation_metadata() or ()
-        self.metadata = {key: value for key, value in offered if isinstance(value, str)}
+    @property
+    def streaming(self) -> bool:
+        return bool(self.handler.response_streaming)
 
     @property
     def health(self) -> bool:
         return self.method.startswith("/grpc.health.v1.Health/")
 
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        return {key: value for key, value in self.rpc.invocation_metadata() or () if isinstance(value, str)}
+
+
+Proceed: TypeAlias = Callable[[Call], Awaitable[None]]
+
 
 class Interceptor(Protocol):
-    def around(self, call: Call) -> AbstractAsyncContextManager[None]: ...
+    async def around(self, call: Call, proceed: Proceed) -> None: ...
 
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+class Interceptors:
+    """
+    Stands in for the server that servicers are added to, and puts the interceptors around each method, outermost first.
 
+    Once: gRPC's own interceptors are asked, and a handler made, at every call. Requests are parsed inside of them.
+    """
 
-class Interceptors(grpc.aio.ServerInterceptor):
-    """Put the interceptors, outermost first, around every handler; requests are parsed inside of them."""
-
-    def __init__(self, interceptors: Sequence[Interceptor]) -> None:
+    def __init__(self, server: grpc.aio.Server, interceptors: Sequence[Interceptor]) -> None:
+        self._server = server
         self._interceptors = interceptors
 
-    async def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        handler: Handler | None = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        make, behaviour = {
-            (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
-            (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
-            (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
-            (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        around = {name: self._around(f"/{service}/{name}", handler) for name, handler in handlers.items()}
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, around)])
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Not needed: generated code adds each method in the other way too."""
+
+    def _around(self, method: str, handler: Handler) -> Handler:
+        make, behaviour, answer = {
+            (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary, _answer),
+            (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream, _stream),
+            (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary, _answer),
+            (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream, _stream),
         }[handler.request_streaming, handler.response_streaming]
-        answer = self._stream if handler.response_streaming else self._unary
+        proceed: Proceed = partial(answer, behaviour)
+        for interceptor in reversed(self._interceptors):
+            proceed = partial(interceptor.around, proceed=proceed)
 
         async def intercepted(request: Any, rpc: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:
-            return await answer(
-                Call(handler_call_details.method, handler.response_streaming, rpc), request, behaviour, handler
-            )
+            call = Call(method, handler, request, rpc)
+            await proceed(call)
+            return call.response
 
         # gRPC answers UNKNOWN where bytes cannot be parsed or an answer cannot be serialised, so we do both ourselves.
         return make(intercepted, handler.request_deserializer if handler.request_streaming else None, None)
 
-    async def _unary(self, call: Call, request: Any, behaviour: Any, handler: Handler) -> bytes:
-        async with AsyncExitStack() as stack:
-            for interceptor in self._interceptors:
-                await stack.enter_async_context(interceptor.around(call))
-            return _serialised(await behaviour(_parsed(request, handler), call.rpc), handler)
-        raise AssertionError("no interceptor swallows an exception")
 
-    async def _stream(self, call: Call, request: Any, behaviour: Any, handler: Handler) -> None:
-        async with AsyncExitStack() as stack:
-            for interceptor in self._interceptors:
-                await stack.enter_async_context(interceptor.around(call))
-            # Drawn from here and not by gRPC, which would leave the generator to the garbage collector when the caller
-            # cancels: its `finally` would run late, in another context.
-            responses: AsyncGenerator[Any, None] = behaviour(_parsed(request, handler), call.rpc)
-            async with aclosing(responses):
-                async for response in responses:
-                    await call.rpc.write(_serialised(response, handler))
+async def _answer(behaviour: Any, call: Call) -> None:
+    call.response = _serialised(await behaviour(_parsed(call), call.rpc), call.handler)
 
 
-def _parsed(request: Any, handler: Handler) -> Any:
-    if handler.request_streaming or handler.request_deserializer is None:
-        return request
+async def _stream(behaviour: Any, call: Call) -> None:
+    # Drawn from here and not by gRPC, which would leave the generator to the garbage collector when the caller
+    # cancels: its `finally` would run late, in another context.
+    responses: AsyncGenerator[Any, None] = behaviour(_parsed(call), call.rpc)
+    async with aclosing(responses):
+        async for response in responses:
+            await call.rpc.write(_serialised(response, call.handler))
+
+
+def _parsed(call: Call) -> Any:
+    if call.handler.request_streaming or call.handler.request_deserializer is None:
+        return call.request
     try:
-        return handler.request_deserializer(request)
+        return call.handler.request_deserializer(call.request)
     except DecodeError as error:
         raise InvalidRequest([Violation("", "is not the message that this method takes")]) from error
 
@@ -125,31 +142,51 @@ def _serialised(response: Any, handler: Handler) -> bytes:
     return serializer(response) if serializer else response
 
 
-class Story:
-    """Join the caller's story or begin one: correlation id and trace."""
+class Shedding:
+    """
+    Refuse early, rather than serve everybody late, above so many RPCs at once.
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
+    No log line, no caller, no parsing: at ten times too much load, what refusals cost is what is missing for the rest.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._running = 0
+
+    async def around(self, call: Call, proceed: Proceed) -> None:
+        if call.health:
+            await proceed(call)
+            return
+        if self._running >= self._at_once:
+            metrics.rpcs_shed_total.labels("SHEDDING").inc()
+            await call.rpc.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, SHED.message, SHED_TRAILERS)
+        self._running += 1
+        metrics.rpcs_running.set(self._running)
+        try:
+            await proceed(call)
+        finally:
+            self._running -= 1
+            metrics.rpcs_running.set(self._running)
+
+
+class Story:
+    """Join the caller's story or begin one: correlation id and trace. The trailers tell which."""
+
+    async def around(self, call: Call, proceed: Proceed) -> None:
         identity = context.adopt_correlation_id(call.metadata.get("x-correlation-id", ""))
         context.adopt_traceparent(call.metadata.get("traceparent", ""))
-        echo = (("x-correlation-id", identity),)
-        if call.streaming:
-            await call.rpc.send_initial_metadata(echo)
-        yield
-        # Not before the outcome is known: once a client has seen initial metadata, gRPC does not retry for it any more.
-        # A refusal carries the id in its trailers.
-        if not call.streaming:
-            await call.rpc.send_initial_metadata(echo)
+        # Not in initial metadata: once a client has seen any, gRPC does not retry for it any more.
+        call.rpc.set_trailing_metadata((("x-correlation-id", identity),))
+        await proceed(call)
 
 
 class Telling:
     """One log line and one observation for each RPC."""
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
+    async def around(self, call: Call, proceed: Proceed) -> None:
         started = time.monotonic()
         try:
-            yield
+            await proceed(call)
         except asyncio.CancelledError:
             late = call.rpc.time_remaining() == 0
             call.code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
@@ -168,10 +205,9 @@ class Telling:
 class Errors:
     """Errors with names become statuses with details; everything else is a bug, and its text stays here."""
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
+    async def around(self, call: Call, proceed: Proceed) -> None:
         try:
-            yield
+            await proceed(call)
         except grpc.aio.AbortError:
             call.code = call.rpc.code()
             raise
@@ -202,8 +238,7 @@ class Authentication:
     def __init__(self, doorkeeper: authentication.Doorkeeper) -> None:
         self._doorkeeper = doorkeeper
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
+    async def around(self, call: Call, proceed: Proceed) -> None:
         scope = authentication.scope_of(call.method)
         if scope is not None:
             names = call.rpc.auth_context().get("x509_subject_alternative_name", ())
@@ -211,43 +246,28 @@ class Authentication:
             caller = self._doorkeeper.recognise(call.metadata.get("authorization", ""), identities)
             context.caller.set(authentication.on_behalf_of(caller, call.metadata.get("x-topsmile-caller", "")))
             authentication.require(caller, scope)
-        yield
+        await proceed(call)
 
 
-class Limits:
-    """Refuse early, rather than serve everybody late: above so many RPCs at once, or so many of one caller's."""
+class Quota:
+    """Hold each caller to so many RPCs in a time."""
 
-    def __init__(self, at_once: int = 500, for_each_caller: limits.RateLimitItem | None = None) -> None:
-        self._at_once = at_once
-        self._running = 0
-        self._each = CallerLimit(for_each_caller)
+    def __init__(self, rate: limits.RateLimitItem | None) -> None:
+        self._each = CallerLimit(rate)
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        if call.health:
-            yield
-            return
-        if self._running >= self._at_once:
-            metrics.rpcs_shed_total.labels("SHEDDING").inc()
-            raise Throttled("too many RPCs are running", reason="SHEDDING", retry_after=1.0)
-        await self._each.count(context.caller.get())
-        self._running += 1
-        metrics.rpcs_running.set(self._running)
-        try:
-            yield
-        finally:
-            self._running -= 1
-            metrics.rpcs_running.set(self._running)
+    async def around(self, call: Call, proceed: Proceed) -> None:
+        if not call.health:
+            await self._each.count(context.caller.get())
+        await proceed(call)
 
 
 class Deadline:
     """Refuse work that cannot be finished before the caller stops listening, and tell the rest how long it has."""
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
+    async def around(self, call: Call, proceed: Proceed) -> None:
         remaining = cast("float | None", call.rpc.time_remaining())
         if remaining is None and call.streaming:
-            yield
+            await proceed(call)
             return
         seconds = (DEFAULT_DEADLINE if remaining is None else remaining) - MARGIN
         if seconds < MEANINGFUL_WORK:
@@ -257,7 +277,7 @@ class Deadline:
         try:
             with deadline.within(seconds):
                 async with timer:
-                    yield
+                    await proceed(call)
         except TimeoutError as error:
             if not timer.expired():
                 raise

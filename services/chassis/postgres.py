@@ -155,6 +155,9 @@ class Postgres:
                     raise
                 log.warning("database.waiting", error=type(error).__name__)
                 await asyncio.sleep(1.0)
+            except BaseException:
+                pool.terminate()
+                raise
             else:
                 return cls(pool)
 

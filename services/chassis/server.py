@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from services.chassis import interceptors, shedding, web
+from services.chassis import interceptors, web
 from services.chassis.authentication import Doorkeeper, is_loopback
 from services.chassis.health import HealthServicer, Readiness, Store
 from services.chassis.lifecycle import GRACE, Worker, working
@@ -40,22 +40,22 @@ class Service(NamedTuple):
     """`add` is the generated add_…Servicer_to_server; `drain` ends streams, which would hold the stop for its grace."""
 
     name: str
-    add: Callable[[Any, grpc.aio.Server], None]
+    add: Callable[[Any, Any], None]
     servicer: object
     drain: Callable[[], None] | None = None
 
 
-def around_every_rpc(settings: ProcessSettings) -> list[grpc.aio.ServerInterceptor]:
+def around_every_rpc(settings: ProcessSettings) -> list[interceptors.Interceptor]:
     """The one place where their order matters."""
-    in_order: list[interceptors.Interceptor] = [
+    return [
+        interceptors.Shedding(AT_ONCE),  # before anything costs anything
         interceptors.Story(),  # so that every line below carries the correlation id
         interceptors.Telling(),  # outside of Errors: it tells the status that the caller sees
         interceptors.Errors(),  # outside of all that may refuse, so that refusals carry details too
-        interceptors.Authentication(Doorkeeper(settings.auth_tokens)),  # before limits, which are by caller
-        interceptors.Limits(at_once=AT_ONCE, for_each_caller=settings.caller_limit),
+        interceptors.Authentication(Doorkeeper(settings.auth_tokens)),  # before the quota, which is by caller
+        interceptors.Quota(settings.caller_limit),
         interceptors.Deadline(),  # innermost: nobody's time is spent on the others
     ]
-    return [shedding.Shedding(AT_ONCE), interceptors.Interceptors(in_order)]
 
 
 async def serve(
@@ -92,12 +92,14 @@ async def answering(
 ) -> AsyncIterator[Address]:
     """Answer RPCs while the body runs, then drain. Gives the address, with port 0 resolved."""
     refuse_open_door(settings)
-    server = grpc.aio.server(interceptors=around_every_rpc(settings), options=OPTIONS)
+    server = grpc.aio.server(options=OPTIONS)
+    methods = interceptors.Interceptors(server, around_every_rpc(settings))
     names = [service.name for service in services]
     for service in services:
-        service.add(service.servicer, server)
-    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(readiness, names), server)
-    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        service.add(service.servicer, methods)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(readiness, names), methods)
+    reflected = reflection.aio.ReflectionServicer([*names, health.SERVICE_NAME, reflection.SERVICE_NAME])
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, methods)
     address = Address(settings.listen.host, bind(server, settings))
     await server.start()
     try:

@@ -13,10 +13,6 @@ from services.chassis.connections import Connection
 from services.chassis.lifecycle import GRACE
 from services.chassis.settings import Address
 
-#: libuv accepts one connection a turn, of each socket that listens. When a turn takes long because thousands of
-#: connections have something to say, a new one would wait for minutes.
-ACCEPTED_A_TURN = 16
-
 
 class _Server(uvicorn.Server):
     @contextmanager
@@ -42,8 +38,7 @@ async def listening(app: ASGIApp, address: Address, **config: Any) -> AsyncItera
         )
     )
     bound = bind(address)
-    doors = [bound, *(bound.dup() for _ in range(ACCEPTED_A_TURN - 1))]
-    task = asyncio.create_task(server.serve(sockets=doors))
+    task = asyncio.create_task(server.serve(sockets=[bound]))
     try:
         while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has a flag for it, no event
             await asyncio.sleep(0.01)
@@ -51,8 +46,7 @@ async def listening(app: ASGIApp, address: Address, **config: Any) -> AsyncItera
     finally:
         server.should_exit = True
         await task
-        for door in doors:
-            door.close()
+        bound.close()
 
 
 def bind(address: Address) -> socket.socket:

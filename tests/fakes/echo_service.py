@@ -67,7 +67,7 @@ class EchoServicer:
         }
 
 
-def add_echo(servicer: Any, server: grpc.aio.Server) -> None:
+def add_echo(servicer: Any, server: Any) -> None:
     unary: Any = grpc.unary_unary_rpc_method_handler(
         servicer.echo, StringValue.FromString, lambda answer: answer.SerializeToString()
     )
@@ -76,7 +76,7 @@ def add_echo(servicer: Any, server: grpc.aio.Server) -> None:
     )
     for name in (NAME, ADMIN_NAME):
         methods = {"SendEcho": unary, "GetEcho": unary, "WatchEchoes": stream}
-        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(name, methods)])
+        server.add_registered_method_handlers(name, methods)
 
 
 class Stub:

@@ -14,6 +14,7 @@ import grpc
 from services.chassis import context
 from services.chassis.authentication import parse_tokens
 from services.chassis.errors import IdempotencyReuse, NotFound, OutOfRange, ServiceError
+from services.chassis.interceptors import Interceptors
 from services.chassis.server import OPTIONS, around_every_rpc
 from services.chassis.settings import Address, ProcessSettings
 from topsmile.email.v1 import email_pb2, email_pb2_grpc
@@ -28,7 +29,7 @@ class FakeSettings(ProcessSettings, process="FAKE", port=0, operations_port=0):
 class Listening:
     """A real server with the real interceptors. After `stop`, `start` takes the same port again."""
 
-    add: Sequence[Callable[[Any, grpc.aio.Server], None]]
+    add: Sequence[Callable[[Any, Any], None]]
 
     def __init__(self, tokens: str = "") -> None:
         self.settings = FakeSettings(
@@ -49,9 +50,10 @@ class Listening:
         return f"127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        self._server = grpc.aio.server(interceptors=around_every_rpc(self.settings), options=OPTIONS)
+        self._server = grpc.aio.server(options=OPTIONS)
+        methods = Interceptors(self._server, around_every_rpc(self.settings))
         for add in self.add:
-            add(self, self._server)
+            add(self, methods)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
 

@@ -27,7 +27,7 @@ from services.chassis.errors import (
     from_rpc_error,
 )
 from services.chassis.health import HealthServicer, Readiness
-from services.chassis.interceptors import Errors, Interceptor, Interceptors, Limits, Story
+from services.chassis.interceptors import Interceptors, Shedding
 from services.chassis.server import Service, answering
 from tests.fakes.echo_service import ADMIN_NAME, NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 
@@ -83,7 +83,7 @@ async def test_the_story_of_the_caller_goes_on(stub: Stub) -> None:
     assert known["correlation_id"] == "story-1"
     assert known["traceparent"].startswith(f"00-{'a' * 32}-")
     assert known["traceparent"] != TRACE
-    assert (await call.initial_metadata())["x-correlation-id"] == "story-1"
+    assert (await call.trailing_metadata())["x-correlation-id"] == "story-1"
 
 
 async def test_a_caller_without_a_story_begins_one(stub: Stub) -> None:
@@ -302,10 +302,10 @@ async def test_a_caller_over_its_limit_is_told_when_to_come_back_and_others_go_o
 
 
 async def test_above_so_many_at_once_calls_are_shed_but_health_is_answered(servicer: EchoServicer) -> None:
-    chain: list[Interceptor] = [Story(), Errors(), Limits(at_once=1)]
-    server = grpc.aio.server(interceptors=[Interceptors(chain)])
-    add_echo(servicer, server)
-    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(Readiness(FakeStore()), [NAME]), server)
+    server = grpc.aio.server()
+    methods = Interceptors(server, [Shedding(1)])
+    add_echo(servicer, methods)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(Readiness(FakeStore()), [NAME]), methods)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -317,4 +317,4 @@ async def test_above_so_many_at_once_calls_are_shed_but_health_is_answered(servi
         await Stub(channel).SendEcho(text())
     await server.stop(None)
 
-    assert (error.reason, error.retry_after) == ("SHEDDING", 1.0)
+    assert (type(error), error.reason, error.retry_after) == (Throttled, "SHEDDING", 1.0)
