@@ -30,7 +30,7 @@ chaos: $(VENV)/ready ## Kill and freeze at random under load, then judge: DATABA
 failover: $(VENV)/ready ## Kill the primary of three PostgreSQL nodes under load (Debian: patroni, etcd-server): SECONDS=300 SEED=1
 	@$(RUN) -m failover --seconds $(SECONDS) --seed $(SEED) $(if $(REPORT),--report $(REPORT))
 
-bench: $(VENV)/ready ## Measure beside peers, in interleaved rounds: PART=webhooks|sms|payments|queue|lateness|footprint REPORT=
+bench: $(VENV)/ready ## Measure beside peers, in interleaved rounds: PART=webhooks|sms|payments|queue|lateness|footprint|overload REPORT=
 	@$(RUN) -m bench $(if $(PART),--part $(PART)) $(if $(REPORT),--report $(REPORT))
 
 ##@ Changing it

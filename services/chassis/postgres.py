@@ -131,14 +131,14 @@ class Postgres:
         self._committing: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def open(cls, url: str, connections: int = 10) -> Postgres:
+    async def open(cls, url: str, connections: int = 10, timeout: float = STATEMENT_TIMEOUT) -> Postgres:
         started = asyncio.get_running_loop().time()
         while True:
             pool = asyncpg.create_pool(
                 url,
                 min_size=1,
                 max_size=connections,
-                command_timeout=STATEMENT_TIMEOUT,
+                command_timeout=timeout,
                 timeout=ACQUIRE_TIMEOUT,
                 reset=keep_session,
                 connect=cast("Any", connect_to_primary),
@@ -228,6 +228,8 @@ class Postgres:
                 try:
                     yield connection
                 except GONE:
+                    # At once: it takes back asyncpg's request to cancel what timed out. A COMMIT cancelled while it
+                    # waits for its standby is seen by everybody, and lost with the primary.
                     connection.terminate()
                     raise
         except asyncpg.DataError:  # an InterfaceError by birth, but a bug of ours

@@ -9,7 +9,9 @@ import pytest
 
 from services.chassis.database import Database, connect, maybe_one, one, rows
 from services.chassis.errors import Rejected, Unavailable
+from services.chassis.postgres import Postgres
 from services.chassis.sqlite import SQLite
+from tests.postgres_cluster import BINARIES, cluster
 
 TABLE = "CREATE TABLE note (id TEXT PRIMARY KEY, amount BIGINT NOT NULL, body BYTEA)"
 INSERT = "INSERT INTO note (id, amount, body) VALUES (:id, :amount, :body)"
@@ -208,3 +210,26 @@ async def test_a_frozen_process_does_not_keep_its_locks_for_ever(request: pytest
         settings = await database.run(one, "SHOW idle_in_transaction_session_timeout")
         assert settings["idle_in_transaction_session_timeout"] == "5s"
         frozen.terminate()
+
+
+@pytest.mark.skipif(BINARIES is None, reason="no PostgreSQL here")
+async def test_a_commit_that_waits_for_its_standby_in_vain_is_seen_by_nobody() -> None:
+    with cluster() as server:
+        url = server.database()
+        database = await Postgres.open(url, timeout=0.5)
+        await database.run(rows, TABLE)
+        server.psql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        server.psql("SELECT pg_reload_conf()")
+        await asyncio.sleep(0.2)
+
+        with pytest.raises(Unavailable):
+            await database.run(add, "purse", 1000)
+
+        await asyncio.sleep(0.3)  # a request to cancel would come on a connection of its own
+        assert await database.read(rows, "SELECT amount FROM note") == []
+        server.psql("ALTER SYSTEM RESET synchronous_standby_names")
+        server.psql("SELECT pg_reload_conf()")
+        async with asyncio.timeout(5):
+            while not await database.read(rows, "SELECT amount FROM note"):  # noqa: ASYNC110 - another process commits
+                await asyncio.sleep(0.02)
+        await database.close()
