@@ -99,6 +99,11 @@ async def connect_to_primary(url: str, **options: Any) -> Any:
     attempts = [asyncio.ensure_future(asyncpg.connect(host, **options)) for host in each_host(url)]
     chosen = None
     last: BaseException = TimeoutError()
+
+    def hang_up(attempt: asyncio.Future[Any]) -> None:
+        if not attempt.cancelled() and attempt.exception() is None and attempt.result() is not chosen:
+            attempt.result().terminate()
+
     try:
         for attempt in asyncio.as_completed(attempts):
             try:
@@ -108,12 +113,10 @@ async def connect_to_primary(url: str, **options: Any) -> Any:
             else:
                 return chosen
         raise last
-    finally:
-        for other in attempts:
-            other.cancel()
-        for answer in await asyncio.gather(*attempts, return_exceptions=True):
-            if isinstance(answer, asyncpg.Connection) and answer is not chosen:
-                answer.terminate()
+    finally:  # without waiting: whoever is cancelled here would lose the one that was chosen
+        for each in attempts:
+            each.cancel()
+            each.add_done_callback(hang_up)
 
 
 class Waiting(NamedTuple):
