@@ -57,6 +57,10 @@ class Entry:
         self._large = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._running >= self._at_once or self._waiting >= WAITING:
+            # Before anything costs anything: what refusals take is what is missing for the rest.
+            await answer(shedding())(scope, receive, send)
+            return
         offered = dict(scope["headers"])
         identity = context.adopt_correlation_id(offered.get(b"x-correlation-id", b"").decode("latin-1"))
         trace = context.adopt_traceparent(offered.get(b"traceparent", b"").decode("latin-1"))
@@ -92,9 +96,8 @@ class Entry:
             self._large -= max(0, taken - SMALL)
             _tell(scope, status, time.monotonic() - started, bug)
 
-    def _admit(self, scope: Scope) -> None:
-        if self._running > self._at_once or self._waiting > WAITING:
-            raise shedding()
+    @staticmethod
+    def _admit(scope: Scope) -> None:
         if sum(name == b"host" for name, _ in scope["headers"]) != 1 and scope["http_version"] == "1.1":
             raise Refusal(400, "NO_HOST", "a request names one host", CLOSE)
 
