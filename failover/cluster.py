@@ -92,6 +92,11 @@ class Node:
     def start(self) -> None:
         self._patroni = spawn(["patroni", str(self._folder / "patroni.yml")], self._folder, "patroni.log")
 
+    def restart_ended(self) -> None:
+        """Start Patroni again if it has ended by itself, as a machine's init would."""
+        if self._patroni is not None and self._patroni.poll() is not None:
+            self.start()
+
     def kill(self) -> None:
         """End the whole node as a power cut does, but for the disk."""
         self._send(signal.SIGKILL, [*self._patroni_pid(), *self._postgres()])
@@ -170,6 +175,8 @@ class Cluster:
         """Wait until every node runs and one of them is in step with the leader; returns the leader."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
+            for node in self.nodes:
+                node.restart_ended()
             leader = await self.leader()
             told = await self._ask(leader, "/cluster") if leader else None
             members = told["members"] if told else []
