@@ -13,7 +13,9 @@ from failover.journal import KINDS, Journal
 from failover.system import System
 
 #: What happens to the primary, and how often of ten times. Its machine dies, disk kept; PostgreSQL dies and Patroni
-#: sees it; everything stops moving but keeps its connections, and wakes up when another is primary.
+#: sees it; everything stops moving but keeps its connections, until its watchdog resets it. There is no watchdog here,
+#: so we are it: a frozen Patroni that wakes up after its lock has passed to another takes it back, and what the other
+#: has acknowledged meanwhile is lost.
 WAYS = {"machine": 6, "postgres": 2, "freeze": 2}
 #: Seconds in which all kinds of calls have to go on, and in which a cluster is whole again.
 WITHIN, WHOLE_WITHIN = 60.0, 120.0
@@ -78,6 +80,6 @@ class Killing:
                 await asyncio.sleep(0.1)
         finally:
             if kill.way == "freeze":
-                primary.thaw()
-            elif kill.way == "machine":
+                primary.kill()
+            if kill.way != "postgres":
                 primary.start()
