@@ -172,7 +172,11 @@ class Cluster:
         return next((node for node, answer in zip(self.nodes, answers, strict=True) if answer is not None), None)
 
     async def whole(self, seconds: float) -> Node:
-        """Wait until every node runs and one of them is in step with the leader; returns the leader."""
+        """
+        Wait until every node takes connections and one of them is in step with the leader; returns the leader.
+
+        What the leader tells of a node may be older than the node's last end, so each is asked itself.
+        """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             for node in self.nodes:
@@ -183,7 +187,9 @@ class Cluster:
             well = [member for member in members if member["state"] in ("running", "streaming")]
             roles = {member["role"] for member in well}
             if leader is not None and len(well) == len(self.nodes) and {"leader", "sync_standby"} <= roles:
-                return leader
+                up = await asyncio.gather(*(self._ask(node, "/health") for node in self.nodes))
+                if all(up):
+                    return leader
             await asyncio.sleep(0.2)
         raise TimeoutError(f"the cluster is not whole after {seconds:.0f} s: see {self._folder}")
 
