@@ -71,6 +71,10 @@ class Process:
     def freeze(self) -> None:
         self._running.send_signal(signal.SIGSTOP)
 
+    def stopped(self) -> bool:
+        """Tell whether it is frozen, by whomever."""
+        return os.waitid(os.P_PID, self._running.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+
     def thaw(self) -> None:
         self._running.send_signal(signal.SIGCONT)
 

@@ -209,12 +209,12 @@ class FakePayments(Listening, payments_pb2_grpc.PaymentServiceServicer, payments
         if position < self.forgotten:
             raise OutOfRange("that is no longer kept")
         while True:
+            self._changed.clear()
             while position < len(self.changes):
                 change = self.changes[position]
                 position += 1
                 yield payments_pb2.WatchPaymentsResponse(cursor=str(position), change=change)
             yield payments_pb2.WatchPaymentsResponse(cursor=str(position))
-            self._changed.clear()
             await self._changed.wait()
 
     async def ApplyEvents(self, request: Any, _context: Any) -> Any:

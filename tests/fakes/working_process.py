@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,22 +15,31 @@ async def remember(job: Job, reason: str) -> None:
     await rows("INSERT INTO given_up (id, reason) VALUES (:id, :reason)", id=job.id, reason=reason)
 
 
-async def main(url: str, ledger: Path) -> None:
+def stop_here(job: Job, place: str) -> None:
+    """Freeze at the place in a job's work that the test names, if it names this one."""
+    if os.environ.get("WORK_STOPS") == f"{place} {job.id}" and job.claims == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+async def main(url: str, ledger: Path, concurrency: int) -> None:
     done = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     async def handle(job: Job, begin_act: BeginAct) -> Outcome:
         if job.unsure and f"{job.id}\n" in ledger.read_text():  # noqa: ASYNC240 - this provider can be asked
             return Done()
+        stop_here(job, "before")
         await begin_act(1.0)
         os.write(done, f"{job.id}\n".encode())
+        stop_here(job, "after")
         await asyncio.sleep(0.005)  # long enough to be killed between the act and its outcome
         return Done()
 
     async with connect(url) as database:
         sys.stdout.write('{"event": "working.listening"}\n')
         sys.stdout.flush()
-        await Worker(database, Queue("post", handle, remember, deadline=1.0, concurrency=10)).run()
+        await Worker(database, Queue("post", handle, remember, deadline=1.0, concurrency=concurrency)).run()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(os.environ["WORK_DATABASE_URL"], Path(os.environ["WORK_LEDGER"])))
+    work = Path(os.environ["WORK_LEDGER"]), int(os.environ.get("WORK_CONCURRENCY", "10"))
+    asyncio.run(main(os.environ["WORK_DATABASE_URL"], *work))
