@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from services.chassis import pace
 from services.chassis.database import Row, maybe_one, one, rows
-from services.chassis.jobs import PACE, PRIORITIES
+from services.chassis.jobs import PRIORITIES
 
 REQUEUE = """
     UPDATE job SET state = 'queued', due_at = now_ms(), failures = 0, crashes = 0, finished_at = NULL,
@@ -74,11 +75,10 @@ async def census(queue: str) -> Mapping[str, Any]:
     """Count a queue: queued, running, dead, oldest_due_ms, paused (the reason or an empty string)."""
     counted = await one(CENSUS, queue=queue)
     oldest = [(await one(OLDEST_DUE, queue=queue, priority=priority))["due_at"] for priority in PRIORITIES]
-    pace = await maybe_one(PACE, queue=queue)
     return {
         "queued": counted["queued"],
         "running": counted["running"],
         "dead": counted["dead"],
         "oldest_due_ms": max((counted["now"] - due for due in oldest if due is not None), default=0),
-        "paused": "" if pace is None else pace["reason"],
+        "paused": (await pace.seen(queue)).reason,
     }

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from math import ceil
 from typing import TypeAlias
 
+from services.chassis import pace
 from services.chassis.database import Row, Transaction, maybe_one, one, rows
-from services.chassis.errors import Throttled, Unavailable
+from services.chassis.pace import Pace
 
 #: Priorities: verification codes go before confirmations and notices, these before reminders.
 CODES, NOTICES, REMINDERS = 0, 1, 2
@@ -92,25 +92,6 @@ class Never:
 
 Outcome: TypeAlias = Done | Later | Never
 BeginAct: TypeAlias = Callable[[float], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Pace:
-    """
-    How fast a provider may be called, by all replicas together: GCRA with `burst` calls at once.
-
-    Moments are epoch microseconds: at 400 calls a second, one takes two and a half milliseconds.
-    """
-
-    per_second: float
-    burst: int = 1
-
-    def free_slots(self, free_at: int, now: int) -> int:
-        ahead = max(free_at - now, 0) * self.per_second / 1e6
-        return max(int(self.burst - ahead), 0)
-
-    def after(self, free_at: int, now: int, taken: int) -> int:
-        return max(free_at, now) + ceil(taken * 1e6 / self.per_second)
 
 
 @dataclass(frozen=True)
@@ -189,16 +170,6 @@ def _look_at(priority: int) -> str:
 
 LOOK = " UNION ALL ".join(map(_look_at, PRIORITIES))
 
-PACE = "SELECT free_at, paused_until, reason FROM pace WHERE queue = :queue"
-NOW = "SELECT now_ms() AS now"
-ENSURE_PACE = "INSERT INTO pace (queue) VALUES (:queue) ON CONFLICT (queue) DO NOTHING"
-TAKE_PACE = "UPDATE pace SET free_at = :free_at WHERE queue = :queue"
-PAUSE = """
-    INSERT INTO pace (queue, paused_until, reason) VALUES (:queue, now_ms() + :pause, :reason)
-    ON CONFLICT (queue) DO UPDATE SET paused_until = excluded.paused_until, reason = excluded.reason
-"""
-RESUME = "UPDATE pace SET reason = '' WHERE queue = :queue AND reason <> '' AND paused_until <= now_ms()"
-
 # Ours still, and long enough for the act itself: otherwise somebody else has it, or soon will.
 BEGIN_ACT = """
     UPDATE job SET attempted = 1
@@ -269,9 +240,9 @@ async def look(queue: str) -> Sight:
     """Look without a lock at what is due, by priority. Costs nothing but a read."""
     found = await rows(LOOK, queue=queue)
     now = found[0]["now"]
-    pace = await maybe_one(PACE, queue=queue)
-    if pace is not None and pace["paused_until"] > now:
-        return Sight(wait=(pace["paused_until"] - now) / 1000)
+    state = await pace.seen(queue)
+    if state.paused_for > 0:
+        return Sight(wait=state.paused_for)
     next_at = [row["next_at"] for row in found if row["next_at"] is not None]
     return Sight(
         due=tuple(row["priority"] for row in found if row["due"]),
@@ -294,15 +265,13 @@ async def claim(queue: Queue, slots: int, priorities: Sequence[int] = PRIORITIES
 
     With `vanished`, one job whose worker is gone. Only for a worker that runs nothing else: it may be what killed it.
     """
-    slots, pace = (1, None) if vanished else (slots, queue.pace)
-    state = await _paced(queue.name) if pace else await maybe_one(PACE, queue=queue.name)
-    now = (await one(NOW))["now"]
-    if state is not None and state["paused_until"] > now:
+    slots, limit = (1, None) if vanished else (slots, queue.pace)
+    state = await pace.locked(queue.name) if limit else await pace.seen(queue.name)
+    if state.paused_for > 0:
         return Claimed()
-    recovering = state is not None and state["reason"] != ""
-    slots = min(slots, 1) if recovering else slots
-    if pace is not None and state is not None:
-        slots = min(slots, pace.free_slots(state["free_at"], now * 1000))
+    slots = min(slots, 1) if state.recovering else slots
+    if limit is not None:
+        slots = min(slots, limit.free_slots(state.free_at, state.now))
     jobs: list[Job] = []
     for priority in PRIORITIES if vanished else priorities:
         if slots > len(jobs):
@@ -311,45 +280,15 @@ async def claim(queue: Queue, slots: int, priorities: Sequence[int] = PRIORITIES
                 slots=slots - len(jobs), lease=queue.lease_ms,
             )  # fmt: skip
             jobs += map(job_of, found)
-    if pace is not None and state is not None and jobs:
-        await rows(TAKE_PACE, queue=queue.name, free_at=pace.after(state["free_at"], now * 1000, len(jobs)))
-    return Claimed(tuple(jobs), recovering)
+    if limit is not None and jobs:
+        await pace.take(queue.name, limit.after(state.free_at, state.now, len(jobs)))
+    return Claimed(tuple(jobs), state.recovering)
 
 
 async def claim_one(queue: Queue, id: str) -> Job | None:
     """Claim this job, due or backing off; None while another has it, or when it is finished."""
     row = await maybe_one(CLAIM_ONE, queue=queue.name, id=id, lease=queue.lease_ms)
     return None if row is None else job_of(row)
-
-
-async def take_turn(queue: Queue) -> bool:
-    """
-    Take a turn in the queue's pace for a call that an RPC makes itself; raises, nothing stored, where none is free.
-
-    Returns whether the queue was paused and this is its trial.
-    """
-    state = await _paced(queue.name)
-    now = (await one(NOW))["now"]
-    wait = (state["paused_until"] - now) / 1000
-    if wait > 0:
-        refusal = Throttled if state["reason"] == "THROTTLED" else Unavailable
-        raise refusal(f"{queue.name} is paused", reason=state["reason"], retry_after=wait)
-    if queue.pace is not None:
-        if queue.pace.free_slots(state["free_at"], now * 1000) < 1:
-            wait = state["free_at"] / 1e6 - now / 1000
-            raise Throttled(f"the pace of {queue.name} is used up", retry_after=max(wait, 0.1))
-        await rows(TAKE_PACE, queue=queue.name, free_at=queue.pace.after(state["free_at"], now * 1000, 1))
-    return bool(state["reason"])
-
-
-async def _paced(queue: str) -> Row:
-    """Lock a queue's pace. Ask for the time afterwards: PostgreSQL's is from before a statement waits for a lock."""
-    lock = f"{PACE} FOR UPDATE"
-    state = await maybe_one(lock, queue=queue)
-    if state is None:
-        await rows(ENSURE_PACE, queue=queue)
-        state = await one(lock, queue=queue)
-    return state
 
 
 async def begin_act(job: Job, act_ms: int) -> None:
@@ -386,7 +325,7 @@ async def finish(job: Job, state: str, note: str) -> None:
 async def later(job: Job, outcome: Later) -> None:
     await again(job, outcome.seconds, outcome.reason, failures=0)
     if outcome.pause:
-        await rows(PAUSE, queue=job.queue, pause=int(outcome.seconds * 1000), reason=outcome.reason)
+        await pace.pause(job.queue, outcome.seconds, outcome.reason)
 
 
 async def failed(job: Job, delay: float, note: str, on_dead: Callable[[Job, str], Transaction[object]]) -> bool:
@@ -405,11 +344,6 @@ async def again(job: Job, delay: float, note: str, *, failures: int) -> str:
     if row is None:
         raise ClaimLost(job.id)
     return str(row["state"])
-
-
-async def resume(queue: str) -> None:
-    """Let a paused queue run at full width again: its trial succeeded."""
-    await rows(RESUME, queue=queue)
 
 
 def job_of(row: Row) -> Job:

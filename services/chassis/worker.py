@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import structlog
 
-from services.chassis import deadline, job_operations, jobs, metrics
+from services.chassis import deadline, job_operations, jobs, metrics, pace
 from services.chassis.context import restored
 from services.chassis.database import Database
 from services.chassis.errors import BreakerOpen, CredentialsRefused, ProviderThrottled, ServiceError, Unavailable
@@ -176,7 +176,7 @@ class Worker:
         try:
             name = await self._settle(job, outcome, error)
             if recovering and not isinstance(outcome, Later):
-                await self._database.run(jobs.resume, job.queue)
+                await self._database.run(pace.resume, job.queue)
                 self.wake()
         except (ClaimLost, Unavailable) as lost:
             name = "lost"

@@ -2,9 +2,9 @@
 
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import connect
-from services.chassis.jobs import Pace
 from services.chassis.lifecycle import run
 from services.chassis.outbound import outbound
+from services.chassis.pace import Pace
 from services.chassis.retry import Retry
 from services.chassis.server import Service, serve
 from services.chassis.settings import load

@@ -11,7 +11,8 @@ from __future__ import annotations
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import Database
 from services.chassis.errors import OutcomeUnknown, ProviderRefusedInput, ProviderRejected
-from services.chassis.jobs import BeginAct, Done, Job, Later, Outcome, Pace, Queue
+from services.chassis.jobs import BeginAct, Done, Job, Later, Outcome, Queue
+from services.chassis.pace import Pace
 from services.chassis.retry import Retry
 from services.email import store
 from services.email.message import REQUESTS, Message

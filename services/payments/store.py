@@ -9,6 +9,7 @@ from services.chassis.database import maybe_one, one, rows
 from services.chassis.errors import AlreadyExists, InProgress, NotFound
 from services.chassis.idempotency import same_request
 from services.chassis.jobs import Job, Queue
+from services.chassis.pace import take_turn
 from services.payments import change_log
 from services.payments.lattice import FINAL, rank_of, status_of
 from topsmile.payments.v1 import payments_pb2 as pb
@@ -129,7 +130,7 @@ async def open_payment(queue: Queue, new: Opening) -> Opened:
     known = await find(BY_KEY, caller=new.caller, idempotency_key=new.idempotency_key)
     if known is not None:
         return await _again(queue, known, new)
-    recovering = await jobs.take_turn(queue)
+    recovering = await take_turn(queue.name, queue.pace)
     record, appointment_id = new.record, new.record.appointment_id
     now = (await one("SELECT now_ms() AS now"))["now"]
     record.create_time.FromMilliseconds(now)
@@ -158,7 +159,7 @@ async def _again(queue: Queue, known: Stored, new: Opening) -> Opened:
     same_request(known.fingerprint, new.fingerprint)
     if known.settled:
         return Opened(known.payment_id)
-    recovering = await jobs.take_turn(queue)
+    recovering = await take_turn(queue.name, queue.pace)
     await job_operations.replay(queue.name, known.payment_id)  # where it was given up
     job = await jobs.claim_one(queue, known.payment_id)
     if job is None:

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from services.chassis.brazil import mobile
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import Database, connect
-from services.chassis.jobs import Pace, Queue
+from services.chassis.jobs import Queue
 from services.chassis.lifecycle import run
 from services.chassis.outbound import outbound
+from services.chassis.pace import Pace
 from services.chassis.server import Service, serve
 from services.chassis.settings import load
 from services.chassis.worker import Worker

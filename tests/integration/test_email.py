@@ -21,8 +21,8 @@ from grpc_status import rpc_status
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import Database, connect, one
 from services.chassis.health import Readiness
-from services.chassis.jobs import Pace
 from services.chassis.outbound import outbound
+from services.chassis.pace import Pace
 from services.chassis.retry import Retry
 from services.chassis.server import Service, answering
 from services.chassis.worker import Worker

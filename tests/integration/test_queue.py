@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.chassis import job_operations, jobs
+from services.chassis import job_operations, jobs, pace
 from services.chassis.database import Database, one, rows
 from services.chassis.errors import (
     CredentialsRefused,
@@ -15,7 +15,8 @@ from services.chassis.errors import (
     Throttled,
     Unavailable,
 )
-from services.chassis.jobs import CODES, REMINDERS, BeginAct, Done, Job, Later, Never, Outcome, Pace, Queue
+from services.chassis.jobs import CODES, REMINDERS, BeginAct, Done, Job, Later, Never, Outcome, Queue
+from services.chassis.pace import Pace
 from services.chassis.worker import Worker
 
 
@@ -220,7 +221,7 @@ async def test_a_throttling_or_refusing_provider_pauses_the_queue_and_a_single_t
     assert await claim_now(db) == ()
     assert reason == (await db.read(job_operations.census, "post"))["paused"]
     with pytest.raises((Throttled, Unavailable)) as refused:
-        await db.run(jobs.take_turn, queue)
+        await db.run(pace.take_turn, queue.name, queue.pace)
     assert refused.value.reason == reason
     assert pause - 5 < (refused.value.retry_after or 0) <= pause
 
@@ -241,7 +242,7 @@ async def test_the_pace_is_shared_and_a_burst_is_not_exceeded(db: Database) -> N
 
     assert len(await claim_now(db, queue=queue)) == 3
     with pytest.raises(Throttled):
-        await db.run(jobs.take_turn, queue)
+        await db.run(pace.take_turn, queue.name, queue.pace)
     db.offset_ms = 250
     assert len(await claim_now(db, queue=queue)) in {2, 3}
     db.offset_ms = 60_000

@@ -1,0 +1,105 @@
+"""
+How fast a provider may be called, by all replicas together, and the pauses it asks for: one row a queue.
+
+A queue that was paused starts again with one trial; `resume` after its success gives it its full width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from services.chassis.database import maybe_one, one, rows
+from services.chassis.errors import Throttled, Unavailable
+
+SEEN = "SELECT free_at, paused_until, reason FROM pace WHERE queue = :queue"
+ENSURE = "INSERT INTO pace (queue) VALUES (:queue) ON CONFLICT (queue) DO NOTHING"
+TAKE = "UPDATE pace SET free_at = :free_at WHERE queue = :queue"
+PAUSE = """
+    INSERT INTO pace (queue, paused_until, reason) VALUES (:queue, now_ms() + :pause, :reason)
+    ON CONFLICT (queue) DO UPDATE SET paused_until = excluded.paused_until, reason = excluded.reason
+"""
+RESUME = "UPDATE pace SET reason = '' WHERE queue = :queue AND reason <> '' AND paused_until <= now_ms()"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """
+    How fast a provider may be called, by all replicas together: GCRA with `burst` calls at once.
+
+    Moments are epoch microseconds: at 400 calls a second, one takes two and a half milliseconds.
+    """
+
+    per_second: float
+    burst: int = 1
+
+    def free_slots(self, free_at: int, now: int) -> int:
+        ahead = max(free_at - now, 0) * self.per_second / 1e6
+        return max(int(self.burst - ahead), 0)
+
+    def after(self, free_at: int, now: int, taken: int) -> int:
+        return max(free_at, now) + ceil(taken * 1e6 / self.per_second)
+
+
+@dataclass(frozen=True)
+class State:
+    """`free_at` and `now` are epoch microseconds, `paused_for` seconds. `reason` stays until a trial has succeeded."""
+
+    free_at: int
+    now: int
+    paused_for: float
+    reason: str
+
+    @property
+    def recovering(self) -> bool:
+        return self.reason != ""
+
+
+async def seen(queue: str) -> State:
+    return await _state(queue, SEEN)
+
+
+async def locked(queue: str) -> State:
+    """See it and keep it from all others until the commit."""
+    await rows(ENSURE, queue=queue)
+    return await _state(queue, f"{SEEN} FOR UPDATE")
+
+
+async def _state(queue: str, sql: str) -> State:
+    row = await maybe_one(sql, queue=queue)
+    # Afterwards: PostgreSQL's time is from before a statement waits for a lock.
+    now: int = (await one("SELECT now_ms() AS now"))["now"]
+    if row is None:
+        return State(0, now * 1000, 0.0, "")
+    return State(row["free_at"], now * 1000, max(0.0, (row["paused_until"] - now) / 1000), row["reason"])
+
+
+async def take(queue: str, free_at: int) -> None:
+    await rows(TAKE, queue=queue, free_at=free_at)
+
+
+async def take_turn(queue: str, pace: Pace | None) -> bool:
+    """
+    Take a turn for a call that an RPC makes itself; raises, nothing stored, where none is free.
+
+    Returns whether the queue was paused and this is its trial.
+    """
+    state = await locked(queue)
+    if state.paused_for > 0:
+        refusal = Throttled if state.reason == "THROTTLED" else Unavailable
+        raise refusal(f"{queue} is paused", reason=state.reason, retry_after=state.paused_for)
+    if pace is not None:
+        if pace.free_slots(state.free_at, state.now) < 1:
+            wait = (state.free_at - state.now) / 1e6
+            raise Throttled(f"the pace of {queue} is used up", retry_after=max(wait, 0.1))
+        await take(queue, pace.after(state.free_at, state.now, 1))
+    return state.recovering
+
+
+async def pause(queue: str, seconds: float, reason: str) -> None:
+    await rows(PAUSE, queue=queue, pause=int(seconds * 1000), reason=reason)
+
+
+async def resume(queue: str) -> None:
+    """Let a paused queue run at full width again: its trial succeeded."""
+    await rows(RESUME, queue=queue)
