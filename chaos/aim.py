@@ -51,7 +51,7 @@ async def on_server(url: str, until: float, strike: Callable[[], None]) -> bool:
                     return True
         finally:
             connection.terminate()
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError):
         pass
     return False
 
