@@ -125,7 +125,8 @@ class Worker:
 
     async def _idle(self) -> None:
         poll = POLL * (0.75 + random.random() / 2)  # noqa: S311 - no secret
-        pause = self._store_retry or min(poll, poll if self._wait is None else max(self._wait, 0.001))
+        next_due = poll if self._wait is None else max(self._wait, 0.001)
+        pause = self._store_retry or min(poll, next_due)
         with suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._woken.wait()
