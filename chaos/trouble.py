@@ -37,6 +37,7 @@ class Trouble:
         self.recovery: dict[str, float] = {}
         self._recovering: set[str] = set()
         self._watches: set[asyncio.Task[None]] = set()
+        self._aiming = asyncio.Lock()
 
     async def run(self, steps: Sequence[Step]) -> None:
         """All steps at their time; afterwards nothing is frozen and no disk full."""
@@ -125,12 +126,20 @@ class Trouble:
         front.seen = None
 
     async def _kill_at_cursor(self, _step: Step) -> None:
-        """Kill at the moment a stored cursor is seen to move: what belongs to it has to be there as well."""
+        """
+        Kill at the moment a stored cursor is seen to move: what belongs to it has to be there as well.
+
+        One at a time: whoever aims goes ahead of all others, and several would leave the system no time to move it.
+        """
+        if self._aiming.locked():
+            return
         names = self._system.replicas("gateway")
-        pids = [str(pid) for name in names for pid in self._system.pids(name)]
-        arguments = ["-m", "chaos.aim", self._system.stores.url("gateway"), str(AIMING), *pids]
-        aiming = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=ROOT, env=plain())
-        if await aiming.wait() == 0:
+        async with self._aiming:
+            pids = [str(pid) for name in names for pid in self._system.pids(name)]
+            arguments = ["-m", "chaos.aim", self._system.stores.url("gateway"), str(AIMING), *pids]
+            aiming = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=ROOT, env=plain())
+            struck = await aiming.wait() == 0
+        if struck:
             for name in names:
                 self._killed(name, "at the cursor's move")
 
