@@ -39,8 +39,8 @@ SABOTAGES = {
     "answer-before-commit": Sabotage(
         "gateway/webhooks.py",
         {
-            "await self._database.run(inbox.take, events, context.trace())": (
-                "later = self._database.run(inbox.take, events, context.trace())\n"
+            "await self._database.add(inbox.take, events, context.trace())": (
+                "later = self._database.add(inbox.take, events, context.trace())\n"
                 "                asyncio.get_running_loop().call_later(0.2, asyncio.ensure_future, later)"
             )
         },

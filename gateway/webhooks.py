@@ -77,7 +77,7 @@ class Webhook:
         events = self._read(Post(dict(scope["headers"]), path, query, body))
         try:
             async with asyncio.timeout(STORED_WITHIN):
-                await self._database.run(inbox.take, events, context.trace())
+                await self._database.add(inbox.take, events, context.trace())
         except TimeoutError:
             raise Unavailable("the inbox is not answering", reason="STORE_UNAVAILABLE") from None
         self._stored(OWNERS[events[0].provider])

@@ -70,6 +70,10 @@ class Database(Protocol):
 
     async def run(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T: ...
 
+    async def add(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Like `run`, for a transaction that changes no row that others wait for: it may be committed with others."""
+        ...
+
     async def read(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a transaction that only reads; it never waits behind the writers."""
         ...

@@ -1,20 +1,22 @@
 """
 PostgreSQL when one machine is outgrown: several replicas of a process, a replicated database under them.
 
-One transaction a connection at a time. Grouped by savepoints they were slower; committed together without, two groups
-that each hold what the other wants (a pace's row, the change log's counter) wait for PostgreSQL to see the deadlock,
-a second each time. No advisory locks, no LISTEN/NOTIFY (a global lock at commit), no sequences: what distributed
-databases of this protocol speak, too.
+Transactions that only add are committed together, without savepoints, which cost more than they save: where one of a
+group fails, each is run again by itself. All others have a connection each: two groups that each hold what the other
+wants (a pace's row, the change log's counter) would wait for PostgreSQL to see the deadlock, a second each time.
+No advisory locks, no LISTEN/NOTIFY (a global lock at commit), no sequences: what distributed databases of this protocol
+speak, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -35,6 +37,8 @@ ACQUIRE_TIMEOUT = 5.0
 #: Milliseconds after which the server ends a transaction that asks for nothing: its process is frozen or its machine is
 #: gone, and what it has locked is wanted by others.
 FROZEN_MS = "5000"
+#: Groups that are committed at the same time, and transactions in one.
+GROUPS, TOGETHER = 2, 64
 #: Seconds a starting process waits for its database.
 START_TIMEOUT = 60.0
 
@@ -117,12 +121,19 @@ async def connect_to_primary(url: str, **options: Any) -> Any:
             each.add_done_callback(hang_up)
 
 
+class Waiting(NamedTuple):
+    transaction: Callable[[], Transaction[Any]]
+    answer: asyncio.Future[Any]
+
+
 class Postgres:
     """A pool of connections to whichever host takes writes."""
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
         self.offset_ms = 0
         self._pool = pool
+        self._waiting: deque[Waiting] = deque()
+        self._committing: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(cls, url: str, connections: int = 10, timeout: float = STATEMENT_TIMEOUT) -> Postgres:
@@ -160,6 +171,16 @@ class Postgres:
         running.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # its caller may have gone
         return await asyncio.shield(running)
 
+    async def add(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # its caller may have gone
+        self._waiting.append(Waiting(partial(transaction, *args, **kwargs), answer))
+        if len(self._committing) < GROUPS:
+            committing = asyncio.create_task(self._commit_what_waits())
+            self._committing.add(committing)
+            committing.add_done_callback(self._committing.discard)
+        return await asyncio.shield(answer)
+
     async def read(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         if self.offset_ms:  # a transaction is needed to hold the moved clock
             return await self.run(transaction, *args, **kwargs)
@@ -175,16 +196,40 @@ class Postgres:
         except GONE:
             self._pool.terminate()
 
+    async def _commit_what_waits(self) -> None:
+        while self._waiting:
+            group = [self._waiting.popleft() for _ in range(min(len(self._waiting), TOGETHER))]
+            values = await self._together([waiting.transaction for waiting in group])
+            for waiting, value in zip(group, values, strict=True):
+                if isinstance(value, BaseException):
+                    waiting.answer.set_exception(value)
+                else:
+                    waiting.answer.set_result(value)
+
+    async def _together(self, transactions: Sequence[Callable[[], Transaction[Any]]]) -> Sequence[Any]:
+        """Commit them as one; where that fails, each by itself, which shows whose error it is."""
+        try:
+            return await self._commit(transactions)
+        except Unavailable as outage:
+            return [outage] * len(transactions)
+        except Exception:  # noqa: BLE001 - of whatever kind it is, it comes again
+            return await asyncio.gather(*map(self._run, transactions), return_exceptions=True)
+
     async def _run(self, transaction: Callable[[], Transaction[T]]) -> T:
         while True:
             try:
-                async with self._connection() as connection, connection.transaction():
-                    if self.offset_ms:
-                        moved = str(self.offset_ms)
-                        await connection.execute("SELECT set_config('topsmile.clock_offset_ms', $1, true)", moved)
-                    return await drive(connection, transaction())
+                (value,) = await self._commit([transaction])
             except REPLAY:
                 continue
+            else:
+                return value
+
+    async def _commit(self, transactions: Sequence[Callable[[], Transaction[T]]]) -> list[T]:
+        async with self._connection() as connection, connection.transaction():
+            if self.offset_ms:
+                moved = str(self.offset_ms)
+                await connection.execute("SELECT set_config('topsmile.clock_offset_ms', $1, true)", moved)
+            return [await drive(connection, transaction()) for transaction in transactions]
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:

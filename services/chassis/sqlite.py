@@ -98,6 +98,8 @@ class SQLite:
             raise Unavailable("too many writes are waiting", reason="STORE_FULL", retry_after=1.0) from None
         return await asyncio.shield(answer)
 
+    add = run
+
     async def read(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._loop.run_in_executor(self._readers, self._read, partial(transaction, *args, **kwargs))
 

@@ -48,7 +48,7 @@ class EmailServicer(EmailServiceServicer):
     async def _accept(self, request: Request) -> pb.Email:
         message = Message.from_request(request)
         email_id = f"eml_{secrets.token_hex(12)}"
-        email = await self._database.run(store.accept, email_id, context.caller.get(), message, context.trace())
+        email = await self._database.add(store.accept, email_id, context.caller.get(), message, context.trace())
         self._wake()
         return email
 

@@ -79,7 +79,7 @@ class SmsServicer(pb_grpc.SmsServiceServicer):
             payload=pb.SendSmsRequest(body=body).SerializeToString(),
             trace=context.trace(),
         )
-        sms = await self._database.run(store.accept, new, message)
+        sms = await self._database.add(store.accept, new, message)
         self._wake()
         return sms.to_proto()
 

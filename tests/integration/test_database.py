@@ -87,6 +87,31 @@ async def test_one_failing_transaction_takes_no_other_of_its_group_with_it(notes
     assert len([answer for answer in answers if isinstance(answer, str)]) == 50
 
 
+async def test_what_is_added_together_is_answered_and_refused_each_for_itself(notes: Database) -> None:
+    async def refuse(id: str) -> None:
+        await add(id)
+        raise Rejected(id)
+
+    await notes.add(add, "there")
+    adding = [notes.add(add, id) for id in ("a", "there", "b")]
+    refusing = [notes.add(refuse, id) for id in "xy"]
+    a, there, b, x, y = await asyncio.gather(*adding, *refusing, return_exceptions=True)
+
+    assert (a, b, str(x), str(y)) == ("a", "b", "x", "y")
+    assert isinstance(there, sqlite3.IntegrityError | asyncpg.UniqueViolationError)
+    assert await notes.read(count) == 3
+
+
+async def test_what_is_added_together_is_committed_together(request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue("postgres").database()
+    async with connect(url) as notes:
+        await notes.run(rows, TABLE)
+        await asyncio.gather(*(notes.add(add, str(number)) for number in range(200)))
+
+        commits = await notes.read(one, "SELECT COUNT(DISTINCT CAST(xmin AS TEXT)) AS n FROM note")
+        assert int(commits["n"]) <= 200 / 10
+
+
 async def test_cancelling_the_caller_does_not_stop_the_transaction(notes: Database) -> None:
     caller = asyncio.create_task(notes.run(add, "a"))
     await asyncio.sleep(0)
