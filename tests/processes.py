@@ -22,7 +22,7 @@ BARE = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if
 class Process:
     """`python -m module` with only these settings; `listening` is the JSON line it printed when it was up."""
 
-    def __init__(self, module: str, settings: Mapping[str, str], *, wait: float = 20.0) -> None:
+    def __init__(self, module: str, settings: Mapping[str, str], *, wait: float = 60.0) -> None:
         self.module = module
         self.settings = dict(settings)
         self.lines: list[str] = []
