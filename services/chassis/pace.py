@@ -9,10 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from services.chassis.database import maybe_one, one, rows
+from services.chassis.database import Row, maybe_one, one, rows
 from services.chassis.errors import Throttled, Unavailable
 
-SEEN = "SELECT free_at, paused_until, reason FROM pace WHERE queue = :queue"
+SEEN = """
+    SELECT COALESCE(free_at, 0) AS free_at, COALESCE(paused_until, 0) AS paused_until, COALESCE(reason, '') AS reason,
+        now_ms() AS now
+    FROM (SELECT 1) AS asked LEFT JOIN pace ON queue = :queue
+"""
+LOCKED = "SELECT free_at, paused_until, reason FROM pace WHERE queue = :queue FOR UPDATE"
 ENSURE = "INSERT INTO pace (queue) VALUES (:queue) ON CONFLICT (queue) DO NOTHING"
 TAKE = "UPDATE pace SET free_at = :free_at WHERE queue = :queue"
 PAUSE = """
@@ -56,21 +61,21 @@ class State:
 
 
 async def seen(queue: str) -> State:
-    return await _state(queue, SEEN)
+    row = await one(SEEN, queue=queue)
+    return _state(row, row["now"])
 
 
 async def locked(queue: str) -> State:
     """See it and keep it from all others until the commit."""
-    await rows(ENSURE, queue=queue)
-    return await _state(queue, f"{SEEN} FOR UPDATE")
-
-
-async def _state(queue: str, sql: str) -> State:
-    row = await maybe_one(sql, queue=queue)
-    # Afterwards: PostgreSQL's time is from before a statement waits for a lock.
-    now: int = (await one("SELECT now_ms() AS now"))["now"]
+    row = await maybe_one(LOCKED, queue=queue)
     if row is None:
-        return State(0, now * 1000, 0.0, "")
+        await rows(ENSURE, queue=queue)
+        row = await one(LOCKED, queue=queue)
+    # Afterwards: PostgreSQL's time is from before a statement waits for a lock.
+    return _state(row, (await one("SELECT now_ms() AS now"))["now"])
+
+
+def _state(row: Row, now: int) -> State:
     return State(row["free_at"], now * 1000, max(0.0, (row["paused_until"] - now) / 1000), row["reason"])
 
 
