@@ -143,6 +143,7 @@ class Guard:
         async def guarded(request: Request) -> Response:
             caller = self._doorkeeper.recognise(request.headers.get("authorization", ""))
             context.caller.set(caller.name)
+            context.scopes.set(frozenset(caller.scopes))
             authentication.require(caller, scope)
             await self._each.count(caller.name)
             with deadline.within(self._seconds):

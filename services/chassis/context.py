@@ -10,6 +10,8 @@ correlation_id: ContextVar[str] = ContextVar("correlation_id", default="")
 traceparent: ContextVar[str] = ContextVar("traceparent", default="")
 #: Whose idempotency keys and whose limits: the name of a token or certificate, `local` on an anonymous loopback.
 caller: ContextVar[str] = ContextVar("caller", default="")
+#: What that caller may do here.
+scopes: ContextVar[frozenset[str]] = ContextVar("scopes", default=frozenset())
 
 _CORRELATION_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 # Version 00 of https://www.w3.org/TR/trace-context/, whose ids are never all zeros.
