@@ -19,6 +19,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.chassis.errors import InvalidRequest, Violation
 
 CLINIC_ZONE = "America/Sao_Paulo"
+# Zones of places, and UTC. The sign of `Etc/GMT+3` is the opposite of what it looks like, `EST` has no summer time,
+# `localtime` is this machine's, and `posix/` and `right/` are other readings of the same data.
+ZONES = re.compile(
+    "(Africa|America|Antarctica|Arctic|Asia|Atlantic|Australia|Brazil|Canada|Chile|Europe|Indian|Mexico|Pacific|US)/.+"
+    "|UTC|Etc/UTC"
+)
+# Years of times in requests: arithmetic with a zone or a duration cannot leave the calendar from here.
+FIRST_YEAR, LAST_YEAR = 2000, 2199
 
 
 def printable(text: str, *, multiline: bool = False) -> bool:
@@ -75,10 +83,13 @@ class Fields:
             return None
         stamp: Timestamp = getattr(self._message, field)
         try:
-            return stamp.ToDatetime(UTC)
+            time = stamp.ToDatetime(UTC)
         except ValueError:
-            self.wrong(field, "is no moment between the years 1 and 9999")
+            time = None
+        if time is None or not FIRST_YEAR <= time.year <= LAST_YEAR:
+            self.wrong(field, f"must be between the years {FIRST_YEAR} and {LAST_YEAR}")
             return None
+        return time
 
     def duration(self, field: str) -> timedelta | None:
         if not self.has(field):
@@ -134,7 +145,9 @@ class Fields:
     def zone(self, field: str) -> ZoneInfo:
         name = self.text(field, most=64) or CLINIC_ZONE
         try:
-            return ZoneInfo(name)
+            zone = ZoneInfo(name) if ZONES.fullmatch(name) else None
         except (ValueError, OSError, LookupError):  # not a key, a folder, not there
-            self.wrong(field, "is not a time zone of the IANA database")
-            return ZoneInfo(CLINIC_ZONE)
+            zone = None
+        if zone is None:
+            self.wrong(field, f"must be the name of a place's time zone in the IANA database, such as {CLINIC_ZONE}")
+        return zone or ZoneInfo(CLINIC_ZONE)

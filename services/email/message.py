@@ -55,7 +55,7 @@ class Appointment:
 
     @classmethod
     def read(cls, fields: Fields) -> Appointment:
-        start_at, end_at = _plausible(fields, "start_time", required=True), _plausible(fields, "end_time")
+        start_at, end_at = fields.time("start_time", required=True), fields.time("end_time")
         if start_at and end_at and end_at <= start_at:
             fields.wrong("end_time", "must be after start_time")
         return cls(
@@ -93,7 +93,7 @@ class Payment:
             description=fields.text("description", most=500),
             appointment_id=fields.text("appointment_id", most=100),
             patient_name=fields.text("patient_name", most=200),
-            paid_at=_plausible(fields, "paid_time", required=True) or NEVER,
+            paid_at=fields.time("paid_time", required=True) or NEVER,
             method=fields.choice("method") if fields.has("method") else "",
         )
 
@@ -144,14 +144,6 @@ class Message:
         fields.check()
         assert message is not None  # noqa: S101 - what is missing has been named by then
         return message
-
-
-def _plausible(fields: Fields, name: str, *, required: bool = False) -> datetime | None:
-    moment = fields.time(name, required=required)
-    if moment is not None and not 2000 <= moment.year < 2200:
-        fields.wrong(name, "is not between the years 2000 and 2199")
-        return None
-    return moment
 
 
 def _recipient(fields: Fields | None) -> Mailbox:

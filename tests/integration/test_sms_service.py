@@ -243,6 +243,29 @@ async def test_every_wrong_field_is_named_and_nothing_is_stored(desk: Desk) -> N
     assert (await desk.row("SELECT COUNT(*) AS n FROM sms"))["n"] == 0
 
 
+@pytest.mark.parametrize("year", [1, 1969, 1999, 2200, 9999])
+async def test_a_time_outside_the_years_of_this_system_is_the_caller_s_error(desk: Desk, year: int) -> None:
+    time = datetime(year, 1, 1, tzinfo=UTC)
+    reminding = pb.SendAppointmentReminderRequest(idempotency_key="r", recipient=recipient(), appointment=appointment())
+    reminding.appointment.start_time.FromDatetime(time)
+    reminding.appointment.end_time.FromDatetime(time)
+    reminding.before.FromTimedelta(timedelta(days=900_000))
+    confirming = pb.SendAppointmentConfirmationRequest(idempotency_key="c", recipient=recipient())
+    confirming.appointment.CopyFrom(reminding.appointment)
+    later = custom()
+    later.send_time.FromDatetime(time)
+
+    for call in (
+        desk.stub.SendAppointmentReminder(reminding),
+        desk.stub.SendAppointmentConfirmation(confirming),
+        desk.stub.SendSms(later),
+    ):
+        error = await refused(call, InvalidRequest)
+        assert {violation.field for violation in error.violations} <= {
+            "appointment.start_time", "appointment.end_time", "send_time"
+        }  # fmt: skip
+
+
 @pytest.mark.parametrize("body", ["", "  \n ", "😀", "x" * 1601])
 async def test_a_body_that_cannot_be_sent_is_refused(desk: Desk, body: str) -> None:
     error = await refused(desk.stub.SendSms(custom(body=body)), InvalidRequest)

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.chassis.errors import IdempotencyReuse, InvalidRequest
 from services.chassis.fields import Fields
@@ -74,12 +75,35 @@ def test_absent_messages_are_named_once() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["Mars/Olympus", "../etc/passwd", "America", "x" * 65])
-def test_a_zone_that_does_not_exist_is_refused(name: str) -> None:
+UNCLEAR_ZONES = [
+    "Etc/GMT+3", "Etc/GMT-14", "Etc/Greenwich", "Factory", "localtime", "posixrules", "posix/America/Sao_Paulo",
+    "right/America/Bahia", "EST", "EST5EDT", "GMT+0", "Zulu", "Portugal", "America/../Etc/GMT+3",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["Mars/Olympus", "../etc/passwd", "America", "America/", "x" * 65, *UNCLEAR_ZONES])
+def test_a_time_zone_that_is_not_a_place_s_is_refused(name: str) -> None:
     fields = Fields(email_pb2.Appointment(time_zone=name))
 
     assert fields.zone("time_zone") == ZoneInfo("America/Sao_Paulo")
     with pytest.raises(InvalidRequest):
+        fields.check()
+
+
+@pytest.mark.parametrize("name", ["America/Noronha", "America/Argentina/Buenos_Aires", "Europe/Lisbon", "UTC"])
+def test_a_time_zone_of_a_place_is_read(name: str) -> None:
+    fields = Fields(email_pb2.Appointment(time_zone=name))
+
+    assert fields.zone("time_zone") == ZoneInfo(name)
+    fields.check()
+
+
+@pytest.mark.parametrize("seconds", [-62135596800, 253402300799, -1, 0, 946684799, 7258118400, -(2**63), 2**63 - 1])
+def test_a_time_outside_the_years_of_this_system_is_refused(seconds: int) -> None:
+    fields = Fields(email_pb2.Appointment(start_time=Timestamp(seconds=seconds)))
+
+    assert fields.time("start_time") is None
+    with pytest.raises(InvalidRequest, match="start_time: must be between the years 2000 and 2199"):
         fields.check()
 
 
