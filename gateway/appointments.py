@@ -11,7 +11,8 @@ from starlette.responses import JSONResponse, Response
 from gateway import problems
 from gateway.bodies import fill, idempotency_key, json_object
 from gateway.clients import Clients, Service
-from services.chassis.errors import InvalidRequest, ServiceError, Violation
+from services.chassis.errors import InvalidRequest, ServiceError
+from services.chassis.violations import Rule, Violation
 from topsmile.email.v1 import email_pb2
 from topsmile.sms.v1 import sms_pb2
 
@@ -80,7 +81,7 @@ class Appointments:
 
     async def _fan_out(self, mail: Leg | None, text: Leg | None) -> Response:
         if mail is None and text is None:
-            raise InvalidRequest([Violation("patient", "needs an email or a phone, or nobody can be told")])
+            raise InvalidRequest([Rule.NO_RECIPIENT.at("patient")])
         told = await asyncio.gather(_outcome(mail), _outcome(text))
         answers = {name: body for name, (body, _) in zip(("email", "sms"), told, strict=True)}
         taken = [body for body, _ in told if "error" not in body and body["status"] != "SKIPPED"]
@@ -91,22 +92,23 @@ class Appointments:
 def _patient(given: object, wrong: list[Violation]) -> Mapping[str, str]:
     patient = {"name": "", "email": "", "phone": ""}
     if not isinstance(given, dict):
-        wrong.append(Violation("patient", "is required" if given is None else "must be an object"))
+        missing = Rule.REQUIRED.at("patient") if given is None else Rule.WRONG_TYPE.at("patient", form="an object")
+        wrong.append(missing)
         return patient
     for name, value in given.items():
         if name not in patient:
-            wrong.append(Violation(f"patient.{name}", "is not known here"))
+            wrong.append(Rule.UNKNOWN_FIELD.at(f"patient.{name}"))
         elif isinstance(value, str) and value.isprintable():
             patient[name] = value.strip()
         elif value is not None:
-            wrong.append(Violation(f"patient.{name}", "must be a text, printable"))
+            wrong.append(Rule.NOT_PRINTABLE.at(f"patient.{name}"))
     return patient
 
 
 def _place(appointment: Any, field: str, value: str, wrong: list[Violation]) -> None:
     """Set what has its own place in the request; said there and here, it has to be the same."""
     if getattr(appointment, field) not in {"", value}:
-        wrong.append(Violation(f"appointment.{field}", f"differs from {NAMES[f'appointment.{field}']}"))
+        wrong.append(Rule.DIFFERENT.at(f"appointment.{field}", other=NAMES[f"appointment.{field}"]))
     setattr(appointment, field, value)
 
 
@@ -116,7 +118,7 @@ async def _outcome(leg: Leg | None) -> tuple[dict[str, Any], ServiceError | None
     try:
         return await leg(), None
     except ServiceError as error:
-        error.violations = tuple(Violation(NAMES.get(field, field), wrong) for field, wrong in error.violations)
+        error.violations = tuple(each._replace(field=NAMES.get(each.field, each.field)) for each in error.violations)
         return {"error": problems.problem(error)}, error
 
 

@@ -13,7 +13,9 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope
 
 from gateway.problems import Refusal
-from services.chassis.errors import InvalidRequest, Violation
+from services.chassis.errors import InvalidRequest
+from services.chassis.fields import choices
+from services.chassis.violations import InvalidValueError, Rule, Violation
 
 SECONDS = 10.0
 JSON_AT_MOST = 256 << 10
@@ -62,14 +64,14 @@ def _no_number(name: str) -> NoReturn:
 async def json_object(request: Request) -> dict[str, Any]:
     given = parse_json(await read_body(request.scope, request.receive, JSON_AT_MOST))
     if not isinstance(given, dict):
-        raise InvalidRequest([Violation("", "must be an object")])
+        raise InvalidRequest([Rule.WRONG_TYPE.at("", form="an object")])
     return given
 
 
 def idempotency_key(request: Request, wrong: list[Violation]) -> str:
     key = request.headers.get("idempotency-key", "").strip()
     if not (1 <= len(key) <= 255 and key.isprintable()):
-        wrong.append(Violation("Idempotency-Key", "this header needs 1 to 255 printable characters"))
+        wrong.append(Rule.NOT_A_KEY.at("Idempotency-Key"))
     return key
 
 
@@ -82,16 +84,16 @@ def fill(
     Fields in `without` come from elsewhere and are unknown here.
     """
     if not isinstance(given, dict):
-        wrong.append(Violation(path.removesuffix("."), "must be an object"))
+        wrong.append(Rule.WRONG_TYPE.at(path.removesuffix("."), form="an object"))
         return
     known = {name: field for field in message.DESCRIPTOR.fields for name in (field.name, field.json_name)}
     seen: set[str] = set()
     for name, value in given.items():
         field = known.get(name)
         if field is None or field.name in without:
-            wrong.append(Violation(path + name, "is not known here"))
+            wrong.append(Rule.UNKNOWN_FIELD.at(path + name))
         elif field.name in seen:
-            wrong.append(Violation(path + name, "is given twice"))
+            wrong.append(Rule.GIVEN_TWICE.at(path + name))
         elif value is not None:
             seen.add(field.name)
             _set(message, field, value, wrong, path + name)
@@ -100,23 +102,23 @@ def fill(
 def _set(message: Message, field: Any, value: object, wrong: list[Violation], path: str) -> None:
     choice = field.containing_oneof
     if choice is not None and (taken := message.WhichOneof(choice.name)) not in {None, field.name}:
-        wrong.append(Violation(path, f"excludes {taken}"))
+        wrong.append(Rule.EXCLUDED.at(path, other=taken))
         return
     try:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             _set_map(getattr(message, field.name), value)
         elif field.is_repeated:
             if not isinstance(value, list):
-                raise ValueError("must be a list")  # noqa: TRY301 - every wrong value goes the same way
+                raise InvalidValueError(Rule.WRONG_TYPE, form="a list")  # noqa: TRY301 - every wrong value goes the same way
             getattr(message, field.name).extend([_scalar(field, each) for each in value])
         elif field.message_type is None:
             setattr(message, field.name, _scalar(field, value))
         else:
             _set_message(getattr(message, field.name), value, wrong, path)
     except UnicodeEncodeError:
-        wrong.append(Violation(path, "holds characters that do not exist"))
-    except ValueError as error:
-        wrong.append(Violation(path, str(error)))
+        wrong.append(Rule.NOT_PRINTABLE.at(path))
+    except InvalidValueError as error:
+        wrong.append(error.rule.at(path, **error.values))
 
 
 def _set_message(message: Message, value: object, wrong: list[Violation], path: str) -> None:
@@ -130,12 +132,12 @@ def _set_message(message: Message, value: object, wrong: list[Violation], path: 
             raise ValueError(value)  # noqa: TRY004, TRY301 - as any other wrong value
         message.FromJsonString(value)
     except (ValueError, OverflowError, IndexError):
-        raise ValueError(f"must be {form}") from None
+        raise InvalidValueError(Rule.WRONG_TYPE, form=form) from None
 
 
 def _set_map(entries: Any, value: object) -> None:
     if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
-        raise ValueError("must be an object of texts")
+        raise InvalidValueError(Rule.WRONG_TYPE, form="an object of texts")
     entries.update(value)
 
 
@@ -146,7 +148,7 @@ def _scalar(field: Any, value: object) -> object:
         return _integer(value)
     kind, name = (bool, "true or false") if field.type == FieldDescriptor.TYPE_BOOL else (str, "a text")
     if not isinstance(value, kind):
-        raise ValueError(f"must be {name}")  # noqa: TRY004 - as any other wrong value
+        raise InvalidValueError(Rule.WRONG_TYPE, form=name)
     return value
 
 
@@ -154,20 +156,16 @@ def _integer(value: object) -> int:
     if isinstance(value, str) and value.removeprefix("-").isdecimal() and value.isascii() and len(value) < 20:
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError("must be a whole number")  # noqa: TRY004 - as any other wrong value
+        raise InvalidValueError(Rule.WRONG_TYPE, form="a whole number")
     if not -(2**63) <= value < 2**63:
-        raise ValueError("is out of range")
+        raise InvalidValueError(Rule.OUT_OF_RANGE, least=-(2**63), most=2**63 - 1)
     return value
 
 
 def _enum(kind: Any, value: object) -> int:
     """Take `PIX` for `PAYMENT_METHOD_PIX` too."""
+    known = choices(kind)
     prefix = kind.values_by_number[0].name.removesuffix("UNSPECIFIED")
-    known = {
-        name: number
-        for number, member in kind.values_by_number.items()
-        for name in (member.name, member.name.removeprefix(prefix))
-    }
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"must be one of {', '.join(name for name in known if not name.startswith(prefix))}")
-    return int(known[value])
+    if not isinstance(value, str) or value.removeprefix(prefix) not in known:
+        raise InvalidValueError(Rule.NOT_A_CHOICE, choices=", ".join(known))
+    return known[value.removeprefix(prefix)]

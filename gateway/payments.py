@@ -9,7 +9,8 @@ from starlette.responses import JSONResponse, Response
 
 from gateway.bodies import fill, idempotency_key, json_object
 from gateway.clients import Clients
-from services.chassis.errors import InvalidRequest, NotFound, Violation
+from services.chassis.errors import InvalidRequest, NotFound
+from services.chassis.violations import Violation
 from topsmile.payments.v1 import payments_pb2
 
 

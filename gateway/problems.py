@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from services.chassis import context
-from services.chassis.errors import PORTUGUESE, ServiceError
+from services.chassis.errors import PORTUGUESE, ServiceError, localized
 
 STATUSES = {
     StatusCode.INVALID_ARGUMENT: 422,
@@ -51,10 +51,13 @@ def problem(error: ServiceError) -> dict[str, Any]:
     """Name everything the error knows. `errors` have the path that the field has in the contract."""
     told: dict[str, Any] = {
         **_titled(status_of(error), error.reason, error.message),
-        "message": error.localized or PORTUGUESE.get(error.reason) or PORTUGUESE[error.code.name],
+        "message": localized(error),
     }
     if error.violations:
-        told["errors"] = [{"field": field, "message": wrong} for field, wrong in error.violations]
+        told["errors"] = [
+            {"field": field, "message": description, "reason": reason, "localized_message": translated}
+            for field, description, reason, translated in error.violations
+        ]
     if error.metadata:
         told["metadata"] = error.metadata
     return told

@@ -12,6 +12,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+from services.chassis.violations import InvalidValueError, Rule
+
 if TYPE_CHECKING:
     import phonenumbers
 
@@ -28,7 +30,7 @@ THREE_DECIMALS = frozenset(["BHD", "JOD", "KWD", "OMR", "TND"])
 
 
 def mobile(text: str, regions: Collection[str] = ("BR",), *, magic: bool = False) -> str:
-    """Return it as E.164; ValueError says why it is no mobile number of these regions, without the number."""
+    """Return it as E.164; InvalidValueError says why it is no mobile number of these regions, without the number."""
     import phonenumbers
 
     compact = re.sub(r"[\s().-]", "", text)
@@ -37,24 +39,24 @@ def mobile(text: str, regions: Collection[str] = ("BR",), *, magic: bool = False
     number = _parsed(text)
     national = str(number.national_number)
     if number.country_code == 55 and WITHOUT_THE_NINE.fullmatch(national):
-        raise ValueError("a mobile number needs a 9 after its area code (falta o 9)")
+        raise InvalidValueError(Rule.NINE_MISSING)
     if not phonenumbers.is_valid_number(number):
-        raise ValueError("is no phone number that exists (número inexistente)")
+        raise InvalidValueError(Rule.NOT_A_PHONE_NUMBER)
     if phonenumbers.region_code_for_number(number) not in regions:
-        raise ValueError(f"is not a number of {', '.join(regions)} (país não atendido)")
+        raise InvalidValueError(Rule.COUNTRY_NOT_SERVED, regions=", ".join(regions))
     kinds = (phonenumbers.PhoneNumberType.MOBILE, phonenumbers.PhoneNumberType.FIXED_LINE_OR_MOBILE)
     if phonenumbers.number_type(number) not in kinds:
-        raise ValueError("is no mobile number and takes no texts (não é celular)")
+        raise InvalidValueError(Rule.NOT_A_MOBILE_NUMBER)
     return _e164(number)
 
 
 def phone(text: str) -> str:
-    """Return any number that exists as E.164; ValueError says why it does not."""
+    """Return any number that exists as E.164; InvalidValueError says why it does not."""
     import phonenumbers
 
     number = _parsed(text)
     if not phonenumbers.is_valid_number(number):
-        raise ValueError("is no phone number that exists (número inexistente)")
+        raise InvalidValueError(Rule.NOT_A_PHONE_NUMBER)
     return _e164(number)
 
 
@@ -64,9 +66,9 @@ def _parsed(text: str) -> "phonenumbers.PhoneNumber":
     try:
         number = phonenumbers.parse(text, "BR")
     except phonenumbers.NumberParseException:
-        raise ValueError("is no phone number (não é um telefone)") from None
+        raise InvalidValueError(Rule.NOT_A_PHONE_NUMBER) from None
     if number.extension:
-        raise ValueError("has an extension (tem ramal)")
+        raise InvalidValueError(Rule.HAS_EXTENSION)
     return number
 
 

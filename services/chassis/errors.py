@@ -30,25 +30,24 @@ The errors a caller is meant to act on, and the table that takes them over gRPC 
 # ruff: noqa: N818 - they are outcomes with names; half of them are answers and no errors of anybody
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, NamedTuple, TypedDict, TypeVar, Unpack
+from math import ceil
+from typing import ClassVar, TypedDict, TypeVar, Unpack
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from services.chassis.violations import Rule
+from services.chassis.violations import Violation as Violation  # noqa: PLC0414 - a part of what the errors say
+
 DOMAIN = "topsmile.integrations"
 DETAILS_KEY = "grpc-status-details-bin"
-# The trailers of an RPC have to fit into 8 KiB.
-VIOLATIONS_AT_MOST = 20
-MESSAGE_AT_MOST = 600
-
-
-class Violation(NamedTuple):
-    """`field` is the path in the request, as the contract spells it: appointment.start_time."""
-
-    field: str
-    description: str
+# The trailers of an RPC have to fit into 8 KiB: the details as base64, and the message once more, percent-encoded.
+MAX_VIOLATION_BYTES = 3200
+MAX_MESSAGE_BYTES = 500
+#: Seconds until a request whose outcome is unknown is worth repeating, for callers: inside, each layer has its own.
+OUTCOME_UNKNOWN_DELAY = 5.0
 
 
 class Facts(TypedDict, total=False):
@@ -97,7 +96,7 @@ class InvalidRequest(ServiceError):
     default_reason = "INVALID_REQUEST"
 
     def __init__(self, violations: Sequence[Violation], **facts: Unpack[Facts]) -> None:
-        message = "; ".join(f"{field}: {wrong}" for field, wrong in violations)
+        message = "; ".join(f"{each.field}: {each.description}" for each in violations)
         super().__init__(message, violations=violations, **facts)
 
 
@@ -116,7 +115,7 @@ class IdempotencyReuse(AlreadyExists):
 
     def __init__(self, differing: Sequence[str], **facts: Unpack[Facts]) -> None:
         message = f"this idempotency_key was used for another request; different: {', '.join(differing)}"
-        violations = [Violation(field, "differs from the first request") for field in differing]
+        violations = [Rule.KEY_REUSED.at(field) for field in differing]
         super().__init__(message, violations=violations, **facts)
 
 
@@ -236,16 +235,16 @@ PORTUGUESE = {
     "IDEMPOTENCY_KEY_REUSED": "Este pedido já foi enviado com outros dados.",
     "PAYMENT_OPEN": "Já existe um pagamento em aberto para esta consulta.",
     "DECLINED": "O pagamento foi recusado. Tente outra forma de pagamento.",
-    "OUTCOME_UNKNOWN": "Ainda não sabemos se o pedido foi concluído. Repita o mesmo pedido em instantes.",
+    "OUTCOME_UNKNOWN": "Ainda não sabemos se o pedido foi concluído. Repita o mesmo pedido {when}.",
     "DEADLINE_TOO_SHORT": "Não houve tempo para atender ao pedido. Tente de novo.",
     "CURSOR_TOO_OLD": "Estas alterações não estão mais disponíveis.",
     "INVALID_ARGUMENT": "Alguns dados foram recusados. Confira e tente de novo.",
     "NOT_FOUND": "Não encontramos o que foi pedido.",
     "ALREADY_EXISTS": "Isto já existe.",
-    "ABORTED": "Este pedido já está em andamento. Aguarde um instante.",
+    "ABORTED": "Este pedido já está em andamento. Tente de novo {when}.",
     "FAILED_PRECONDITION": "O pedido foi recusado.",
-    "RESOURCE_EXHAUSTED": "Há muitos pedidos agora. Tente de novo em instantes.",
-    "UNAVAILABLE": "O serviço está indisponível no momento. Tente de novo em instantes.",
+    "RESOURCE_EXHAUSTED": "Há muitos pedidos agora. Tente de novo {when}.",
+    "UNAVAILABLE": "O serviço está indisponível no momento. Tente de novo {when}.",
     "UNAUTHENTICATED": "É preciso se identificar.",
     "PERMISSION_DENIED": "Sem permissão para esta operação.",
     "DEADLINE_EXCEEDED": "Não houve tempo para atender ao pedido. Tente de novo.",
@@ -256,7 +255,7 @@ PORTUGUESE = {
 
 def to_status(error: ServiceError) -> status_pb2.Status:
     """Say everything the error knows, in google.rpc's words."""
-    status = status_pb2.Status(code=error.code.value[0], message=error.message[:MESSAGE_AT_MOST])
+    status = status_pb2.Status(code=error.code.value[0], message=shortened(error.message, MAX_MESSAGE_BYTES))
     for detail in _details(error):
         status.details.add().Pack(detail)
     return status
@@ -268,19 +267,69 @@ def _details(error: ServiceError) -> Iterator[Message]:
         metadata["service"] = error.service
     yield error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     if error.violations:
-        named = error.violations[:VIOLATIONS_AT_MOST]
-        yield error_details_pb2.BadRequest(
-            field_violations=[
-                error_details_pb2.BadRequest.FieldViolation(field=field[:80], description=description[:120])
-                for field, description in named
-            ]
-        )
-    if error.retry_after is not None:
+        yield error_details_pb2.BadRequest(field_violations=_fitting(error.violations))
+    if (seconds := retry_after(error)) is not None:
         delay = Duration()
-        delay.FromMilliseconds(round(error.retry_after * 1000))
+        delay.FromMilliseconds(round(seconds * 1000))
         yield error_details_pb2.RetryInfo(retry_delay=delay)
+    yield error_details_pb2.LocalizedMessage(locale="pt-BR", message=localized(error))
+
+
+def retry_after(error: ServiceError) -> float | None:
+    """Return the seconds after which the caller may try again; None where nobody knows or it would not help."""
+    unknown = error.retry_after is None and error.reason == "OUTCOME_UNKNOWN"
+    return OUTCOME_UNKNOWN_DELAY if unknown else error.retry_after
+
+
+def localized(error: ServiceError) -> str:
+    """Say it to a person (pt-BR)."""
     sentence = error.localized or PORTUGUESE.get(error.reason) or PORTUGUESE[error.code.name]
-    yield error_details_pb2.LocalizedMessage(locale="pt-BR", message=sentence)
+    return sentence.replace("{when}", _when(retry_after(error) or 0.0))
+
+
+def _when(seconds: float) -> str:
+    for unit, singular, plural in (
+        (86_400, "um dia", "dias"),
+        (3600, "uma hora", "horas"),
+        (60, "um minuto", "minutos"),
+    ):
+        if seconds > unit:
+            return f"em {ceil(seconds / unit)} {plural}"
+        if seconds > unit / 2:
+            return f"em {singular}"
+    return "em instantes"
+
+
+def shortened(text: str, most: int) -> str:
+    """Cut a text of more bytes than that between two words, and say so."""
+    if len(text.encode()) <= most:
+        return text
+    cut = text.encode()[: most - 4].decode(errors="ignore")
+    return f"{cut.rpartition(' ')[0] or cut} …"
+
+
+def _fitting(violations: Sequence[Violation]) -> Iterator[error_details_pb2.BadRequest.FieldViolation]:
+    """Name as many as there is room for, each whole, and then how many more there are."""
+    room = MAX_VIOLATION_BYTES
+    for index, violation in enumerate(violations):
+        named = error_details_pb2.BadRequest.FieldViolation(
+            field=shortened(violation.field, 100),
+            description=shortened(violation.description, 400),
+            reason=violation.reason,
+            localized_message=_locale(violation.localized),
+        )
+        room -= named.ByteSize() + 4
+        if room < 0:
+            more = Rule.MORE.at("", count=len(violations) - index)
+            yield error_details_pb2.BadRequest.FieldViolation(
+                description=more.description, reason=more.reason, localized_message=_locale(more.localized)
+            )
+            return
+        yield named
+
+
+def _locale(text: str) -> error_details_pb2.LocalizedMessage | None:
+    return error_details_pb2.LocalizedMessage(locale="pt-BR", message=text) if text else None
 
 
 def _kinds() -> dict[tuple[grpc.StatusCode, str, bool], type[ServiceError]]:
@@ -329,7 +378,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> ServiceError:
         localized=_find(status, error_details_pb2.LocalizedMessage).message,
         metadata={key: value for key, value in info.metadata.items() if key != "service"},
         violations=[
-            Violation(each.field, each.description)
+            Violation(each.field, each.description, each.reason, each.localized_message.message)
             for each in _find(status, error_details_pb2.BadRequest).field_violations
         ],
     )

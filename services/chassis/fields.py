@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.chassis.errors import InvalidRequest, Violation
+from services.chassis.errors import InvalidRequest
+from services.chassis.violations import InvalidValueError, Rule, Violation
 
 CLINIC_ZONE = "America/Sao_Paulo"
 # Zones of places, and UTC. The sign of `Etc/GMT+3` is the opposite of what it looks like, `EST` has no summer time,
@@ -25,8 +28,11 @@ ZONES = re.compile(
     "(Africa|America|Antarctica|Arctic|Asia|Atlantic|Australia|Brazil|Canada|Chile|Europe|Indian|Mexico|Pacific|US)/.+"
     "|UTC|Etc/UTC"
 )
-# Years of times in requests: arithmetic with a zone or a duration cannot leave the calendar from here.
+#: Names of enum values that no request may hold.
+ANSWERS_ONLY = frozenset(["UNSPECIFIED", "OTHER"])
+# Of times in requests: arithmetic with a zone or a duration cannot leave the calendar from here.
 FIRST_YEAR, LAST_YEAR = 2000, 2199
+MAX_DURATION = timedelta(days=3660)
 
 
 def printable(text: str, *, multiline: bool = False) -> bool:
@@ -36,14 +42,30 @@ def printable(text: str, *, multiline: bool = False) -> bool:
     )
 
 
+def choices(enum: Any) -> dict[str, int]:
+    """Return the values that a request may hold, by their names without the enum's own: `PIX`."""
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    short = {member.name.removeprefix(prefix): member.number for member in enum.values}
+    return {name: number for name, number in short.items() if name not in ANSWERS_ONLY}
+
+
 class Fields:
     def __init__(self, message: Message, prefix: str = "", violations: list[Violation] | None = None) -> None:
         self._message = message
         self._prefix = prefix
         self._violations: list[Violation] = [] if violations is None else violations
 
-    def wrong(self, field: str, description: str) -> None:
-        self._violations.append(Violation(self._prefix + field, description))
+    def wrong(self, field: str, rule: Rule | str, **values: object) -> None:
+        path = self._prefix + field
+        self._violations.append(rule.at(path, **values) if isinstance(rule, Rule) else Violation(path, rule))
+
+    def read(self, field: str, parse: Callable[[str], str], text: str) -> str:
+        """Return what a parser of values makes of a text; empty where it raises InvalidValueError."""
+        try:
+            return parse(text)
+        except InvalidValueError as error:
+            self.wrong(field, error.rule, **error.values)
+            return ""
 
     def check(self) -> None:
         if self._violations:
@@ -56,7 +78,7 @@ class Fields:
         """The message in a field; None where it is absent, which is wrong if it is required."""
         if not self.has(field):
             if required:
-                self.wrong(field, "is required")
+                self.wrong(field, Rule.REQUIRED)
             return None
         return Fields(getattr(self._message, field), f"{self._prefix}{field}.", self._violations)
 
@@ -67,19 +89,20 @@ class Fields:
         value: str = getattr(self._message, field)
         value = value.strip()
         if len(value) < least:
-            self.wrong(field, "is required" if not value else f"has {len(value)} characters; {least} are needed")
+            self.wrong(field, Rule.TOO_SHORT if value else Rule.REQUIRED, limit=least)
         elif len(value) > most:
-            self.wrong(field, f"has {len(value)} characters; at most {most} are allowed")
+            self.wrong(field, Rule.TOO_LONG, limit=most, length=len(value))
         elif not printable(value, multiline=multiline):
-            self.wrong(field, "holds characters that cannot be printed")
+            self.wrong(field, Rule.NOT_PRINTABLE)
         else:
             return value
         return ""
 
     def time(self, field: str, *, required: bool = False) -> datetime | None:
+        """Return a time whose arithmetic cannot leave what Python and both databases can hold."""
         if not self.has(field):
             if required:
-                self.wrong(field, "is required")
+                self.wrong(field, Rule.REQUIRED)
             return None
         stamp: Timestamp = getattr(self._message, field)
         try:
@@ -87,7 +110,7 @@ class Fields:
         except ValueError:
             time = None
         if time is None or not FIRST_YEAR <= time.year <= LAST_YEAR:
-            self.wrong(field, f"must be between the years {FIRST_YEAR} and {LAST_YEAR}")
+            self.wrong(field, Rule.TIME_OUT_OF_RANGE, least=FIRST_YEAR, most=LAST_YEAR)
             return None
         return time
 
@@ -99,22 +122,19 @@ class Fields:
             length = value.ToTimedelta()
         except (ValueError, OverflowError):
             length = timedelta(0)
-        if length <= timedelta(0):
-            self.wrong(field, "must be longer than zero")
+        if not timedelta(0) < length <= MAX_DURATION:
+            self.wrong(field, Rule.DURATION_OUT_OF_RANGE, days=MAX_DURATION.days)
             return None
         return length
 
-    def choice(self, field: str, *, value: int | None = None) -> str:
-        """The name of an enum's value without the enum's own; the zero value and unknown numbers are wrong."""
-        number = getattr(self._message, field) if value is None else value
+    def choice(self, field: str, *, value: int | None = None, excluded: Collection[str] = ()) -> str:
+        """Return the name of an enum's value without the enum's own; only `choices` that are not excluded are right."""
         enum = self._message.DESCRIPTOR.fields_by_name[field].enum_type
-        members = {} if enum is None else enum.values_by_number
-        prefix = members[0].name.removesuffix("UNSPECIFIED")
-        if number == 0 or number not in members:
-            known = ", ".join(member.name for number, member in members.items() if number)
-            self.wrong(field, f"must be one of {known}")
-            return ""
-        return members[number].name.removeprefix(prefix)
+        number = getattr(self._message, field) if value is None else value
+        names = {number: name for name, number in choices(enum).items() if name not in excluded} if enum else {}
+        if number not in names:
+            self.wrong(field, Rule.NOT_A_CHOICE, choices=", ".join(names.values()))
+        return names.get(number, "")
 
     def money(self, field: str) -> tuple[int, str]:
         """Minor units and currency, both as given; which sums a provider takes is the provider's to say."""
@@ -123,10 +143,10 @@ class Fields:
             return 0, ""
         amount: int = money._message.amount_minor  # type: ignore[attr-defined]  # noqa: SLF001 - each contract has its Money
         if amount <= 0:
-            money.wrong("amount_minor", "must be greater than zero")
+            money.wrong("amount_minor", Rule.NOT_POSITIVE)
         currency = money.text("currency", least=3, most=3)
         if currency and not re.fullmatch("[A-Z]{3}", currency):
-            money.wrong("currency", "must be an ISO 4217 code in upper case")
+            money.wrong("currency", Rule.NOT_A_CURRENCY)
         return amount, currency
 
     def email(self, field: str, *, required: bool = True) -> str:
@@ -139,7 +159,7 @@ class Fields:
         try:
             return validate_email(value, check_deliverability=False, test_environment=True).normalized
         except EmailNotValidError:
-            self.wrong(field, "is not an email address")
+            self.wrong(field, Rule.NOT_AN_EMAIL_ADDRESS)
             return ""
 
     def zone(self, field: str) -> ZoneInfo:
@@ -149,5 +169,5 @@ class Fields:
         except (ValueError, OSError, LookupError):  # not a key, a folder, not there
             zone = None
         if zone is None:
-            self.wrong(field, f"must be the name of a place's time zone in the IANA database, such as {CLINIC_ZONE}")
+            self.wrong(field, Rule.NOT_A_TIME_ZONE, example=CLINIC_ZONE)
         return zone or ZoneInfo(CLINIC_ZONE)

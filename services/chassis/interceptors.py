@@ -29,9 +29,9 @@ from services.chassis.errors import (
     RanOutOfTime,
     ServiceError,
     Throttled,
-    Violation,
     to_status,
 )
+from services.chassis.violations import Rule
 
 DEFAULT_DEADLINE = 10.0  # seconds, for unary calls of callers that set none
 MARGIN = 0.05  # what the answer needs for its way back
@@ -134,7 +134,7 @@ def _parsed(call: Call) -> Any:
     try:
         return call.handler.request_deserializer(call.request)
     except DecodeError as error:
-        raise InvalidRequest([Violation("", "is not the message that this method takes")]) from error
+        raise InvalidRequest([Rule.MALFORMED_MESSAGE.at("")]) from error
 
 
 def _serialised(response: Any, handler: Handler) -> bytes:

@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from google.protobuf.message import Message as ProtoMessage
 
 from services.chassis.fields import Fields
+from services.chassis.violations import Rule
 from topsmile.email.v1 import email_pb2 as pb
 
 Request: TypeAlias = (
@@ -57,7 +58,7 @@ class Appointment:
     def read(cls, fields: Fields) -> Appointment:
         start_at, end_at = fields.time("start_time", required=True), fields.time("end_time")
         if start_at and end_at and end_at <= start_at:
-            fields.wrong("end_time", "must be after start_time")
+            fields.wrong("end_time", Rule.END_BEFORE_START)
         return cls(
             appointment_id=fields.text("appointment_id", least=1, most=100),
             patient_name=fields.text("patient_name", least=1, most=200),
@@ -152,14 +153,9 @@ def _recipient(fields: Fields | None) -> Mailbox:
 
 def _moment(fields: Fields, start_at: datetime) -> datetime | None:
     send_at, before = fields.time("send_time"), fields.duration("before")
-    if send_at is not None and send_at > start_at:
-        fields.wrong("send_time", "is after the appointment's start")
-    if before is None:
-        return send_at
-    try:
-        return start_at - before
-    except OverflowError:  # thousands of years ago is at once
-        return None
+    if send_at is not None and send_at >= start_at:
+        fields.wrong("send_time", Rule.NOT_BEFORE_START)
+    return send_at if before is None else start_at - before
 
 
 def _set_fields(message: ProtoMessage, prefix: str = "") -> Iterator[tuple[str, object]]:

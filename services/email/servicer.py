@@ -11,8 +11,9 @@ import grpc
 
 from services.chassis import context
 from services.chassis.database import Database
-from services.chassis.errors import InvalidRequest, Violation
+from services.chassis.errors import InvalidRequest
 from services.chassis.fields import Fields
+from services.chassis.violations import Rule
 from services.email import sendgrid_events, store
 from services.email.message import Message, Request
 from services.email.sendgrid_events import Fact, Unfit
@@ -89,6 +90,6 @@ class EmailAdminServicer(EmailAdminServiceServicer):
 def _check_size(request: pb.ApplyEventsRequest) -> None:
     size = sum(len(event.body) for event in request.events)
     if not 1 <= len(request.events) <= EVENTS_AT_MOST:
-        raise InvalidRequest([Violation("events", f"{len(request.events)}, and not 1 to {EVENTS_AT_MOST}")])
+        raise InvalidRequest([Rule.WRONG_COUNT.at("events", most=EVENTS_AT_MOST, count=len(request.events))])
     if size > EVENT_BYTES_AT_MOST:
-        raise InvalidRequest([Violation("events", f"{size} bytes; at most {EVENT_BYTES_AT_MOST} are allowed")])
+        raise InvalidRequest([Rule.TOO_MANY_BYTES.at("events", limit=EVENT_BYTES_AT_MOST)])

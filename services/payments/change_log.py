@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from services.chassis.database import Database, Row, one, rows
-from services.chassis.errors import InvalidRequest, OutOfRange, Unavailable, Violation
+from services.chassis.errors import InvalidRequest, OutOfRange, Unavailable
+from services.chassis.violations import Rule
 from services.payments.lattice import PREFIX, status_of
 from topsmile.payments.v1 import payments_pb2 as pb
 
@@ -142,7 +143,7 @@ class ChangeLog:
             return purged
         after = number_of(cursor)
         if after is None or after > latest:
-            raise InvalidRequest([Violation("cursor", "is none that this service has given")])
+            raise InvalidRequest([Rule.NOT_A_CURSOR.at("cursor")])
         if after < purged:
             raise OutOfRange(TOO_OLD)
         return after

@@ -12,6 +12,7 @@ from stdnum.exceptions import ValidationError
 from services.chassis.brazil import THREE_DECIMALS, phone
 from services.chassis.fields import Fields, printable
 from services.chassis.idempotency import fingerprint
+from services.chassis.violations import Rule
 from topsmile.payments.v1 import payments_pb2 as pb
 
 LARGEST = 99_999_999
@@ -74,9 +75,9 @@ class Order:
         _check_amount(fields, amount, currency)
         if set(methods) & set(BRL_ONLY):
             if currency != "BRL":
-                fields.wrong("amount.currency", "must be BRL for PIX and BOLETO")
+                fields.wrong("amount.currency", Rule.NOT_BRL)
             if manual:
-                fields.wrong("capture", "cannot be MANUAL for PIX and BOLETO")
+                fields.wrong("capture", Rule.NO_MANUAL_CAPTURE)
         fields.check()
         return order
 
@@ -124,20 +125,18 @@ class Order:
 def _check_amount(fields: Fields, amount: int, currency: str) -> None:
     """Refuse what Stripe's minor units cannot say; nothing is rounded."""
     if amount > LARGEST:
-        fields.wrong("amount.amount_minor", "has more than 8 digits")
+        fields.wrong("amount.amount_minor", Rule.OUT_OF_RANGE, least=1, most=LARGEST)
     if currency in WHOLE_ONLY and amount % 100:
-        fields.wrong("amount.amount_minor", f"must be a multiple of 100: {currency} has no smaller unit")
+        fields.wrong("amount.amount_minor", Rule.NOT_A_MULTIPLE, step=100, currency=currency)
     if currency in THREE_DECIMALS and amount % 10:
-        fields.wrong("amount.amount_minor", f"must be a multiple of 10: the last digit of {currency} has to be 0")
+        fields.wrong("amount.amount_minor", Rule.NOT_A_MULTIPLE, step=10, currency=currency)
 
 
 def _methods(fields: Fields, request: pb.CreatePaymentRequest) -> tuple[str, ...]:
     names = {fields.choice("methods", value=number) for number in request.methods} - {""}
-    if "OTHER" in names:
-        fields.wrong("methods", "OTHER is for answers only")
     if "AUTOMATIC" in names and len(names) > 1:
-        fields.wrong("methods", "AUTOMATIC stands alone")
-    return tuple(sorted(names - {"AUTOMATIC", "OTHER"}))
+        fields.wrong("methods", Rule.AUTOMATIC_STANDS_ALONE)
+    return tuple(sorted(names - {"AUTOMATIC"}))
 
 
 def _payer(fields: Fields, *, required: bool) -> Payer:
@@ -146,7 +145,7 @@ def _payer(fields: Fields, *, required: bool) -> Payer:
         return Payer(locale=DEFAULT_LOCALE)
     locale = payer.text("locale", most=35) or DEFAULT_LOCALE
     if not LOCALE.fullmatch(locale):
-        payer.wrong("locale", "is no BCP 47 language tag such as pt-BR")
+        payer.wrong("locale", Rule.NOT_A_LANGUAGE)
     return Payer(
         name=payer.text("name", least=int(required), most=200),
         email=payer.email("email", required=required),
@@ -158,11 +157,7 @@ def _payer(fields: Fields, *, required: bool) -> Payer:
 
 def _phone(payer: Fields) -> str:
     text = payer.text("phone", most=40)
-    try:
-        return phone(text) if text else ""
-    except ValueError as error:
-        payer.wrong("phone", str(error))
-        return ""
+    return payer.read("phone", phone, text) if text else ""
 
 
 def _tax_id(payer: Fields, *, required: bool) -> str:
@@ -173,18 +168,18 @@ def _tax_id(payer: Fields, *, required: bool) -> str:
     try:
         return str(kind.validate(text))
     except ValidationError:
-        payer.wrong("tax_id", "is no CPF or CNPJ: its check digits are wrong, or its length is")
+        payer.wrong("tax_id", Rule.NOT_A_TAX_ID)
         return ""
 
 
 def _metadata(fields: Fields, given: Mapping[str, str]) -> dict[str, str]:
     if len(given) > 20:
-        fields.wrong("metadata", f"has {len(given)} entries; at most 20 are allowed")
+        fields.wrong("metadata", Rule.TOO_MANY_ENTRIES, limit=20, length=len(given))
     for key, value in given.items():
         if not 1 <= len(key) <= 40 or not printable(key) or set(key) & set("[]"):
-            fields.wrong("metadata", "has a key that is not 1 to 40 printable characters without square brackets")
+            fields.wrong("metadata", Rule.NOT_A_METADATA_KEY)
         elif key.startswith("topsmile_"):
-            fields.wrong(f"metadata.{key}", "begins with topsmile_, which is ours")
+            fields.wrong(f"metadata.{key}", Rule.RESERVED_METADATA_KEY)
         if len(value) > 500 or not printable(value, multiline=True):
-            fields.wrong(f"metadata.{key[:40]}", "has a value that is not at most 500 printable characters")
+            fields.wrong(f"metadata.{key[:40]}", Rule.NOT_A_METADATA_VALUE)
     return dict(given)

@@ -10,7 +10,8 @@ import grpc
 
 from services.chassis import context
 from services.chassis.database import Database
-from services.chassis.errors import InvalidRequest, OutcomeUnknown, Violation
+from services.chassis.errors import InvalidRequest, OutcomeUnknown
+from services.chassis.violations import Rule
 from services.chassis.worker import Worker
 from services.payments import learning, store, stripe_events
 from services.payments.change_log import ChangeLog
@@ -54,7 +55,7 @@ class PaymentServicer(PaymentServiceServicer):
 
     async def GetPayment(self, request: pb.GetPaymentRequest, _context: Context) -> pb.GetPaymentResponse:
         if not request.payment_id and not request.stripe_payment_intent_id:
-            raise InvalidRequest([Violation("reference", "one of payment_id and stripe_payment_intent_id is required")])
+            raise InvalidRequest([Rule.REQUIRED.at("reference")])
         stored = await self._database.read(store.get, request.payment_id, request.stripe_payment_intent_id)
         return pb.GetPaymentResponse(payment=stored.to_proto())
 
@@ -124,8 +125,6 @@ def _stranger(event: pb.Event) -> Ruled:
 
 def _check_size(request: pb.ApplyEventsRequest) -> None:
     if not 1 <= len(request.events) <= EVENTS_AT_MOST:
-        raise InvalidRequest(
-            [Violation("events", f"holds {len(request.events)}; 1 to {EVENTS_AT_MOST} are taken at once")]
-        )
+        raise InvalidRequest([Rule.WRONG_COUNT.at("events", most=EVENTS_AT_MOST, count=len(request.events))])
     if sum(len(event.body) for event in request.events) > BODIES_AT_MOST:
-        raise InvalidRequest([Violation("events", "has bodies of more than 2 MiB together")])
+        raise InvalidRequest([Rule.TOO_MANY_BYTES.at("events", limit=BODIES_AT_MOST)])

@@ -22,9 +22,9 @@ from services.chassis.errors import (
     ProviderRefusedInput,
     ProviderRejected,
     ProviderThrottled,
-    Violation,
 )
 from services.chassis.outbound import Outbound
+from services.chassis.violations import Rule
 from services.payments.payment import Order
 from services.payments.provider import Standing
 from services.payments.stripe_intents import OURS, decline_of, standing_of
@@ -166,7 +166,7 @@ def refuse(error: StripeError) -> NoReturn:
         raise ProviderRejected("stripe", error, what, reason="DECLINED", metadata=about) from error
     if refusal is ProviderRefusedInput:
         field = FIELDS.get(str(told.get("param")), str(told.get("param") or ""))
-        violations = [Violation(field, f"refused by stripe: {code or kind}")] if field else []
+        violations = [Rule.REFUSED_BY_PROVIDER.at(field, provider="stripe", code=code or kind)] if field else []
         raise ProviderRefusedInput("stripe", error, what, violations=violations) from error
     refused = refusal("stripe", error, what, retry_after=_retry_after(error))
     if refusal in (ProviderBusy, ProviderKeyReused):

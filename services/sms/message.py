@@ -13,6 +13,7 @@ from google.protobuf.message import Message as ProtoMessage
 
 from services.chassis import jobs
 from services.chassis.fields import Fields
+from services.chassis.violations import Rule
 from services.sms import words
 from services.sms.segments import composed, fold
 from topsmile.sms.v1 import sms_pb2 as pb
@@ -65,7 +66,7 @@ class Appointment:
     def read(cls, fields: Fields) -> Appointment:
         start_at, end_at = fields.time("start_time", required=True), fields.time("end_time")
         if start_at and end_at and end_at <= start_at:
-            fields.wrong("end_time", "must be after start_time")
+            fields.wrong("end_time", Rule.END_BEFORE_START)
         fields.text("notes", most=1000, multiline=True)
         return cls(
             appointment_id=fields.text("appointment_id", least=1, most=100),
@@ -115,11 +116,8 @@ class Reading:
         self.fields = Fields(request)
         self._request = request
         self._key = self.fields.key()
-        self._recipient = self.fields.text("recipient", least=1, most=40)
-        try:
-            self._recipient = self._recipient and numbers(self._recipient)
-        except ValueError as error:
-            self.fields.wrong("recipient", str(error))
+        recipient = self.fields.text("recipient", least=1, most=40)
+        self._recipient = self.fields.read("recipient", numbers, recipient) if recipient else ""
 
     def appointment(self) -> Appointment:
         return Appointment.read(self.fields.child("appointment") or Fields(pb.Appointment()))
@@ -154,18 +152,14 @@ def reminder(request: pb.SendAppointmentReminderRequest, numbers: Numbers) -> Me
     reading = Reading(request, numbers)
     about = reading.appointment()
     send_at, before = reading.fields.time("send_time"), reading.fields.duration("before")
-    if send_at is not None and send_at > about.start_at:
-        reading.fields.wrong("send_time", "is after the appointment's start")
+    if send_at is not None and send_at >= about.start_at:
+        reading.fields.wrong("send_time", Rule.NOT_BEFORE_START)
     reading.check()
-    try:
-        send_at = send_at if before is None else about.start_at - before
-    except OverflowError:  # thousands of years ago is at once
-        send_at = None
     return reading.message(
         REMINDER,
         fold(words.reminder(about)),
         appointment_id=about.appointment_id,
-        send_at=send_at,
+        send_at=send_at if before is None else about.start_at - before,
         useless_at=about.start_at,
     )
 
@@ -173,7 +167,7 @@ def reminder(request: pb.SendAppointmentReminderRequest, numbers: Numbers) -> Me
 def verification_code(request: pb.SendVerificationCodeRequest, numbers: Numbers) -> Message:
     reading = Reading(request, numbers)
     if not re.fullmatch("[A-Za-z0-9]{4,10}", request.code):
-        reading.fields.wrong("code", "must be 4 to 10 ASCII letters or digits")
+        reading.fields.wrong("code", Rule.NOT_A_CODE)
     reading.check()
     return reading.message(CODE, fold(words.verification(request.code)))
 
@@ -192,9 +186,9 @@ def custom(request: pb.SendSmsRequest, numbers: Numbers) -> Message:
     send_at = reading.fields.time("send_time")
     text = composed(body) if request.keep_accents else fold(body)
     if body and not text:
-        reading.fields.wrong("body", "has nothing that can be sent in plain letters; keep_accents sends it as it is")
+        reading.fields.wrong("body", Rule.NOTHING_LEFT)
     if len(text) > LONGEST:
-        reading.fields.wrong("body", f"has {len(text)} characters as they are sent; at most {LONGEST} are allowed")
+        reading.fields.wrong("body", Rule.TOO_LONG, limit=LONGEST, length=len(text))
     reading.check()
     return reading.message(CUSTOM, text, send_at=send_at)
 

@@ -9,9 +9,10 @@ import grpc
 
 from services.chassis import context
 from services.chassis.database import Database
-from services.chassis.errors import InvalidRequest, Violation
+from services.chassis.errors import InvalidRequest
 from services.chassis.fields import Fields
 from services.chassis.idempotency import fingerprint
+from services.chassis.violations import Rule
 from services.sms import message, store, twilio_events
 from services.sms.message import CODE, Message, Numbers
 from services.sms.pepper import Pepper
@@ -90,9 +91,9 @@ class SmsAdminServicer(pb_grpc.SmsAdminServiceServicer):
 
     async def ApplyEvents(self, request: pb.ApplyEventsRequest, _rpc: Rpc) -> pb.ApplyEventsResponse:
         if not 1 <= len(request.events) <= EVENTS_AT_MOST:
-            raise InvalidRequest([Violation("events", f"must be 1 to {EVENTS_AT_MOST}")])
+            raise InvalidRequest([Rule.WRONG_COUNT.at("events", most=EVENTS_AT_MOST, count=len(request.events))])
         if sum(len(event.body) for event in request.events) > BODIES_AT_MOST:
-            raise InvalidRequest([Violation("events", f"have bodies of more than {BODIES_AT_MOST} bytes")])
+            raise InvalidRequest([Rule.TOO_MANY_BYTES.at("events", limit=BODIES_AT_MOST)])
         read = [twilio_events.read(event) for event in request.events]
         understood = [event for event in read if not isinstance(event, str)]
         applied = iter(await self._database.run(store.apply, understood))

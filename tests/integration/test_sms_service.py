@@ -239,7 +239,7 @@ async def test_every_wrong_field_is_named_and_nothing_is_stored(desk: Desk) -> N
     assert wrong.keys() == {
         "idempotency_key", "recipient", "appointment.appointment_id", "appointment.time_zone", "send_time"
     }  # fmt: skip
-    assert "celular" in wrong["recipient"]
+    assert "mobile number" in wrong["recipient"]
     assert (await desk.row("SELECT COUNT(*) AS n FROM sms"))["n"] == 0
 
 

@@ -17,6 +17,7 @@ from services.chassis.errors import (
     ServiceError,
     Violation,
     from_rpc_error,
+    retry_after,
     to_status,
 )
 
@@ -49,7 +50,7 @@ def test_every_error_comes_back_as_the_same_class_with_its_details(kind: type[Se
 
     assert type(back) is kind
     assert (back.message, back.reason, back.retry_after, back.metadata, back.violations, back.definite) == (
-        sent.message, sent.reason, sent.retry_after, sent.metadata, sent.violations, sent.definite
+        sent.message, sent.reason, retry_after(sent), sent.metadata, sent.violations, sent.definite
     )  # fmt: skip
 
 

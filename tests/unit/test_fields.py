@@ -103,7 +103,7 @@ def test_a_time_outside_the_years_of_this_system_is_refused(seconds: int) -> Non
     fields = Fields(email_pb2.Appointment(start_time=Timestamp(seconds=seconds)))
 
     assert fields.time("start_time") is None
-    with pytest.raises(InvalidRequest, match="start_time: must be between the years 2000 and 2199"):
+    with pytest.raises(InvalidRequest, match="start_time: must be a time between the years 2000 and 2199"):
         fields.check()
 
 

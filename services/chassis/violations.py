@@ -1,0 +1,108 @@
+"""
+What can be wrong with a field: each rule once, with its words for developers (English) and for people (pt-BR).
+
+A rule's name is FieldViolation.reason, its words are FieldViolation.description and localized_message.
+"""
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Violation(NamedTuple):
+    """`field` is the path in the request, as the contract spells it: appointment.start_time."""
+
+    field: str
+    description: str
+    reason: str = ""
+    localized: str = ""
+
+
+class Rule(Enum):
+    """The words may have places for values, `{limit}`: `at` fills them."""
+
+    # Any field.
+    REQUIRED = "is required", "Preencha este campo."
+    UNKNOWN_FIELD = "is not a field of this request", "Este campo não existe."
+    GIVEN_TWICE = "must be given once", "Este campo foi enviado duas vezes."
+    EXCLUDED = "must be left out when {other} is given", "Não preencha este campo junto com {other}."
+    DIFFERENT = "must be equal to {other}", "Este campo deve ser igual a {other}."
+    KEY_REUSED = "differs from the first request", "Este campo mudou desde o primeiro pedido."
+    WRONG_TYPE = "must be {form}", "O formato deste campo está errado."
+    MALFORMED_MESSAGE = "must be the message that this method takes", "O pedido não pode ser lido."
+    REFUSED_BY_PROVIDER = "was refused by {provider}: {code}", "Este campo foi recusado. Confira e tente de novo."
+    MORE = "and {count} more fields are wrong", "Há mais {count} campos incorretos."
+    # Texts.
+    TOO_SHORT = "must have at least {limit} characters", "Escreva pelo menos {limit} caracteres."
+    TOO_LONG = "must have at most {limit} characters, not {length}", "Escreva no máximo {limit} caracteres."
+    NOT_PRINTABLE = "must hold printable characters only", "Este campo contém caracteres que não podem ser usados."
+    # Numbers, times, choices.
+    OUT_OF_RANGE = "must be between {least} and {most}", "O valor deve estar entre {least} e {most}."
+    NOT_POSITIVE = "must be greater than zero", "O valor deve ser maior que zero."
+    TIME_OUT_OF_RANGE = (
+        "must be a time between the years {least} and {most}",
+        "A data deve estar entre os anos de {least} e {most}.",
+    )
+    DURATION_OUT_OF_RANGE = (
+        "must be longer than zero and at most {days} days",
+        "O prazo deve ser maior que zero e de no máximo {days} dias.",
+    )
+    END_BEFORE_START = "must be after start_time", "O fim deve ser depois do início."
+    NOT_BEFORE_START = "must be before the appointment's start", "O envio deve ser antes do início da consulta."
+    NOT_A_CHOICE = "must be one of {choices}", "Escolha uma das opções: {choices}."
+    TOO_MANY_ENTRIES = "must have at most {limit} entries, not {length}", "Envie no máximo {limit} itens."
+    # Money and people.
+    NOT_A_CURRENCY = "must be an ISO 4217 code in upper case", "A moeda não é válida."
+    NOT_A_MULTIPLE = "must be a multiple of {step} for {currency}", "O valor em {currency} deve ser múltiplo de {step}."
+    NOT_BRL = "must be BRL for PIX and BOLETO", "Pix e boleto só aceitam reais (BRL)."
+    NO_MANUAL_CAPTURE = "must be AUTOMATIC for PIX and BOLETO", "Pix e boleto não permitem captura manual."
+    AUTOMATIC_STANDS_ALONE = "must be AUTOMATIC alone or without it", "Escolha o modo automático ou formas específicas."
+    NOT_A_TAX_ID = "must be a CPF or CNPJ with right check digits", "O CPF ou CNPJ não é válido. Confira os números."
+    NOT_A_LANGUAGE = "must be a BCP 47 language tag such as pt-BR", "O idioma não é válido."
+    NOT_AN_EMAIL_ADDRESS = "must be an email address", "Este e-mail não é válido. Confira."
+    NOT_A_TIME_ZONE = (
+        "must be the name of a place's time zone in the IANA database, such as {example}",
+        "O fuso horário não é válido. Use um como {example}.",
+    )
+    NO_RECIPIENT = "must have an email or a phone", "Informe um e-mail ou um telefone."
+    # Phone numbers.
+    NOT_A_PHONE_NUMBER = "must be a phone number that exists", "Este telefone não existe. Confira o número com DDD."
+    NOT_A_MOBILE_NUMBER = "must be a mobile number, which takes texts", "Informe um celular, que recebe SMS."
+    NINE_MISSING = "must have a 9 after the area code of a mobile number", "Falta o 9 depois do DDD."
+    HAS_EXTENSION = "must be a number without an extension", "Informe o telefone sem ramal."
+    COUNTRY_NOT_SERVED = "must be a number of {regions}", "Não enviamos para números deste país."
+    # Messages.
+    NOT_A_CODE = "must be 4 to 10 ASCII letters or digits", "O código deve ter de 4 a 10 letras ou números."
+    NOTHING_LEFT = (
+        "must have letters that a plain text message can hold; keep_accents sends it as it is",
+        "Este texto não pode ser enviado por SMS.",
+    )
+    # Keys, entries, events.
+    NOT_A_KEY = "must be 1 to 255 printable characters", "A chave do pedido deve ter de 1 a 255 caracteres."
+    NOT_A_CURSOR = "must be a cursor that this service has given", "O ponto de partida não é válido."
+    NOT_A_METADATA_KEY = (
+        "must have keys of 1 to 40 printable characters without square brackets",
+        "O nome de um dado adicional não é válido.",
+    )
+    RESERVED_METADATA_KEY = "must have a key that does not begin with topsmile_", "Este nome é reservado."
+    NOT_A_METADATA_VALUE = (
+        "must be at most 500 printable characters",
+        "Um dado adicional deve ter no máximo 500 caracteres.",
+    )
+    WRONG_COUNT = "must have 1 to {most} entries, not {count}", "Envie de 1 a {most} itens."
+    TOO_MANY_BYTES = "must have at most {limit} bytes together", "Os dados são grandes demais."
+
+    def __init__(self, english: str, portuguese: str) -> None:
+        self.english = english
+        self.portuguese = portuguese
+
+    def at(self, field: str, **values: object) -> Violation:
+        return Violation(field, self.english.format(**values), self.name, self.portuguese.format(**values))
+
+
+class InvalidValueError(ValueError):
+    """What a value breaks, raised where the field's path is not known."""
+
+    def __init__(self, rule: Rule, **values: object) -> None:
+        super().__init__(rule.english.format(**values))
+        self.rule = rule
+        self.values = values
