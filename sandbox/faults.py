@@ -18,7 +18,8 @@ class Fault:
     status: int = 500
     #: How long a delay, a hang or a webhook held back lasts.
     seconds: float = 5.0
-    retry_after: float | None = None
+    #: Seconds, or any text such as a date: what the header says.
+    retry_after: str | None = None
     #: The provider's own error code and text, where the usual ones of that status do not tell the story.
     code: str | None = None
     message: str | None = None
@@ -27,6 +28,12 @@ class Fault:
     #: Stripe only: the answer is kept under the idempotency key and replayed. Stripe does so with a 500, which its API
     #: made, and not with a 502 or 503, which never reached it.
     stored: bool = False
+
+    @property
+    def seconds_to_wait(self) -> float:
+        """Return `retry_after` where it is a number, else 1."""
+        text = self.retry_after or ""
+        return float(text) if text.replace(".", "", 1).isdecimal() else 1.0
 
     @property
     def before_accepting(self) -> bool:
@@ -50,11 +57,9 @@ def from_json(content: dict[str, Any]) -> tuple[str, str, int, Fault]:
         raise ValueError("status: 200 to 599")
     stored = bool(options.pop("stored", kind == "status" and status == 500))
     seconds = float(options.pop("seconds", Fault.seconds))
-    for name in ("code", "message"):
-        if name in options:
+    for name in ("code", "message", "retry_after"):
+        if options.get(name) is not None:
             options[name] = str(options[name])
-    if options.get("retry_after") is not None:
-        options["retry_after"] = float(options["retry_after"])
     if seconds < 0 or times < 0:
         raise ValueError("seconds and times: 0 or more")
     fault = Fault(kind, status=status, stored=stored, seconds=seconds, **options)

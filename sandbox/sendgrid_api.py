@@ -44,10 +44,10 @@ class SendGrid:
         status = 429 if fault.kind == "throttle" else fault.status
         answer = refused(status, fault.message or MESSAGES.get(status, "internal server error"))
         if status == 429:
-            reset = int(time.time() + (1 if fault.retry_after is None else fault.retry_after)) + 1
+            reset = int(time.time() + fault.seconds_to_wait) + 1
             answer.headers = {"X-RateLimit-Limit": "600", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(reset)}
             if fault.retry_after is not None:
-                answer.headers["Retry-After"] = f"{fault.retry_after:g}"
+                answer.headers["Retry-After"] = fault.retry_after
         return answer
 
     def routes(self, door: Door) -> list[Route]:

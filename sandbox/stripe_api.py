@@ -148,7 +148,7 @@ class Stripe:
         )
         answer = self._refused(call, error, random_id("req_"))
         if fault.retry_after is not None:
-            answer.headers["Retry-After"] = f"{fault.retry_after:g}"
+            answer.headers["Retry-After"] = fault.retry_after
         key = call.headers.get("idempotency-key")
         if key and call.method == "POST" and fault.stored:
             keep(db, key, fingerprint(call), answer)

@@ -44,7 +44,7 @@ class Twilio:
         code = int(fault.code) if fault.code else CODES.get(status, 20500 if status >= 500 else 20001)
         answer = refused(TwilioRefusal(code, fault.message or f"The sandbox was asked to answer {status}", status))
         if fault.retry_after is not None:
-            answer.headers["Retry-After"] = f"{fault.retry_after:g}"
+            answer.headers["Retry-After"] = fault.retry_after
         return answer
 
     def routes(self, door: Door) -> list[Route]:

@@ -68,6 +68,7 @@ class ServiceError(Exception):
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
     default_reason: ClassVar[str] = "INTERNAL"
+    default_retry_after: ClassVar[float | None] = None  #: Seconds to wait, where nobody knows better.
     definite: bool = True  #: It is known that nothing was done.
     provider_fault: bool = False  #: Counts for a breaker.
     retryable: bool = False  #: Provably safe to repeat at once.
@@ -85,7 +86,7 @@ class ServiceError(Exception):
         super().__init__(message)
         self.message = message
         self.reason = reason or self.default_reason
-        self.retry_after = retry_after
+        self.retry_after = self.default_retry_after if retry_after is None else retry_after
         self.localized = localized
         self.metadata = dict(metadata or {})
         self.violations = tuple(violations)
@@ -122,10 +123,7 @@ class IdempotencyReuse(AlreadyExists):
 class InProgress(ServiceError):
     code = grpc.StatusCode.ABORTED
     default_reason = "IN_PROGRESS"
-
-    def __init__(self, message: str, **facts: Unpack[Facts]) -> None:
-        facts.setdefault("retry_after", 1.0)
-        super().__init__(message, **facts)
+    default_retry_after = 1.0
 
 
 class Rejected(ServiceError):

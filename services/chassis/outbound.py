@@ -8,10 +8,13 @@ What went wrong is told in two words only: NotSent (no byte of the request has l
 import asyncio
 import base64
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +27,9 @@ from services.chassis.errors import DeadlineExceeded, NotSent, OutcomeUnknown, S
 
 LARGEST_BODY = 4 << 20
 CONNECTIONS = 100
+#: Seconds: the shortest and the longest wait that is taken from a provider. A longer one would pause a whole queue on
+#: the word of one answer; after this time the provider is asked again and can repeat it.
+MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1.0, 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,34 @@ class Answer:
             if 200 <= self.status < 300:
                 raise OutcomeUnknown(self.service, error, f"{self.service} answered {self.status}, not JSON") from error
             return {}
+
+
+def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """
+    Return the seconds to wait that a provider asks for, at least 1 and at most 600; None where it asks for none.
+
+    Reads `Retry-After` (seconds or an HTTP date) and `X-RateLimit-Reset` (epoch seconds). Other text counts as absent.
+    `now` is epoch seconds, by default the system clock.
+    """
+    known = {name.lower(): value.strip() for name, value in headers.items()}
+    now = time.time() if now is None else now
+    for seconds in (_seconds_or_date(known.get("retry-after", ""), now), _number(known.get("x-ratelimit-reset")) - now):
+        if not math.isnan(seconds):
+            return min(max(seconds, MIN_RETRY_AFTER), MAX_RETRY_AFTER)
+    return None
+
+
+def _seconds_or_date(text: str, now: float) -> float:
+    try:
+        date = parsedate_to_datetime(text)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now
+    except (ValueError, OverflowError):
+        return _number(text)
+
+
+def _number(text: str | None) -> float:
+    """Return a number in plain decimal digits, NaN for anything else: `float` also takes `inf`, `1e9` and `1_0`."""
+    return float(text) if text and text.isascii() and text.replace(".", "", 1).isdigit() else math.nan
 
 
 class Outbound:

@@ -6,7 +6,7 @@ from typing import TypeVar, TypeVarTuple
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from services.chassis import deadline
-from services.chassis.errors import ServiceError
+from services.chassis.errors import InProgress, ServiceError
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -41,6 +41,7 @@ class Retry:
     Attempts after waits of up to `first` seconds, then up to twice as long each time, `most` at most.
 
     A Retry-After is waited out instead; one that does not fit the deadline ends the call at once with the error.
+    InProgress, where it may be repeated at all, is repeated until the deadline: the first request is known to run.
     """
 
     def __init__(
@@ -81,8 +82,9 @@ class Retry:
         remaining = deadline.remaining()
         if remaining is None:
             remaining = PATIENCE - (state.seconds_since_start or 0.0)
+        in_progress = state.outcome is not None and isinstance(state.outcome.exception(), InProgress)
         return (
-            state.attempt_number >= self._attempts
+            (state.attempt_number >= self._attempts and not in_progress)
             or state.upcoming_sleep >= remaining
             or not self._budget.take()  # last: it costs
         )

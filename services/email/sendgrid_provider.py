@@ -28,12 +28,12 @@ from services.chassis.errors import (
     ProviderThrottled,
     ServiceError,
 )
-from services.chassis.outbound import Answer, Outbound
+from services.chassis.outbound import Answer, Outbound, retry_after
 from services.email.message import Mailbox
 from services.email.provider import Mail
 
 #: Seconds until used-up credits are tried again, and a throttled call that was not told when.
-QUOTA_PAUSE, THROTTLE_PAUSE, THROTTLE_PAUSE_MOST = 60.0, 5.0, 600.0
+QUOTA_PAUSE, THROTTLE_PAUSE = 60.0, 5.0
 # 404 and 405 mean that SENDGRID_API_BASE is not SendGrid: our configuration, as a refused key is.
 CONFIGURATION = {401, 403, 404, 405}
 REFUSED_INPUT = {400, 413, 415, 422}
@@ -79,7 +79,7 @@ class SendGridProvider:
         if status == 401 and b"maximum credits exceeded" in answer.body.lower():
             return self._throttled(answer, "SendGrid's credits are used up", QUOTA_PAUSE, reason="QUOTA")
         if status == 429:
-            return self._throttled(answer, said, self._until_reset(answer))
+            return self._throttled(answer, said, retry_after(answer.headers, self._clock()) or THROTTLE_PAUSE)
         if status in CONFIGURATION:
             return CredentialsRefused(self.name, answer, said)
         if status in REFUSED_INPUT:
@@ -92,13 +92,6 @@ class SendGridProvider:
         error = ProviderThrottled(self.name, answer, said, retry_after=seconds, reason=reason)
         error.retryable = False  # the whole queue waits, not this mail alone
         return error
-
-    def _until_reset(self, answer: Answer) -> float:
-        try:
-            seconds = float(answer.headers["X-RateLimit-Reset"]) - self._clock()
-        except (KeyError, ValueError):
-            return THROTTLE_PAUSE
-        return min(max(seconds, 1.0), THROTTLE_PAUSE_MOST)
 
 
 def _field(answer: Answer) -> str:

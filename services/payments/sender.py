@@ -4,7 +4,14 @@ from contextlib import suppress
 
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import Database
-from services.chassis.errors import OutcomeUnknown, ProviderRefusedInput, ProviderRejected, ServiceError, Unavailable
+from services.chassis.errors import (
+    OutcomeUnknown,
+    ProviderBusy,
+    ProviderRefusedInput,
+    ProviderRejected,
+    ServiceError,
+    Unavailable,
+)
 from services.chassis.jobs import BeginAct, Done, Job, Outcome
 from services.chassis.retry import Retry
 from services.payments import learning, store
@@ -68,7 +75,7 @@ class Sender:
                 error.definite = not lost
                 raise
 
-        return await self._retry.call(once, also=lambda error: isinstance(error, OutcomeUnknown))
+        return await self._retry.call(once, also=lambda error: isinstance(error, OutcomeUnknown | ProviderBusy))
 
     async def _look_for(self, payment_id: str, since: float, until: float) -> Standing:
         found = await self._retry.call(

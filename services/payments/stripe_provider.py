@@ -23,7 +23,7 @@ from services.chassis.errors import (
     ProviderRejected,
     ProviderThrottled,
 )
-from services.chassis.outbound import Outbound
+from services.chassis.outbound import Outbound, retry_after
 from services.chassis.violations import Rule
 from services.payments.payment import Order
 from services.payments.provider import Standing
@@ -168,17 +168,10 @@ def refuse(error: StripeError) -> NoReturn:
         field = FIELDS.get(str(told.get("param")), str(told.get("param") or ""))
         violations = [Rule.REFUSED_BY_PROVIDER.at(field, provider="stripe", code=code or kind)] if field else []
         raise ProviderRefusedInput("stripe", error, what, violations=violations) from error
-    refused = refusal("stripe", error, what, retry_after=_retry_after(error))
+    refused = refusal("stripe", error, what, retry_after=retry_after(error.headers or {}))
     if refusal in (ProviderBusy, ProviderKeyReused):
         refused.definite = False  # an earlier request with this key may have done it
     raise refused from error
-
-
-def _retry_after(error: StripeError) -> float | None:
-    try:
-        return float((error.headers or {}).get("Retry-After", ""))
-    except ValueError:
-        return None
 
 
 def _method_data(order: Order) -> dict[str, Any]:

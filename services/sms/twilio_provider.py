@@ -6,7 +6,6 @@ headers of an error.
 """
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -26,7 +25,7 @@ from services.chassis.errors import (
     ProviderRejected,
     ProviderThrottled,
 )
-from services.chassis.outbound import Answer, Outbound
+from services.chassis.outbound import Answer, Outbound, retry_after
 from services.sms.provider import OptedOut, Receipt, Text
 
 #: https://www.twilio.com/docs/api/errors; a code goes before its status.
@@ -59,8 +58,8 @@ STATUSES: Mapping[int, type[ExternalServiceError]] = {
     408: OutcomeUnknown,
     429: ProviderThrottled,
 }
-#: Seconds, where a 429 does not say; and the most that is believed.
-THROTTLE_PAUSE, THROTTLE_PAUSE_MOST = 1.0, 600.0
+#: Seconds, where a 429 does not say.
+THROTTLE_PAUSE = 1.0
 TRIAL = "Sent from your Twilio trial account - "
 #: Texts to one recipient in a day that are looked through.
 LOOKED_THROUGH = 200
@@ -149,8 +148,6 @@ def refusal(answer: Answer) -> ExternalServiceError:
     original = f"Twilio {code or answer.status}: {said.get('message') or said.get('detail') or ''}".removesuffix(": ")
     error = kind("twilio", original, f"Twilio answered {answer.status}, code {code}")
     if isinstance(error, ProviderThrottled):
-        told = answer.headers.get("Retry-After", "")
-        seconds = float(told) if re.fullmatch(r"\d+(\.\d+)?", told) else THROTTLE_PAUSE
-        error.retry_after = min(max(seconds, THROTTLE_PAUSE), THROTTLE_PAUSE_MOST)
+        error.retry_after = retry_after(answer.headers) or THROTTLE_PAUSE
         error.retryable = False  # the whole queue waits, not this text alone
     return error

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from services.chassis import deadline
 from services.chassis.errors import DeadlineExceeded, NotSent, OutcomeUnknown
-from services.chassis.outbound import CONNECTIONS, LARGEST_BODY, outbound
+from services.chassis.outbound import CONNECTIONS, LARGEST_BODY, outbound, retry_after
 
 Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -299,3 +299,32 @@ async def test_cancelling_a_call_is_no_error_of_the_providers() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
+
+
+NOW = 1_790_000_000.0  # Mon, 21 Sep 2026 14:13:20 GMT
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7.0),
+        ({"retry-after": " 2.5 "}, 2.5),
+        ({"Retry-After": "0"}, 1.0),
+        ({"Retry-After": "31536000"}, 600.0),
+        ({"Retry-After": "9" * 400}, 600.0),
+        ({"Retry-After": "Mon, 21 Sep 2026 14:14:20 GMT"}, 60.0),
+        ({"Retry-After": "Monday, 21-Sep-26 14:14:20 GMT"}, 60.0),
+        ({"Retry-After": "Mon Sep 21 14:14:20 2026"}, 60.0),
+        ({"Retry-After": "Thu, 21 Sep 2056 14:14:20 GMT"}, 600.0),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 1.0),
+        ({"X-RateLimit-Reset": "1790000030"}, 30.0),
+        ({"X-RateLimit-Reset": "99999999999"}, 600.0),
+        ({"Retry-After": "soon", "X-RateLimit-Reset": "1790000030"}, 30.0),
+        *(({"Retry-After": text}, None) for text in ("", "soon", "-5", "inf", "nan", "1e9", "1_000", "\u0663", "0x10")),
+        ({"Retry-After": "Mon, 99 Sep 2026 99:99:99 GMT"}, None),
+        ({"X-RateLimit-Reset": "tomorrow"}, None),
+        ({}, None),
+    ],
+)
+def test_a_wait_asked_for_is_read_and_limited_whatever_its_form(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers, NOW) == seconds

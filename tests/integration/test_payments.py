@@ -31,6 +31,7 @@ from topsmile.payments.v1 import payments_pb2 as pb
 
 CREATE = "POST /v1/payment_intents"
 DAY = 86_400_000
+LOCKED = {"status": 429, "code": "lock_timeout"}
 
 
 async def accepted(bench: Bench) -> list[dict[str, Any]]:
@@ -149,6 +150,47 @@ async def test_a_lost_answer_is_asked_for_again_with_the_same_key(payments: Paym
 
     assert status(payment) == "AWAITING_METHOD"
     assert [entry["outcome"] for entry in await bench.ledger()] == ["accepted", "replayed", "replayed"]
+
+
+@pytest.mark.parametrize("busy", [{"status": 409}, {"status": 409, "code": "idempotency_key_in_use"}, LOCKED])
+@pytest.mark.parametrize("times", [1, 4])
+async def test_create_payment_while_stripe_is_busy_is_retried_within_the_deadline(
+    tmp_path: Path, bench: Bench, busy: dict[str, Any], times: int
+) -> None:
+    await bench.fault(provider="stripe", kind="status", path=CREATE, times=times, **busy)
+    async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
+        payment = await payments.create()
+
+    assert status(payment) == "AWAITING_METHOD"
+    assert len(await accepted(bench)) == 1
+
+
+@pytest.mark.parametrize("busy", [{"status": 409}, LOCKED, {**LOCKED, "retry_after": 3}])
+async def test_create_payment_while_stripe_stays_busy_says_when_to_come_back(
+    tmp_path: Path, bench: Bench, busy: dict[str, Any]
+) -> None:
+    await bench.fault(provider="stripe", kind="status", path=CREATE, times=0, **busy)
+    async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
+        error = await refusal(payments.stub.CreatePayment(order(), timeout=2.5))
+
+    assert (error.code.name, error.reason) == ("ABORTED", "PROVIDER_BUSY")
+    assert error.retry_after == busy.get("retry_after", 1.0)
+
+
+@pytest.mark.parametrize("told", ["31536000", "Fri, 01 Jan 2100 00:00:00 GMT", "864000.5"])
+async def test_stripe_throttle_with_a_huge_retry_after_pauses_ten_minutes_at_most(
+    database_url: str, bench: Bench, told: str
+) -> None:
+    await bench.fault(provider="stripe", kind="throttle", path=CREATE, retry_after=told)
+    async with payments_service(database_url, bench.url) as payments:
+        error = await refusal(payments.create())
+        blocked = await refusal(payments.create("key-2", appointment_id="apt-2"))
+        assert isinstance(error, Throttled)
+        assert isinstance(blocked, Throttled)
+        assert blocked.retry_after is not None
+        assert 590 < blocked.retry_after <= 600
+        payments.database.offset_ms = 601_000
+        assert status(await payments.create()) == "AWAITING_METHOD"
 
 
 async def test_a_caller_with_little_time_is_told_in_time_and_the_queue_goes_on(
