@@ -57,7 +57,7 @@ class Settings(ProcessSettings, process="GATEWAY", port=8080, operations_port=80
     payments_target: str = "127.0.0.1:50051"
     email_target: str = "127.0.0.1:50052"
     sms_target: str = "127.0.0.1:50053"
-    #: What the services know us by; it needs the scopes read, send and admin.
+    #: What the services know us by; it needs the scopes read, send, events and forward.
     gateway_token: SecretStr | None = None
     #: Where the services tell of their providers, for GET /v1/status.
     payments_operations: Url = "http://127.0.0.1:9101"

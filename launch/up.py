@@ -45,7 +45,7 @@ def lacking(env: Mapping[str, str]) -> dict[str, str]:
     token = {**made, **env}
     clinic = f"clinic:read+send:{digest(token['CLINIC_TOKEN'])},operator:read+admin:{digest(token['OPERATOR_TOKEN'])}"
     made["GATEWAY_CALLERS"] = clinic
-    made["SERVICE_CALLERS"] = f"gateway:read+send+admin:{digest(token['GATEWAY_TOKEN'])},{clinic}"
+    made["SERVICE_CALLERS"] = f"gateway:read+send+events+forward:{digest(token['GATEWAY_TOKEN'])},{clinic}"
     return {name: value for name, value in made.items() if not env.get(name)}
 
 

@@ -45,6 +45,7 @@ def outgoing_metadata() -> tuple[tuple[str, str], ...]:
         "x-correlation-id": correlation_id.get(),
         "traceparent": traceparent.get(),
         "x-topsmile-caller": caller.get(),
+        "x-topsmile-scopes": "+".join(sorted(scopes.get())),
     }
     return tuple((key, value) for key, value in carried.items() if value)
 

@@ -36,6 +36,8 @@ from services.chassis.violations import Rule
 DEFAULT_DEADLINE = 10.0  # seconds, for unary calls of callers that set none
 MARGIN = 0.05  # what the answer needs for its way back
 MEANINGFUL_WORK = 0.05
+#: Those of a certificate's names that may be a caller's: not its addresses, and not its subject.
+PEER_NAMES = ("peer_dns", "peer_uri")
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -241,10 +243,16 @@ class Authentication:
     async def around(self, call: Call, proceed: Proceed) -> None:
         scope = authentication.scope_of(call.method)
         if scope is not None:
-            names = call.rpc.auth_context().get("x509_subject_alternative_name", ())
-            identities = [name.decode(errors="replace") for name in names]
-            caller = self._doorkeeper.recognise(call.metadata.get("authorization", ""), identities)
-            context.caller.set(authentication.on_behalf_of(caller, call.metadata.get("x-topsmile-caller", "")))
+            peer = call.rpc.auth_context()
+            names = [name.decode(errors="replace") for kind in PEER_NAMES for name in peer.get(kind, ())]
+            caller = self._doorkeeper.recognise(call.metadata.get("authorization", ""), names)
+            name, scopes = (
+                call.metadata.get(authentication.CALLER_KEY, ""),
+                call.metadata.get(authentication.SCOPES_KEY),
+            )
+            caller = authentication.on_behalf_of(caller, name, scopes)
+            context.caller.set(caller.name)
+            context.scopes.set(caller.scopes)
             authentication.require(caller, scope)
         await proceed(call)
 

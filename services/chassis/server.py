@@ -10,7 +10,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from services.chassis import interceptors, web
-from services.chassis.authentication import Doorkeeper, is_loopback
+from services.chassis.authentication import Doorkeeper
 from services.chassis.health import HealthServicer, Readiness, Store
 from services.chassis.lifecycle import GRACE, Worker, working
 from services.chassis.operations import Facts, operations
@@ -91,7 +91,6 @@ async def answering(
     settings: ProcessSettings, readiness: Readiness, services: Sequence[Service]
 ) -> AsyncIterator[Address]:
     """Answer RPCs while the body runs, then drain. Gives the address, with port 0 resolved."""
-    refuse_open_door(settings)
     server = grpc.aio.server(options=OPTIONS)
     methods = interceptors.Interceptors(server, around_every_rpc(settings))
     names = [service.name for service in services]
@@ -110,16 +109,6 @@ async def answering(
             if service.drain is not None:
                 service.drain()
         await server.stop(GRACE)
-
-
-def refuse_open_door(settings: ProcessSettings) -> None:
-    protected = settings.auth_tokens or settings.tls_client_ca
-    if not protected and not is_loopback(settings.listen.host):
-        name = settings.variable
-        raise SystemExit(
-            f"{name('listen')}={settings.listen} is not this machine's loopback: set {name('auth_tokens')}, or"
-            f" {name('tls_cert')}, {name('tls_key')} and {name('tls_client_ca')}, or anybody could call"
-        )
 
 
 def bind(server: grpc.aio.Server, settings: ProcessSettings) -> int:

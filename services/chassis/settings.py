@@ -6,24 +6,26 @@ Each may also come from the file that NAME_FILE names. An empty variable is a mi
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import limits
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     PlainValidator,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from services.chassis.authentication import Token, parse_tokens
+from services.chassis.authentication import Token, is_loopback, parse_tokens
 
 
 class Address(NamedTuple):
@@ -41,11 +43,14 @@ class Unreadable(NamedTuple):
     why: str
 
 
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+|[0-9A-Fa-f:.]+)):([0-9]{1,5})")
+
+
 def _parse_address(text: str | Address) -> Address:
-    host, _, port = str(text).rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError("is not host:port")
-    return Address(host.removeprefix("[").removesuffix("]"), int(port))
+    parts = _ADDRESS.fullmatch(str(text))
+    if parts is None or int(parts[3]) > 65535:
+        raise ValueError("must be host:port, with a port from 0 to 65535")
+    return Address(parts[1] or parts[2], int(parts[3]))
 
 
 def _split(text: object) -> object:
@@ -54,9 +59,26 @@ def _split(text: object) -> object:
 
 def _parse_limit(text: str) -> limits.RateLimitItem:
     try:
-        return limits.parse(text)
+        (rate,) = limits.parse_many(text)
     except ValueError as error:
-        raise ValueError("is no rate such as 600/minute") from error
+        raise ValueError("must be one rate such as 600/minute") from error
+    if rate.amount < 1 or rate.multiples < 1:
+        raise ValueError("must be a rate above zero, such as 600/minute")
+    return rate
+
+
+def _stored_somewhere(url: str) -> str:
+    if not re.fullmatch(r"(sqlite:///|postgres(ql)?://)[^\x00-\x1f\x7f]+", url):
+        raise ValueError("must begin with sqlite:/// and a file, or with postgresql://")
+    return url
+
+
+def _readable(path: Path) -> Path:
+    try:
+        path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"must be a file that can be read: {error.strerror}") from error
+    return path
 
 
 Listen = Annotated[Address, PlainValidator(_parse_address)]
@@ -66,24 +88,28 @@ Tokens = Annotated[
 #: Several valid at once, comma between them: that is how a secret rotates.
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 RateLimit = Annotated[limits.RateLimitItem, PlainValidator(_parse_limit)]
+#: A file in PEM format.
+File = Annotated[Path, AfterValidator(_readable)]
+#: Requests a second that a provider takes.
+PerSecond = Annotated[float, Field(ge=0.001, le=100_000)]
 
 
 class ProcessSettings(BaseSettings):
     """What every process has. `class Settings(ProcessSettings, process="SMS", port=50053, operations_port=9103)`."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, validate_default=True)
 
     process: ClassVar[str]
     defaults: ClassVar[Mapping[str, str]]
 
     listen: Listen
     operations_listen: Listen
-    database_url: str = Field(repr=False)  # it may hold a password
+    database_url: Annotated[str, AfterValidator(_stored_somewhere)] = Field(repr=False)  # it may hold a password
+    tls_cert: File | None = None
+    tls_key: File | None = None
+    #: With it, callers need a certificate of this authority, and `auth_tokens` says who they are.
+    tls_client_ca: File | None = None
     auth_tokens: Tokens = Field(default=(), repr=False)
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    #: With it, callers need a certificate of this authority.
-    tls_client_ca: Path | None = None
     #: For each caller and replica, "600/minute"; no limit when not set.
     caller_limit: RateLimit | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -119,13 +145,36 @@ class ProcessSettings(BaseSettings):
             raise ValueError(f"the file {value.path} cannot be read: {value.why}")  # noqa: TRY004 - pydantic's contract
         return value
 
-    @model_validator(mode="after")
-    def _whole_tls(self) -> Self:
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("a TLS certificate needs its key, and the key its certificate")
-        if self.tls_client_ca is not None and self.tls_cert is None:
-            raise ValueError("asking callers for certificates needs a certificate and key of our own")
-        return self
+    # Rules between fields stand at the last of them, so that one round names all that is wrong. A field that is wrong
+    # by itself is missing in `info.data`.
+
+    @field_validator("tls_key")
+    @classmethod
+    def _whole_pair(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if "tls_cert" in info.data and (key is None) != (info.data["tls_cert"] is None):
+            raise ValueError(f"must be set together with {cls.variable('tls_cert')}")
+        return key
+
+    @field_validator("tls_client_ca")
+    @classmethod
+    def _own_certificate(cls, authority: Path | None, info: ValidationInfo) -> Path | None:
+        if authority is not None and info.data.get("tls_cert", ...) is None:
+            raise ValueError(f"must be set together with {cls.variable('tls_cert')} and {cls.variable('tls_key')}")
+        return authority
+
+    @field_validator("auth_tokens")
+    @classmethod
+    def _known_callers(cls, tokens: tuple[Token, ...], info: ValidationInfo) -> tuple[Token, ...]:
+        listen, authority = info.data.get("listen"), info.data.get("tls_client_ca", ...)
+        if not tokens and authority not in {None, ...}:
+            raise ValueError(
+                f"must name who the certificates of {cls.variable('tls_client_ca')} are: name:scopes:san=…"
+            )
+        if not tokens and listen is not None and not is_loopback(listen.host):
+            raise ValueError(f"must be set, or anybody could call: {cls.variable('listen')}={listen} is not loopback")
+        if authority is None and any(token.identity for token in tokens):
+            raise ValueError(f"must have no san= entries without {cls.variable('tls_client_ca')}")
+        return tokens
 
 
 class _Environment(PydanticBaseSettingsSource):

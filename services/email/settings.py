@@ -4,9 +4,9 @@ from email.utils import parseaddr
 from typing import Annotated
 
 from email_validator import EmailNotValidError, validate_email
-from pydantic import Field, PlainValidator, SecretStr
+from pydantic import PlainValidator, SecretStr
 
-from services.chassis.settings import ProcessSettings
+from services.chassis.settings import PerSecond, ProcessSettings
 from services.email.message import Mailbox
 
 
@@ -28,4 +28,4 @@ class Settings(ProcessSettings, process="EMAIL", port=50052, operations_port=910
     #: Whom the mails are from, with or without a name.
     from_email: Annotated[Mailbox, PlainValidator(_mailbox)]
     #: Mails a second, by all replicas together.
-    sendgrid_per_second: float = Field(default=50.0, gt=0)
+    sendgrid_per_second: PerSecond = 50.0

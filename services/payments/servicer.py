@@ -57,7 +57,10 @@ class PaymentServicer(PaymentServiceServicer):
         if not request.payment_id and not request.stripe_payment_intent_id:
             raise InvalidRequest([Rule.REQUIRED.at("reference")])
         stored = await self._database.read(store.get, request.payment_id, request.stripe_payment_intent_id)
-        return pb.GetPaymentResponse(payment=stored.to_proto())
+        payment = stored.to_proto()
+        if "send" not in context.scopes.get():
+            payment.ClearField("client_secret")  # whoever holds it can pay, or read who pays
+        return pb.GetPaymentResponse(payment=payment)
 
     async def WatchPayments(
         self, request: pb.WatchPaymentsRequest, _context: Context

@@ -3,9 +3,9 @@
 from typing import Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import SecretStr, field_validator, model_validator
 
-from services.chassis.settings import ProcessSettings
+from services.chassis.settings import PerSecond, ProcessSettings
 
 STRIPE = "https://api.stripe.com"
 LIVE = ("sk_live_", "rk_live_")
@@ -17,7 +17,7 @@ class Settings(ProcessSettings, process="PAYMENTS", port=50051, operations_port=
     stripe_secret_key: SecretStr
     stripe_api_base: str = STRIPE
     #: Calls a second by all replicas together. Stripe's own limit for one endpoint is 25.
-    stripe_per_second: float = Field(default=25.0, gt=0)
+    stripe_per_second: PerSecond = 25.0
 
     @property
     def livemode(self) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from phonenumbers import SUPPORTED_REGIONS
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from services.chassis.settings import ProcessSettings, Secrets
+from services.chassis.settings import PerSecond, ProcessSettings, Secrets
 
 TWILIO = "https://api.twilio.com"
 
@@ -26,7 +26,7 @@ class Settings(ProcessSettings, process="SMS", port=50053, operations_port=9103)
     twilio_phone_number: str
     twilio_api_base: str = TWILIO
     #: Texts a second, by all replicas together.
-    twilio_per_second: float = Field(default=10.0, gt=0)
+    twilio_per_second: PerSecond = 10.0
     #: Where the gateway is reached from outside; without it nobody tells what became of a text.
     public_url: str = ""
     #: Seals codes that wait. Once changed, those are lost, and repeated keys of messages before it look different.

@@ -63,6 +63,7 @@ class EchoServicer:
             "correlation_id": context.correlation_id.get(),
             "traceparent": context.traceparent.get(),
             "caller": context.caller.get(),
+            "scopes": sorted(context.scopes.get()),
             "remaining": deadline.remaining(),
         }
 

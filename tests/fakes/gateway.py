@@ -49,7 +49,7 @@ class House:
         told: dict[str, Any] = {
             "listen": Address("127.0.0.1", 0),
             "operations_listen": Address("127.0.0.1", 0),
-            "database_url": "",
+            "database_url": "sqlite:///unused.db",
             "stripe_webhook_secret": (SecretStr(STRIPE_SECRET), SecretStr(OLD_STRIPE_SECRET)),
             "sendgrid_webhook_public_key": parse_public_keys(f"{self.sendgrid.public},{self.old_sendgrid.public}"),
             "twilio_auth_token": (SecretStr(TWILIO_TOKEN), SecretStr(OLD_TWILIO_TOKEN)),

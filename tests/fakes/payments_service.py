@@ -30,6 +30,7 @@ class Payments:
     stub: rpc.PaymentServiceAsyncStub
     admin: rpc.PaymentAdminServiceAsyncStub
     parts: Parts
+    target: str
 
     @property
     def database(self) -> Database:
@@ -79,11 +80,13 @@ async def payments_service(
     )
     async with assembled(settings) as parts:
         loops = [asyncio.create_task(worker.run()) for worker in parts.workers]
+        readiness = Readiness(parts.database)
         async with (
-            answering(settings, Readiness(parts.database), parts.services) as address,
+            readiness.watched(),
+            answering(settings, readiness, parts.services) as address,
             grpc.aio.insecure_channel(str(address)) as channel,
         ):
-            yield Payments(rpc.PaymentServiceStub(channel), rpc.PaymentAdminServiceStub(channel), parts)
+            yield Payments(rpc.PaymentServiceStub(channel), rpc.PaymentAdminServiceStub(channel), parts, str(address))
         for worker in parts.workers:
             worker.stop()
         await asyncio.gather(*loops)

@@ -35,7 +35,7 @@ class Listening:
         self.settings = FakeSettings(
             listen=Address("127.0.0.1", 0),
             operations_listen=Address("127.0.0.1", 0),
-            database_url="",
+            database_url="sqlite:///unused.db",
             auth_tokens=parse_tokens(tokens) if tokens else (),
         )
         self.port = 0

@@ -20,6 +20,7 @@ from services.chassis.errors import (
     InProgress,
     InvalidRequest,
     NotSent,
+    PermissionDenied,
     ServiceError,
     Throttled,
     Unauthenticated,
@@ -247,7 +248,14 @@ async def test_one_line_for_each_rpc_names_method_code_reason_and_caller(stub: S
     }  # fmt: skip
 
 
-TOKENS = ",".join([entry("clinic", "read+send", "t1"), entry("reader", "read", "t2"), entry("gateway", "admin", "t3")])
+TOKENS = ",".join(
+    [
+        entry("clinic", "read+send", "t1"),
+        entry("reader", "read", "t2"),
+        entry("operator", "admin", "t3"),
+        entry("gateway", "read+send+forward", "t5"),
+    ]
+)
 
 
 def bearer(token: str, **more: str) -> tuple[tuple[str, str], ...]:
@@ -288,13 +296,39 @@ async def test_a_token_opens_what_its_scopes_say(
         assert (await call.code()).name == code
 
 
-async def test_only_an_admin_is_believed_whom_it_calls_for(servicer: EchoServicer) -> None:
+@pytest.mark.parametrize(
+    ("token", "scopes", "known"),
+    [
+        ("t5", "read+send", ("other", ["read", "send"])),
+        ("t5", "admin+send", ("other", ["send"])),
+        ("t5", None, ("other", ["forward", "read", "send"])),
+        ("t1", "read+send+admin", ("clinic", ["read", "send"])),
+    ],
+)
+async def test_a_call_made_for_another_has_its_name_and_the_scopes_of_both(
+    servicer: EchoServicer, token: str, scopes: str | None, known: tuple[str, list[str]]
+) -> None:
+    forwarded = {"x_topsmile_caller": "other"} | ({} if scopes is None else {"x_topsmile_scopes": scopes})
     async with echoing(servicer, auth_tokens=TOKENS) as channel:
-        clinic = await Stub(channel).SendEcho(text(), metadata=bearer("t1", x_topsmile_caller="other"))
-        gateway = await Stub(channel, ADMIN_NAME).SendEcho(text(), metadata=bearer("t3", x_topsmile_caller="other"))
+        answer = json.loads((await Stub(channel).SendEcho(text(), metadata=bearer(token, **forwarded))).value)
 
-    assert json.loads(clinic.value)["caller"] == "clinic"
-    assert json.loads(gateway.value)["caller"] == "other"
+    assert (answer["caller"], answer["scopes"]) == known
+
+
+@pytest.mark.parametrize("scopes", ["read", "events+admin", "", "SEND", "send,read"])
+async def test_a_call_made_for_another_that_may_not_is_refused(servicer: EchoServicer, scopes: str) -> None:
+    async with echoing(servicer, auth_tokens=TOKENS) as channel:
+        metadata = bearer("t5", x_topsmile_caller="other", x_topsmile_scopes=scopes)
+        error = from_rpc_error(await refused(Stub(channel).SendEcho(text(), metadata=metadata)))
+
+    assert type(error) is PermissionDenied
+
+
+async def test_an_anonymous_loopback_may_call_for_another(stub: Stub) -> None:
+    metadata = (("x-topsmile-caller", "other"), ("x-topsmile-scopes", "send"))
+    known = json.loads((await stub.SendEcho(text(), metadata=metadata)).value)
+
+    assert (known["caller"], known["scopes"]) == ("other", ["send"])
 
 
 async def test_a_caller_over_its_limit_is_told_when_to_come_back_and_others_go_on(servicer: EchoServicer) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
-import ipaddress
 import json
 import signal
 import socket
@@ -20,9 +18,6 @@ import aiohttp
 import grpc
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -31,12 +26,14 @@ from services.chassis.errors import Unavailable
 from services.chassis.health import Readiness
 from services.chassis.lifecycle import GRACE
 from services.chassis.server import Service, answering
+from tests.fakes.certificates import Authority
 from tests.fakes.echo_service import NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 from tests.processes import BARE, ROOT, process
 
 MODULE = "tests.fakes.echo_service"
 ANYWHERE = {"ECHO_LISTEN": "127.0.0.1:0", "ECHO_OPERATIONS_LISTEN": "127.0.0.1:0"}
 
+SERVED_BY = [("grpc.ssl_target_name_override", "sms.clinic.example")]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -115,9 +112,9 @@ def test_a_taken_port_is_said_plainly(name: str) -> None:
 def test_an_open_door_to_the_world_is_refused_with_the_names_that_would_close_it() -> None:
     code, said = refusal(ECHO_LISTEN="0.0.0.0:0")
 
-    assert code == 1
-    assert "ECHO_AUTH_TOKENS" in said
-    assert "ECHO_TLS_CLIENT_CA" in said
+    assert code == 2
+    assert "ECHO_AUTH_TOKENS: must be set" in said
+    assert "ECHO_LISTEN=0.0.0.0:0" in said
 
 
 @asynccontextmanager
@@ -176,54 +173,59 @@ async def test_a_message_over_four_mebibytes_is_refused() -> None:
         assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def certificate(folder: Path, name: str, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None) -> tuple[
-    x509.Certificate, ec.EllipticCurvePrivateKey
-]:  # fmt: skip
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = dt.datetime.now(dt.UTC)
-    names = [x509.DNSName(name), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer[0].subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .sign(issuer[1] if issuer else key, hashes.SHA256())
-    )
-    (folder / f"{name}.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (folder / f"{name}.key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return made, key
+def certified(folder: Path, authority: Authority, tokens: str) -> Settings:
+    authority.write(folder)
+    return Settings.model_validate({
+        "listen": "127.0.0.1:0",
+        "tls_cert": str(authority.issue("sms", [x509.DNSName("sms.clinic.example")]).write(folder).certificate),
+        "tls_key": str(folder / "sms.key"),
+        "tls_client_ca": str(folder / "authority.pem"),
+        "auth_tokens": tokens,
+    })  # fmt: skip
 
 
-async def test_with_mutual_tls_the_certificate_names_the_caller_and_others_stay_out(tmp_path: Path) -> None:
-    authority = certificate(tmp_path, "authority", None)
-    certificate(tmp_path, "sms.clinic", authority)
-    certificate(tmp_path, "gateway.clinic", authority)
-    files = {
-        "tls_cert": str(tmp_path / "sms.clinic.pem"),
-        "tls_key": str(tmp_path / "sms.clinic.key"),
-        "tls_client_ca": str(tmp_path / "authority.pem"),
-    }
-    roots = (tmp_path / "authority.pem").read_bytes()
-    known = grpc.ssl_channel_credentials(
-        roots, (tmp_path / "gateway.clinic.key").read_bytes(), (tmp_path / "gateway.clinic.pem").read_bytes()
-    )
-    settings = Settings.model_validate({"listen": "127.0.0.1:0", **files})
+CERTIFIED = "gateway:read+send+forward:san=spiffe://clinic/gateway,reader:read:san=reader.clinic.example"
+
+
+@pytest.mark.parametrize(
+    ("names", "method", "code"),
+    [
+        ([x509.UniformResourceIdentifier("spiffe://clinic/gateway")], "SendEcho", "OK"),
+        ([x509.DNSName("reader.clinic.example")], "GetEcho", "OK"),
+        ([x509.DNSName("reader.clinic.example")], "SendEcho", "PERMISSION_DENIED"),
+        ([x509.DNSName("other.example"), x509.DNSName("reader.clinic.example")], "GetEcho", "OK"),
+        ([], "GetEcho", "UNAUTHENTICATED"),
+        ([x509.DNSName("other.example")], "GetEcho", "UNAUTHENTICATED"),
+        ([x509.RFC822Name("reader.clinic.example")], "GetEcho", "UNAUTHENTICATED"),
+        ([x509.UniformResourceIdentifier("reader.clinic.example/")], "GetEcho", "UNAUTHENTICATED"),
+    ],
+)
+async def test_a_certificate_s_name_gives_the_scopes_of_its_entry(
+    tmp_path: Path, names: list[x509.GeneralName], method: str, code: str
+) -> None:
+    authority = Authority()
+    settings = certified(tmp_path, authority, CERTIFIED)
+    known = authority.issue("client", names)
+    async with (
+        answering(settings, Readiness(FakeStore()), [Service(NAME, add_echo, EchoServicer())]) as address,
+        grpc.aio.secure_channel(str(address), known.channel(authority), SERVED_BY) as channel,
+    ):
+        call = getattr(Stub(channel), method)(StringValue())
+
+        assert (await call.code()).name == code
+
+
+async def test_a_client_without_a_certificate_of_the_authority_gets_no_connection(tmp_path: Path) -> None:
+    authority, other = Authority(), Authority()
+    settings = certified(tmp_path, authority, CERTIFIED)
+    stranger = other.issue("client", [x509.UniformResourceIdentifier("spiffe://clinic/gateway")])
+    codes = []
     async with answering(settings, Readiness(FakeStore()), [Service(NAME, add_echo, EchoServicer())]) as address:
-        async with grpc.aio.secure_channel(str(address), known) as channel:
-            answer = await Stub(channel).SendEcho(StringValue())
-        async with grpc.aio.secure_channel(str(address), grpc.ssl_channel_credentials(roots)) as channel:
-            stranger = await Stub(channel).SendEcho(StringValue(), timeout=3).code()
+        for credentials in (grpc.ssl_channel_credentials(authority.pem), stranger.channel(authority)):
+            async with grpc.aio.secure_channel(str(address), credentials, SERVED_BY) as channel:
+                codes.append(await Stub(channel).GetEcho(StringValue(), timeout=3).code())
 
-    assert json.loads(answer.value)["caller"] == "gateway.clinic"
-    assert stranger is grpc.StatusCode.UNAVAILABLE
+    assert codes == [grpc.StatusCode.UNAVAILABLE] * 2
 
 
 async def test_the_operators_listener_tells_alive_ready_and_metrics() -> None:

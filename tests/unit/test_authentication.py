@@ -36,30 +36,97 @@ def test_no_other_credential_opens(authorization: str) -> None:
         door.recognise(authorization)
 
 
-def test_where_tokens_are_set_a_certificate_alone_is_not_enough() -> None:
-    with pytest.raises(Unauthenticated):
-        Doorkeeper(parse_tokens(entry("clinic", "read", "right"))).recognise("", ["gateway.clinic"])
-
-
-def test_without_tokens_a_certificate_names_the_caller_and_loopback_is_local() -> None:
-    assert Doorkeeper().recognise("", ["gateway.clinic", "other"]) == Caller("gateway.clinic", SCOPES)
-    assert Doorkeeper().recognise("") == Caller("local", SCOPES)
+CERTIFICATES = parse_tokens("gateway:read+forward:san=spiffe://clinic/gateway,sms:send:san=sms.clinic.example")
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a:read:zz", "a:write:" + "0" * 64, "a::" + "0" * 64, "a b:read:" + "0" * 64, "x"]
+    ("identities", "caller"),
+    [
+        (["spiffe://clinic/gateway"], Caller("gateway", frozenset({"read", "forward"}))),
+        (["other.example", "sms.clinic.example"], Caller("sms", frozenset({"send"}))),
+        (["sms.clinic.example", "spiffe://clinic/gateway"], Caller("gateway", frozenset({"read", "forward"}))),
+    ],
 )
-def test_a_malformed_entry_is_named_by_its_number_and_not_quoted(text: str) -> None:
-    with pytest.raises(ValueError, match="entry 2 is not") as refusal:
+def test_a_certificate_with_a_known_name_has_the_scopes_of_its_entry(identities: list[str], caller: Caller) -> None:
+    assert Doorkeeper(CERTIFICATES).recognise("", identities) == caller
+
+
+@pytest.mark.parametrize(
+    "identities",
+    [[], ["clinic.example"], ["*.clinic.example"], ["SMS.clinic.example."], ["spiffe://clinic/gateway/x"], [""]],
+)
+def test_a_certificate_without_a_known_name_has_no_access(identities: list[str]) -> None:
+    with pytest.raises(Unauthenticated):
+        Doorkeeper(CERTIFICATES).recognise("", identities)
+
+
+@pytest.mark.parametrize("authorization", ["Bearer wrong", "Bearer ", "Basic x", "Bearer san=sms.clinic.example"])
+def test_a_wrong_token_does_not_fall_back_to_the_certificate(authorization: str) -> None:
+    with pytest.raises(Unauthenticated):
+        Doorkeeper(CERTIFICATES).recognise(authorization, ["sms.clinic.example"])
+
+
+def test_without_entries_everybody_is_local_with_all_scopes() -> None:
+    assert Doorkeeper().recognise("") == Caller("local", SCOPES)
+    assert {"read", "send", "events", "forward", "admin"} == SCOPES
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "a:read:zz", "a:write:" + "0" * 64, "a::" + "0" * 64, "a b:read:" + "0" * 64, "x", "a:read:san=",
+        "a:read+:san=x", "a:read+read:san=x", "a:read+Send:" + "0" * 64, "a:read:" + "0" * 63, "a:read:san=a b",
+        "a:read:" + hashlib.sha256(b"").hexdigest(), "a:send:" + hashlib.sha256(b"").hexdigest().upper(),
+        "other:send:" + hashlib.sha256(b"t").hexdigest(),
+    ],
+)  # fmt: skip
+def test_a_wrong_entry_is_named_by_its_number_and_not_quoted(text: str) -> None:
+    with pytest.raises(ValueError, match="entry 2 must") as refusal:
         parse_tokens(f"{entry('ok', 'read+send', 't')},{text}")
 
     assert len(text) < 2 or text not in str(refusal.value)
 
 
-def test_only_an_admin_speaks_for_others() -> None:
-    assert on_behalf_of(Caller("gateway", frozenset({"send", "admin"})), "front-end") == "front-end"
-    assert on_behalf_of(Caller("gateway", frozenset({"send"})), "front-end") == "gateway"
-    assert on_behalf_of(Caller("gateway", SCOPES), "no name\n") == "gateway"
+def test_all_wrong_entries_are_named_at_once() -> None:
+    empty = hashlib.sha256(b"").hexdigest()
+    with pytest.raises(ValueError, match=r"entry 1 .*entry 3 .*entry 5 ") as refusal:
+        parse_tokens(f"a:read:{empty},b:read:san=x,c:owner:san=y,d:send:san=z,e:send:san=x")
+
+    assert "entry 2 must" not in str(refusal.value)
+
+
+def test_admin_includes_events_and_nothing_else() -> None:
+    (token,) = parse_tokens(entry("operator", "admin", "t"))
+
+    assert token.caller.scopes == {"admin", "events"}
+
+
+@pytest.mark.parametrize(
+    ("granted", "name", "scopes", "expected"),
+    [
+        ("read+send+forward", "front-end", "read", Caller("front-end", frozenset({"read"}))),
+        ("read+send+forward", "front-end", "read+admin", Caller("front-end", frozenset({"read"}))),
+        ("admin+forward", "boss", "admin+events", Caller("boss", frozenset({"admin", "events"}))),
+        ("read+forward", "front-end", "send", Caller("front-end", frozenset())),
+        ("read+forward", "front-end", "", Caller("front-end", frozenset())),
+        ("read+forward", "front-end", "owner+READ", Caller("front-end", frozenset())),
+        ("read+forward", "", None, Caller("gateway", frozenset({"read", "forward"}))),
+        ("read+send+admin", "front-end", "read", Caller("gateway", frozenset({"read", "send", "admin", "events"}))),
+        ("send", "front-end", "send+admin", Caller("gateway", frozenset({"send"}))),
+    ],
+)
+def test_a_forwarded_call_has_the_scopes_that_both_callers_have(
+    granted: str, name: str, scopes: str | None, expected: Caller
+) -> None:
+    (token,) = parse_tokens(entry("gateway", granted, "t"))
+
+    assert on_behalf_of(token.caller, name, scopes) == expected
+
+
+@pytest.mark.parametrize("name", ["no name\n", "a,b", "-", "é", "a" * 101])
+def test_a_forwarded_name_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(Unauthenticated):
+        on_behalf_of(Caller("gateway", SCOPES), name, "read")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +139,9 @@ def test_only_an_admin_speaks_for_others() -> None:
         ("/topsmile.payments.v1.PaymentService/WatchPayments", "read"),
         ("/topsmile.payments.v1.PaymentService/CreatePayment", "send"),
         ("/topsmile.payments.v1.PaymentAdminService/ExplainPayment", "admin"),
-        ("/topsmile.sms.v1.SmsAdminService/ApplyEvents", "admin"),
+        ("/topsmile.sms.v1.SmsAdminService/ApplyEvents", "events"),
+        ("/topsmile.email.v1.EmailAdminService/ApplyEvents", "events"),
+        ("/topsmile.sms.v1.SmsAdminService/ApplyEventsNow", "admin"),
         ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "read"),
         ("/grpc.health.v1.Health/Check", None),
         ("/x.Y/Getaway", "send"),

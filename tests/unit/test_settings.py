@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from services.chassis.settings import Address, ProcessSettings, Secrets, load
+from services.chassis.settings import Address, PerSecond, ProcessSettings, Secrets, load
 
 
 class Settings(ProcessSettings, process="SMS", port=50053, operations_port=9103):
     twilio_account_sid: str
     twilio_auth_token: Secrets
     twilio_timeout: float = 4.0
+    twilio_per_second: PerSecond = 10.0
 
 
 @pytest.fixture
@@ -71,16 +73,106 @@ def test_all_problems_are_told_at_once_by_name_and_without_values(
     assert "very-secret" not in told
 
 
-@pytest.mark.parametrize("name", ["SMS_TLS_CERT", "SMS_TLS_KEY", "SMS_TLS_CLIENT_CA"])
-def test_half_a_tls_setting_is_refused(
-    complete: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    complete.setenv(name, "/some/file")
-
-    with pytest.raises(SystemExit):
+def problems(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """Load settings that are wrong: what is said, by the variable's name."""
+    with pytest.raises(SystemExit) as left:
         load(Settings)
+    assert left.value.code == 2
+    return dict(line.split(": ", 1) for line in capsys.readouterr().err.splitlines())
 
-    assert "certificate" in capsys.readouterr().err
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [("SMS_TLS_CERT", "SMS_TLS_KEY"), ("SMS_TLS_KEY", "SMS_TLS_KEY"), ("SMS_TLS_CLIENT_CA", "SMS_TLS_CLIENT_CA")],
+)
+def test_half_a_tls_setting_is_refused(
+    complete: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str, named: str
+) -> None:
+    complete.setenv(given, __file__)
+
+    assert "must be set together with SMS_TLS_CERT" in problems(capsys)[named]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SMS_TLS_CERT", "/does/not/exist"),
+        ("SMS_TLS_KEY", "/"),
+        ("SMS_TLS_CLIENT_CA", "/does/not/exist"),
+        ("SMS_LISTEN", "0.0.0.0:99999"),
+        ("SMS_LISTEN", "127.0.0.1\r\n:80"),
+        ("SMS_LISTEN", "http://127.0.0.1:80"),
+        ("SMS_LISTEN", "127.0.0.1:-1"),
+        ("SMS_LISTEN", "a b:80"),
+        ("SMS_OPERATIONS_LISTEN", "[::1:80"),
+        ("SMS_DATABASE_URL", "mysql://localhost/sms"),
+        ("SMS_DATABASE_URL", "sqlite:///"),
+        ("SMS_DATABASE_URL", "sms.db"),
+        ("SMS_CALLER_LIMIT", "0/minute"),
+        ("SMS_CALLER_LIMIT", "-5/minute"),
+        ("SMS_CALLER_LIMIT", "5/minute;1/second"),
+        ("SMS_AUTH_TOKENS", f"clinic:read:{hashlib.sha256(b'').hexdigest()}"),
+        ("SMS_AUTH_TOKENS", "clinic:read:san=clinic.example"),
+        ("TWILIO_TIMEOUT", "inf"),
+        ("TWILIO_TIMEOUT", "-Infinity"),
+        ("TWILIO_TIMEOUT", "nan"),
+        ("TWILIO_PER_SECOND", "1e400"),
+        ("TWILIO_PER_SECOND", "-1"),
+        ("TWILIO_PER_SECOND", "1e-300"),
+        ("TWILIO_PER_SECOND", "1e300"),
+        ("LOG_LEVEL", "LOUD"),
+    ],
+)
+def test_a_setting_that_is_out_of_its_range_is_named(
+    complete: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    complete.setenv(name, value)
+
+    assert name in problems(capsys)
+
+
+@pytest.mark.parametrize(
+    ("value", "address"),
+    [
+        ("[::1]:0", Address("::1", 0)),
+        ("db-1.internal:80", Address("db-1.internal", 80)),
+        ("::1:80", Address("::1", 80)),
+    ],
+)
+def test_an_address_may_be_of_either_family_or_a_name(value: str, address: Address) -> None:
+    tokens = f"clinic:read:{hashlib.sha256(b't').hexdigest()}"
+    given = {"twilio_account_sid": "AC1", "twilio_auth_token": "t", "auth_tokens": tokens, "listen": value}
+
+    assert Settings.model_validate(given).listen == address
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:1", "[::]:1", "10.1.2.3:1", "sms.internal:1"])
+def test_a_listener_off_loopback_needs_callers(
+    complete: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], listen: str
+) -> None:
+    complete.setenv("SMS_LISTEN", listen)
+
+    assert listen in problems(capsys)["SMS_AUTH_TOKENS"]
+
+
+def test_rules_between_settings_are_told_in_the_same_round_as_the_rest(
+    complete: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complete.setenv("SMS_LISTEN", "0.0.0.0:50053")
+    complete.setenv("SMS_TLS_CERT", __file__)
+    complete.setenv("TWILIO_TIMEOUT", "soon")
+    complete.delenv("TWILIO_ACCOUNT_SID")
+
+    assert set(problems(capsys)) == {"SMS_AUTH_TOKENS", "SMS_TLS_KEY", "TWILIO_TIMEOUT", "TWILIO_ACCOUNT_SID"}
+
+
+def test_client_certificates_need_entries_that_say_who_they_are(
+    complete: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("SMS_TLS_CERT", "SMS_TLS_KEY", "SMS_TLS_CLIENT_CA"):
+        complete.setenv(name, __file__)
+
+    assert "san=" in problems(capsys)["SMS_AUTH_TOKENS"]
 
 
 def test_settings_neither_change_nor_print_secrets(complete: pytest.MonkeyPatch) -> None:
