@@ -6,6 +6,7 @@ The libraries are imported where they are used: an image holds its own extra's o
 # ruff: noqa: PLC0415
 
 import re
+import unicodedata
 from collections.abc import Collection
 from datetime import datetime
 from decimal import Decimal
@@ -17,6 +18,12 @@ from services.chassis.violations import InvalidValueError, Rule
 if TYPE_CHECKING:
     import phonenumbers
 
+# How people write numbers. phonenumbers reads more than that as digits, and so texts somebody else: keypad letters
+# (`9xxxx xxxx`), `;phone-context=`, the last digit of a second line (`4567/8`). `0xx11` means 0, any carrier, 11.
+WRITTEN = re.compile(r"(?:tel:)?[\s(]*(?:0\s?xx|\+)?[\d\s()[\].\-\u2010-\u2015\u2212]*", re.IGNORECASE)
+EXTENSION = re.compile(r"(?:;\s*ext\s*=|,|;|#|\bx|\bext\w*\.?:?|\bramal:?)\s*\d{1,6}\s*", re.IGNORECASE)
+# Dialled from Brazil a carrier follows (00 15 351 …), written elsewhere it is a plus (00351 …): two numbers.
+DIALLED_ABROAD = re.compile(r"\D*0\D*0")
 # Twilio's magic numbers, which only its test credentials and the sandbox know.
 MAGIC = re.compile(r"\+1500555\d{4}")
 # Before 2016 mobiles had eight digits after the area code; people still have them in their books.
@@ -63,13 +70,17 @@ def phone(text: str) -> str:
 def _parsed(text: str) -> "phonenumbers.PhoneNumber":
     import phonenumbers
 
+    text = "".join(str(unicodedata.decimal(char, char)) for char in text)
+    written = WRITTEN.match(text)
+    rest = text[written.end() :] if written else text
+    if rest:
+        raise InvalidValueError(Rule.HAS_EXTENSION if EXTENSION.fullmatch(rest) else Rule.NOT_DIGITS_ONLY)
+    if DIALLED_ABROAD.match(text):
+        raise InvalidValueError(Rule.BEGINS_WITH_00)
     try:
-        number = phonenumbers.parse(text, "BR")
+        return phonenumbers.parse(text, "BR")
     except phonenumbers.NumberParseException:
         raise InvalidValueError(Rule.NOT_A_PHONE_NUMBER) from None
-    if number.extension:
-        raise InvalidValueError(Rule.HAS_EXTENSION)
-    return number
 
 
 def _e164(number: "phonenumbers.PhoneNumber") -> str:

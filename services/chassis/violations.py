@@ -66,6 +66,14 @@ class Rule(Enum):
     NO_RECIPIENT = "must have an email or a phone", "Informe um e-mail ou um telefone."
     # Phone numbers.
     NOT_A_PHONE_NUMBER = "must be a phone number that exists", "Este telefone não existe. Confira o número com DDD."
+    NOT_DIGITS_ONLY = (
+        "must be one number, written in digits, spaces and + ( ) [ ] - . only",
+        "Escreva um só telefone, com números, espaços e os sinais + ( ) [ ] - . somente.",
+    )
+    BEGINS_WITH_00 = (
+        "must begin with + and the country code instead of 00",
+        "Escreva + e o código do país no lugar de 00.",
+    )
     NOT_A_MOBILE_NUMBER = "must be a mobile number, which takes texts", "Informe um celular, que recebe SMS."
     NINE_MISSING = "must have a 9 after the area code of a mobile number", "Falta o 9 depois do DDD."
     HAS_EXTENSION = "must be a number without an extension", "Informe o telefone sem ramal."

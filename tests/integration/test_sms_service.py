@@ -243,6 +243,14 @@ async def test_every_wrong_field_is_named_and_nothing_is_stored(desk: Desk) -> N
     assert (await desk.row("SELECT COUNT(*) AS n FROM sms"))["n"] == 0
 
 
+@pytest.mark.parametrize("to", ["21 9xxxx xxxx", "(11) 9DENT-ISTA", "11 9123-4567/8", "912345678;phone-context=+5511"])
+async def test_a_recipient_with_letters_or_two_numbers_is_refused_and_nobody_is_texted(desk: Desk, to: str) -> None:
+    error = await refused(desk.stub.SendSms(custom(recipient=to)), InvalidRequest)
+
+    assert [violation.field for violation in error.violations] == ["recipient"]
+    assert (await desk.row("SELECT COUNT(*) AS n FROM sms"))["n"] == 0
+
+
 @pytest.mark.parametrize("year", [1, 1969, 1999, 2200, 9999])
 async def test_a_time_outside_the_years_of_this_system_is_the_caller_s_error(desk: Desk, year: int) -> None:
     time = datetime(year, 1, 1, tzinfo=UTC)

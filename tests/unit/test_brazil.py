@@ -1,9 +1,15 @@
 """Numbers, days and money as Brazil writes them."""
 
+# ruff: noqa: RUF001 - look-alikes are the subject
+
+import unicodedata
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
+import phonenumbers
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.chassis.brazil import clock, mobile, phone, reais, spoken_day
 from services.chassis.violations import InvalidValueError, Rule
@@ -25,9 +31,13 @@ def test_a_mobile_number_is_e164_however_it_was_written(text: str) -> None:
         ("(11) 7876-5432", "NINE_MISSING"),
         ("+351912345678", "COUNTRY_NOT_SERVED"),
         ("(20) 91234-5678", "NOT_A_PHONE_NUMBER"),
-        ("maria", "NOT_A_PHONE_NUMBER"),
+        ("maria", "NOT_DIGITS_ONLY"),
         ("", "NOT_A_PHONE_NUMBER"),
         ("+5511912345678;ext=3", "HAS_EXTENSION"),
+        ("11 91234-5678 ramal 12", "HAS_EXTENSION"),
+        ("11 91234-5678 ext. 12", "HAS_EXTENSION"),
+        ("(11) 91234-5678 x3", "HAS_EXTENSION"),
+        ("11912345678#3", "HAS_EXTENSION"),
         ("+15005550006", "COUNTRY_NOT_SERVED"),
     ],
 )
@@ -36,6 +46,79 @@ def test_what_takes_no_texts_is_refused_with_the_reason(text: str, reason: str) 
         mobile(text)
 
     assert refused.value.rule is Rule[reason]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "21 9xxxx xxxx",
+        "(21) 9ABCD-EFGH",
+        "11 9 CLINICA 1",
+        "11 91234-567O",
+        "l1 91234-5678",
+        "11 9X234 5678",
+        "tel:91234-5678;phone-context=+55-11",
+        "912345678;phone-context=+5511",
+        "tel:+5511912345678;isub=1",
+        "(11) 9123-4567/8",
+        "11 91234-5678 / 11 91234-5679",
+        "11 91234-5678 ou 3123-4567",
+        "11*912345678",
+        "~11 91234-5678",
+        "+5511912345678+",
+        "11 +91234-5678",
+        "celular: 11 91234-5678",
+        "11 ⁹1234-5678",
+        "11 9①234-5678",
+        "+55 11 91234-5678, +55 11 91234-5679",
+    ],
+)
+def test_a_number_with_anything_but_digits_and_punctuation_is_refused(text: str) -> None:
+    for read in (mobile, phone):
+        with pytest.raises(InvalidValueError) as refused:
+            read(text)
+        assert refused.value.rule is Rule.NOT_DIGITS_ONLY
+
+
+@pytest.mark.parametrize(
+    "text", ["0055 11 91234-5678", "00 15 351 912 345 678", "00351912345678", "(00) 1 212 5551234"]
+)
+def test_a_number_dialled_with_00_is_refused_because_a_carrier_may_follow(text: str) -> None:
+    for read in (mobile, phone):
+        with pytest.raises(InvalidValueError) as refused:
+            read(text)
+        assert refused.value.rule is Rule.BEGINS_WITH_00
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tel:+55-11-91234-5678",
+        "TEL: (11) 91234-5678",
+        "(0xx11) 91234-5678",
+        "0XX 11 91234-5678",
+        "0 15 11 91234-5678",
+        "+55 (0) 11 91234-5678",
+        "5511912345678",
+        "[11] 91234.5678",
+        "11 91234\N{NON-BREAKING HYPHEN}5678",
+        "１１ ９１２３４ ５６７８",
+        "٠١١٩١٢٣٤٥٦٧٨",
+    ],
+)
+def test_the_ways_to_write_a_number_are_one_number(text: str) -> None:
+    assert mobile(text) == phone(text) == "+5511912345678"
+
+
+@given(st.text("0123456789+()-. x/;,#*aZ٣９", max_size=20))
+def test_a_number_never_holds_digits_that_were_not_written(text: str) -> None:
+    try:
+        number = phone(text)
+    except ValueError:
+        return
+    written = "".join(str(unicodedata.digit(char)) for char in text if char.isdigit())
+    national = str(phonenumbers.parse(number).national_number)
+    assert written.endswith(national)
 
 
 def test_other_regions_and_magic_numbers_pass_where_they_are_allowed() -> None:

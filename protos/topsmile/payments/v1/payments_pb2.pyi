@@ -366,7 +366,7 @@ class Payer(message.Message):
     email: builtins.str
     """Where the receipt goes; required for BOLETO. Empty: no receipt by email."""
     phone: builtins.str
-    """E.164 or Brazilian national; answered as E.164. Empty: no receipt by text message."""
+    """E.164 or Brazilian national, digits and punctuation only; answered as E.164. Empty: no receipt by text message."""
     tax_id: builtins.str
     """CPF or CNPJ, with or without punctuation; check digits are verified. Required for BOLETO."""
     locale: builtins.str

@@ -554,7 +554,9 @@ class SendAppointmentConfirmationRequest(message.Message):
     the same message, as it stands by then, and sends nothing. With another request: ALREADY_EXISTS.
     """
     recipient: builtins.str
-    """A mobile number, E.164 or Brazilian national; required."""
+    """A mobile number, E.164 or Brazilian national; required. Digits, spaces and + ( ) [ ] - . only, `tel:` may precede
+    them: letters, extensions, `;phone-context=`, a second number and a leading 00 are INVALID_ARGUMENT.
+    """
     @builtins.property
     def appointment(self) -> Appointment:
         """Required."""
@@ -610,7 +612,7 @@ class SendAppointmentReminderRequest(message.Message):
     the same message, as it stands by then, and sends nothing. With another request: ALREADY_EXISTS.
     """
     recipient: builtins.str
-    """A mobile number, E.164 or Brazilian national; required."""
+    """A mobile number, as SendAppointmentConfirmationRequest says; required."""
     @builtins.property
     def appointment(self) -> Appointment:
         """Required."""
@@ -676,7 +678,7 @@ class SendVerificationCodeRequest(message.Message):
     the same message, as it stands by then, and sends nothing. With another request: ALREADY_EXISTS.
     """
     recipient: builtins.str
-    """A mobile number, E.164 or Brazilian national; required."""
+    """A mobile number, as SendAppointmentConfirmationRequest says; required."""
     code: builtins.str
     """4–10 ASCII letters or digits; required."""
     def __init__(
@@ -729,7 +731,7 @@ class SendPaymentNoticeRequest(message.Message):
     the same message, as it stands by then, and sends nothing. With another request: ALREADY_EXISTS.
     """
     recipient: builtins.str
-    """A mobile number, E.164 or Brazilian national; required."""
+    """A mobile number, as SendAppointmentConfirmationRequest says; required."""
     kind: PaymentNoticeKind.ValueType
     """Required."""
     @builtins.property
@@ -788,7 +790,7 @@ class SendSmsRequest(message.Message):
     the same message, as it stands by then, and sends nothing. With another request: ALREADY_EXISTS.
     """
     recipient: builtins.str
-    """A mobile number, E.164 or Brazilian national; required."""
+    """A mobile number, as SendAppointmentConfirmationRequest says; required."""
     body: builtins.str
     """1–1,600 characters, counted as they will be sent; not only white space."""
     keep_accents: builtins.bool
