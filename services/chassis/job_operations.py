@@ -25,6 +25,19 @@ PURGE = """
             AND state IN ('done', 'cancelled') ORDER BY finished_at LIMIT :most)
     RETURNING id
 """
+# No lease is longer than a lease from now, so that a dead worker's job is found again in time.
+LEASES = """
+    UPDATE job SET due_at = now_ms() + :lease
+    WHERE queue = :queue AND priority = :priority AND state IN ('queued', 'running') AND state = 'running'
+        AND due_at > now_ms() + :lease
+"""
+# A job that comes from the future and was to run at once, or has failed since, runs at once. A scheduled one keeps its
+# time, which is the wall clock's.
+FROM_THE_FUTURE = """
+    UPDATE job SET due_at = now_ms(), created_at = now_ms()
+    WHERE queue = :queue AND priority = :priority AND state IN ('queued', 'running') AND state = 'queued'
+        AND created_at > now_ms() AND (due_at <= created_at OR failures > 0)
+"""
 SHOWN = """queue, id, priority, state, due_at, claims, attempted, failures, crashes, note, trace,
         created_at, finished_at, give_up_at"""
 SHOW = f"SELECT {SHOWN} FROM job WHERE queue = :queue AND id = :id"
@@ -72,7 +85,7 @@ async def listed(queue: str, state: str, most: int = 50) -> list[Row]:
 
 
 async def census(queue: str) -> Mapping[str, Any]:
-    """Count a queue: queued, running, dead, oldest_due_ms, paused (the reason or an empty string)."""
+    """Count a queue: queued, running, dead, oldest_due_ms, paused (the reason or an empty string), now (in ms)."""
     counted = await one(CENSUS, queue=queue)
     oldest = [(await one(OLDEST_DUE, queue=queue, priority=priority))["due_at"] for priority in PRIORITIES]
     return {
@@ -81,4 +94,12 @@ async def census(queue: str) -> Mapping[str, Any]:
         "dead": counted["dead"],
         "oldest_due_ms": max((counted["now"] - due for due in oldest if due is not None), default=0),
         "paused": (await pace.seen(queue)).reason,
+        "now": counted["now"],
     }
+
+
+async def clock_set_back(queue: str, lease_ms: int) -> None:
+    """Correct what was stored before the database's clock was set back. It reads the whole backlog."""
+    for priority in PRIORITIES:
+        await rows(LEASES, queue=queue, priority=priority, lease=lease_ms)
+        await rows(FROM_THE_FUTURE, queue=queue, priority=priority)

@@ -163,7 +163,7 @@ def _look_at(priority: int) -> str:
     return f"""
         SELECT {priority} AS priority, now_ms() AS now,
             CASE WHEN EXISTS (SELECT 1 FROM job WHERE {queued} AND due_at <= now_ms()) THEN 1 ELSE 0 END AS due,
-            CASE WHEN EXISTS (SELECT 1 FROM job WHERE {running} AND due_at <= now_ms()) THEN 1 ELSE 0 END AS vanished,
+            (SELECT MIN(due_at) FROM job WHERE {running} AND due_at <= now_ms()) AS stalled_at,
             (SELECT MIN(due_at) FROM job WHERE {queued} AND due_at > now_ms()) AS next_at
     """
 
@@ -229,10 +229,15 @@ async def add_claimed(
 
 @dataclass(frozen=True)
 class Sight:
-    """What a look saw; `wait` is the seconds after which something more may be due, where that is known."""
+    """
+    What a look saw.
+
+    `stalled_for` is the seconds since the oldest lease ended whose worker is gone, None where there is none. `wait` is
+    the seconds after which something more may be due, where that is known.
+    """
 
     due: tuple[int, ...] = ()
-    vanished: bool = False
+    stalled_for: float | None = None
     wait: float | None = None
 
 
@@ -244,9 +249,10 @@ async def look(queue: str) -> Sight:
     if state.paused_for > 0:
         return Sight(wait=state.paused_for)
     next_at = [row["next_at"] for row in found if row["next_at"] is not None]
+    stalled_at = [row["stalled_at"] for row in found if row["stalled_at"] is not None]
     return Sight(
         due=tuple(row["priority"] for row in found if row["due"]),
-        vanished=any(row["vanished"] for row in found),
+        stalled_for=(now - min(stalled_at)) / 1000 if stalled_at else None,
         wait=(min(next_at) - now) / 1000 if next_at else None,
     )
 
@@ -266,7 +272,7 @@ async def claim(queue: Queue, slots: int, priorities: Sequence[int] = PRIORITIES
     With `vanished`, one job whose worker is gone. Only for a worker that runs nothing else: it may be what killed it.
     """
     slots, limit = (1, None) if vanished else (slots, queue.pace)
-    state = await pace.locked(queue.name) if limit else await pace.seen(queue.name)
+    state = await pace.locked(queue.name, limit) if limit else await pace.seen(queue.name)
     if state.paused_for > 0:
         return Claimed()
     slots = min(slots, 1) if state.recovering else slots

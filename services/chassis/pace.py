@@ -6,25 +6,29 @@ A queue that was paused starts again with one trial; `resume` after its success 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from services.chassis.database import Row, maybe_one, one, rows
 from services.chassis.errors import Throttled, Unavailable
 
 SEEN = """
-    SELECT COALESCE(free_at, 0) AS free_at, COALESCE(paused_until, 0) AS paused_until, COALESCE(reason, '') AS reason,
-        now_ms() AS now
+    SELECT COALESCE(free_at, 0) AS free_at, COALESCE(paused_at, 0) AS paused_at,
+        COALESCE(paused_until, 0) AS paused_until, COALESCE(reason, '') AS reason, now_ms() AS now
     FROM (SELECT 1) AS asked LEFT JOIN pace ON queue = :queue
 """
-LOCKED = "SELECT free_at, paused_until, reason FROM pace WHERE queue = :queue FOR UPDATE"
+LOCKED = "SELECT free_at, paused_at, paused_until, reason FROM pace WHERE queue = :queue FOR UPDATE"
 ENSURE = "INSERT INTO pace (queue) VALUES (:queue) ON CONFLICT (queue) DO NOTHING"
 TAKE = "UPDATE pace SET free_at = :free_at WHERE queue = :queue"
 PAUSE = """
-    INSERT INTO pace (queue, paused_until, reason) VALUES (:queue, now_ms() + :pause, :reason)
-    ON CONFLICT (queue) DO UPDATE SET paused_until = excluded.paused_until, reason = excluded.reason
+    INSERT INTO pace (queue, paused_at, paused_until, reason) VALUES (:queue, now_ms(), now_ms() + :pause, :reason)
+    ON CONFLICT (queue) DO UPDATE SET
+        paused_at = excluded.paused_at, paused_until = excluded.paused_until, reason = excluded.reason
 """
-RESUME = "UPDATE pace SET reason = '' WHERE queue = :queue AND reason <> '' AND paused_until <= now_ms()"
+RESUME = """
+    UPDATE pace SET reason = ''
+    WHERE queue = :queue AND reason <> '' AND (paused_until <= now_ms() OR paused_at > now_ms())
+"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class Pace:
     def free_slots(self, free_at: int, now: int) -> int:
         ahead = max(free_at - now, 0) * self.per_second / 1e6
         return max(int(self.burst - ahead), 0)
+
+    def capped(self, free_at: int, now: int) -> int:
+        """Return `free_at`, at most a burst ahead: it is further ahead only where the clock was set back since."""
+        return min(free_at, now + ceil(self.burst * 1e6 / self.per_second))
 
     def after(self, free_at: int, now: int, taken: int) -> int:
         return max(free_at, now) + ceil(taken * 1e6 / self.per_second)
@@ -65,18 +73,24 @@ async def seen(queue: str) -> State:
     return _state(row, row["now"])
 
 
-async def locked(queue: str) -> State:
-    """See it and keep it from all others until the commit."""
+async def locked(queue: str, pace: Pace | None) -> State:
+    """See it, with `free_at` in the range of the rate limit, and keep it from all others until the commit."""
     row = await maybe_one(LOCKED, queue=queue)
     if row is None:
         await rows(ENSURE, queue=queue)
         row = await one(LOCKED, queue=queue)
     # Afterwards: PostgreSQL's time is from before a statement waits for a lock.
-    return _state(row, (await one("SELECT now_ms() AS now"))["now"])
+    state = _state(row, (await one("SELECT now_ms() AS now"))["now"])
+    if pace is None or (free_at := pace.capped(state.free_at, state.now)) == state.free_at:
+        return state
+    await take(queue, free_at)
+    return replace(state, free_at=free_at)
 
 
 def _state(row: Row, now: int) -> State:
-    return State(row["free_at"], now * 1000, max(0.0, (row["paused_until"] - now) / 1000), row["reason"])
+    # A pause that begins in the future was stored before the clock was set back: nobody knows its end, so it is over.
+    until = row["paused_until"] if row["paused_at"] <= now else 0
+    return State(row["free_at"], now * 1000, max(0.0, (until - now) / 1000), row["reason"])
 
 
 async def take(queue: str, free_at: int) -> None:
@@ -89,7 +103,7 @@ async def take_turn(queue: str, pace: Pace | None) -> bool:
 
     Returns whether the queue was paused and this is its trial.
     """
-    state = await locked(queue)
+    state = await locked(queue, pace)
     if state.paused_for > 0:
         refusal = Throttled if state.reason == "THROTTLED" else Unavailable
         raise refusal(f"{queue} is paused", reason=state.reason, retry_after=state.paused_for)

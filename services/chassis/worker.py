@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 #: Seconds between two looks at an idle queue; what this process adds wakes it at once.
 POLL = 0.25
+#: Seconds that a stalled job waits until its worker happens to be idle. After that the worker starts nothing else.
+STALLED_AT_MOST = 3.0
 #: Seconds until refused credentials are tried again: by then somebody may have mended them.
 CREDENTIALS_PAUSE = 60.0
 #: Seconds between two counts of the queue for the metrics and two looks for what may be forgotten.
@@ -60,6 +62,10 @@ class Worker:
         self._woken = asyncio.Event()
         self._stopping = False
         self._running: set[asyncio.Task[None]] = set()
+        self._gate = asyncio.Event()  #: Closed while a stalled job needs the worker for itself.
+        self._gate.set()
+        self._held = 0  #: How many of the running wait at the gate.
+        self._look_at = 0.0
         self._store_retry = 0.0
         self._wait: float | None = None
         self._refill_at = -1  #: How few may run before it is time to look again; -1: nothing more was due.
@@ -88,6 +94,7 @@ class Worker:
             watch.cancel()
             with suppress(asyncio.CancelledError):
                 await watch
+            self._gate.set()
             while self._running:
                 await asyncio.wait(self._running)
 
@@ -101,27 +108,48 @@ class Worker:
 
     async def _turn(self) -> bool:
         """Claim and start what can start; True if there may be more at once."""
-        slots = min(self._queue.concurrency - len(self._running), self._room())
-        if slots <= 0:
+        room, now = self._room(), asyncio.get_running_loop().time()
+        slots = min(self._queue.concurrency - len(self._running), room)
+        if room <= 0:
+            self._gate.set()
             return False
+        if slots <= 0 and now < self._look_at and self._gate.is_set():
+            return False
+        self._look_at = now + POLL  # a worker that is always full looks too: a job may have stalled
         try:
             seen = await self._database.read(jobs.look, self._queue.name)
             self._wait = seen.wait
-            vanished = seen.vanished and not self._running  # it waits until nothing else runs
-            if not vanished and not seen.due:
+            alone = self._make_room(seen.stalled_for)
+            if not alone and (slots <= 0 or not seen.due or not self._gate.is_set()):
                 return False
-            claimed = await self._database.run(jobs.claim, self._queue, slots, seen.due, vanished=vanished)
+            claimed = await self._database.run(jobs.claim, self._queue, slots, seen.due, vanished=alone)
         except Unavailable as error:
+            self._gate.set()
             self._store_retry = min(5.0, self._store_retry * 2 + POLL)
             log.warning("queue.database_away", queue=self._queue.name, reason=error.reason)
             return False
         self._store_retry = 0.0
-        started = [self._start(job, recovering=claimed.recovering, alone=vanished) for job in claimed.jobs]
-        if vanished and started:
+        started = [self._start(job, recovering=claimed.recovering, alone=alone) for job in claimed.jobs]
+        if alone and started:
             await asyncio.wait(started)
+        self._gate.set()
         # Not at every end of a job: to claim a few together costs little more than to claim one.
         self._refill_at = len(self._running) * 3 // 4 if len(started) == slots else -1
         return bool(started)
+
+    def _make_room(self, stalled_for: float | None) -> bool:
+        """
+        Tell whether a stalled job may be claimed now: it may be what killed its worker, so nothing runs beside it.
+
+        Where it has waited too long, the gate closes: what RPCs bring waits there until the stalled job has ended.
+        """
+        idle = len(self._running) == self._held
+        if stalled_for is None or (not idle and stalled_for < STALLED_AT_MOST):
+            self._gate.set()
+            return False
+        self._gate.clear()
+        self._refill_at = 0
+        return idle
 
     async def _idle(self) -> None:
         poll = POLL * (0.75 + random.random() / 2)  # noqa: S311 - no secret
@@ -141,11 +169,19 @@ class Worker:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # stored and logged; only `perform` hands it on
-        if len(self._running) <= self._refill_at:
+        self._wake_if_few()
+
+    def _wake_if_few(self) -> None:
+        if len(self._running) - self._held <= self._refill_at:
             self._woken.set()
 
     async def _work(self, job: Job, *, recovering: bool, alone: bool) -> None:
         begun = False
+        if not alone and not self._gate.is_set():
+            self._held += 1
+            self._wake_if_few()
+            await self._gate.wait()
+            self._held -= 1
 
         async def begin_act(seconds: float) -> None:
             nonlocal begun
@@ -207,12 +243,17 @@ class Worker:
         return "dead" if await run(jobs.failed, job, delay, reason_of(error), on_dead) else "failed"
 
     async def _keep_house(self) -> None:
-        """Count for the metrics and forget what is old enough."""
+        """Count for the metrics, forget what is old enough, and correct what a clock that was set back has left."""
         name, kept_ms = self._queue.name, self._queue.kept_days * 86_400_000
-        purged = 0
+        purged, clock = 0, None
         while True:
             with suppress(Unavailable):
-                metrics.queue_census(name, await self._database.read(job_operations.census, name))
+                census = await self._database.read(job_operations.census, name)
+                metrics.queue_census(name, census)
+                if clock is None or census["now"] < clock:
+                    await self._database.run(job_operations.clock_set_back, name, self._queue.lease_ms)
+                    self.wake()
+                clock = census["now"]
                 purged = await self._database.run(job_operations.purge, name, kept_ms)
             await asyncio.sleep(0.1 if purged else CENSUS_EVERY)
 

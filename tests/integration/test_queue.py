@@ -337,6 +337,186 @@ async def test_a_vanished_job_runs_alone(db: Database) -> None:
     assert most == 1
 
 
+class Load:
+    """Handles jobs for 50 ms each, and remembers who ran beside whom."""
+
+    def __init__(self) -> None:
+        self.running: set[str] = set()
+        self.done: list[str] = []
+        self.beside_stalled: set[str] = set()
+
+    async def handle(self, job: Job, _begin_act: BeginAct) -> Outcome:
+        self.running.add(job.id)
+        if any(id.startswith("stalled") for id in self.running):
+            self.beside_stalled |= {id for id in self.running if not id.startswith("stalled")}
+        await asyncio.sleep(0.05)
+        self.running.discard(job.id)
+        self.done.append(job.id)
+        return Done()
+
+
+async def stalled(db: Database, *ids: str, seconds: float) -> None:
+    """Store jobs whose leases ended so long ago."""
+    for id in ids:
+        await db.run(jobs.add_claimed, QUEUE, id, b"")
+        ended = "UPDATE job SET due_at = now_ms() - CAST(:age AS BIGINT) WHERE id = :id"
+        await db.run(rows, ended, id=id, age=int(seconds * 1000))
+
+
+@pytest.mark.parametrize(("queued", "by_rpc"), [(3, 0), (0, 3), (3, 3), (0, 40)])
+async def test_stalled_jobs_under_constant_load_run_alone_within_seconds(
+    db: Database, queued: int, by_rpc: int
+) -> None:
+    """40 calls at once are more than the queue's own width: its worker never has a free slot."""
+    load = Load()
+    queue = queue_of(load.handle, concurrency=20)
+    worker = Worker(db, queue)
+    running = asyncio.create_task(worker.run())
+    loading = True
+
+    async def keep_queued(number: int) -> None:
+        for n in range(10_000):
+            if not loading:
+                break
+            await db.run(jobs.add, "post", f"queued-{number}-{n}", b"")
+            worker.wake()
+            await asyncio.sleep(0.02)
+
+    async def keep_calling(number: int) -> None:
+        for n in range(10_000):
+            if not loading:
+                break
+            await worker.perform(await db.run(jobs.add_claimed, queue, f"rpc-{number}-{n}", b""))
+
+    loads = [asyncio.create_task(keep_calling(n)) for n in range(by_rpc)]
+    loads += [asyncio.create_task(keep_queued(n)) for n in range(queued)]
+    await asyncio.sleep(0.3)
+    assert load.done
+    await stalled(db, "stalled-1", "stalled-2", "stalled-3", seconds=4)
+    async with asyncio.timeout(20):
+        while sum(id.startswith("stalled") for id in load.done) < 3:  # noqa: ASYNC110 - the handler tells nobody
+            await asyncio.sleep(0.01)
+    loading = False
+    await asyncio.gather(*loads)
+    worker.stop()
+    await running
+
+    assert load.beside_stalled == set()
+    assert len(load.done) > 3
+
+
+async def test_young_stalled_job_holds_nobody_up(db: Database) -> None:
+    load = Load()
+    worker = Worker(db, queue_of(load.handle))
+    await stalled(db, "stalled", seconds=0.1)
+    performing = asyncio.create_task(worker.perform(await db.run(jobs.add_claimed, worker.queue, "rpc", b"")))
+    await asyncio.sleep(0)
+    await worker._turn()
+
+    assert worker._gate.is_set()
+    assert await state_of(db, "stalled") == "running"
+    await performing
+
+
+@pytest.mark.parametrize("end", ["breaker", "stop", "caller"])
+async def test_call_that_waits_for_a_stalled_job_is_performed_whatever_ends_the_wait(db: Database, end: str) -> None:
+    load = Load()
+    room = 20
+    worker = Worker(db, queue_of(load.handle), room=lambda: room)
+    await stalled(db, "stalled", seconds=60)
+    first = asyncio.create_task(worker.perform(await db.run(jobs.add_claimed, worker.queue, "first", b"")))
+    await asyncio.sleep(0)
+    await worker._turn()
+    held = asyncio.create_task(worker.perform(await db.run(jobs.add_claimed, worker.queue, "held", b"")))
+    await asyncio.sleep(0)
+    assert not worker._gate.is_set()
+    if end == "breaker":
+        room = 0
+        await worker._turn()
+    elif end == "caller":
+        held.cancel()
+    running = asyncio.create_task(worker.run())
+    if end != "stop":
+        await asyncio.sleep(0.5)
+    worker.stop()
+    await running
+    await asyncio.gather(first, held, return_exceptions=True)
+
+    assert {"first", "held"} <= set(load.done)
+
+
+async def clock_set_back(db: Database, seconds: float) -> None:
+    """What was stored until now is that far ahead."""
+    db.offset_ms -= int(seconds * 1000)
+
+
+@pytest.mark.parametrize("seconds", [20, 3_600, 86_400])
+@pytest.mark.parametrize("limit", [Pace(10, burst=3), Pace(400, burst=400), Pace(0.5)])
+async def test_rate_limit_after_the_clock_was_set_back_is_at_most_a_burst_ahead(
+    db: Database, limit: Pace, seconds: int
+) -> None:
+    queue = queue_of(pace=limit)
+    for _ in range(limit.burst):
+        await db.run(pace.take_turn, queue.name, limit)
+    await clock_set_back(db, seconds)
+    await db.run(jobs.add, "post", "a", b"")
+
+    assert await claim_now(db, queue=queue) == ()  # the burst was used up a moment ago
+    db.offset_ms += int(limit.burst / limit.per_second * 1000) + 5
+    assert [job.id for job in await claim_now(db, queue=queue)] == ["a"]
+
+
+@pytest.mark.parametrize("seconds", [5, 3_600, 86_400])
+async def test_pause_after_the_clock_was_set_back_is_over_and_one_trial_begins(db: Database, seconds: int) -> None:
+    for id in "abc":
+        await db.run(jobs.add, "post", id, b"")
+    [job, *_] = await claim_now(db, slots=1)
+    await db.run(jobs.later, job, Later(60, "THROTTLED", pause=True))
+    assert (await db.read(jobs.look, "post")).wait is not None
+    await clock_set_back(db, seconds)
+
+    trial = await db.run(jobs.claim, QUEUE, 10)
+    assert trial.jobs == ()  # they were added after the moment that the clock shows
+    await db.run(job_operations.clock_set_back, "post", QUEUE.lease_ms)
+    trial = await db.run(jobs.claim, QUEUE, 10)
+    assert (len(trial.jobs), trial.recovering) == (1, True)
+    await db.run(pace.resume, "post")
+    assert len(await claim_now(db)) == 1
+
+
+@pytest.mark.parametrize("seconds", [30, 3_600, 86_400])
+async def test_jobs_after_the_clock_was_set_back_wait_no_longer_than_before(db: Database, seconds: int) -> None:
+    """A lease ends in time, a job that was to run at once runs at once, and a scheduled one keeps its time."""
+    await db.run(jobs.add, "post", "lost", b"")
+    [lost] = await claim_now(db)
+    await db.run(jobs.add, "post", "failed", b"")
+    [failed] = await claim_now(db)
+    await db.run(jobs.failed, failed, 5.0, "NOT_SENT", remember)
+    await db.run(jobs.add, "post", "now", b"")
+    now = (await db.run(one, "SELECT now_ms() AS now"))["now"]
+    await db.run(jobs.add, "post", "scheduled", b"", due_at=now + 60_000)
+    load = Load()
+    worker = Worker(db, queue_of(load.handle))
+    await clock_set_back(db, seconds)
+    running = asyncio.create_task(worker.run())
+    async with asyncio.timeout(10):
+        while len(load.done) < 2:  # noqa: ASYNC110 - the handler tells nobody
+            await asyncio.sleep(0.01)
+    db.offset_ms += QUEUE.lease_ms + 1_000
+    async with asyncio.timeout(10):
+        while len(load.done) < 3:  # noqa: ASYNC110 - the handler tells nobody
+            await asyncio.sleep(0.01)
+    worker.stop()
+    await running
+
+    assert sorted(load.done) == ["failed", "lost", "now"]
+    row = await db.read(job_operations.show, "post", "scheduled")
+    assert row is not None
+    assert row["due_at"] == now + 60_000
+    with pytest.raises(jobs.ClaimLost):
+        await db.run(jobs.begin_act, lost, 1_000)
+
+
 async def test_a_lone_claim_of_one_job_overtakes_its_back_off_but_not_another_worker(db: Database) -> None:
     await db.run(jobs.add, "post", "a", b"")
     [job] = await claim_now(db)
