@@ -38,6 +38,7 @@ ENV DATABASES="services.chassis.sqlite, services.chassis.postgres"
 
 FROM process AS payments
 COPY --from=payments-build /venv /venv
+COPY protos/topsmile/common protos/topsmile/common
 COPY protos/topsmile/payments protos/topsmile/payments
 COPY services/chassis services/chassis
 COPY services/payments services/payments
@@ -50,6 +51,7 @@ CMD ["python", "-m", "services.payments"]
 
 FROM process AS email
 COPY --from=email-build /venv /venv
+COPY protos/topsmile/common protos/topsmile/common
 COPY protos/topsmile/email protos/topsmile/email
 COPY services/chassis services/chassis
 COPY services/email services/email
@@ -61,6 +63,7 @@ CMD ["python", "-m", "services.email"]
 
 FROM process AS sms
 COPY --from=sms-build /venv /venv
+COPY protos/topsmile/common protos/topsmile/common
 COPY protos/topsmile/sms protos/topsmile/sms
 COPY services/chassis services/chassis
 COPY services/sms services/sms

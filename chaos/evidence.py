@@ -21,6 +21,7 @@ import grpc
 from chaos.database import PROCESSES
 from chaos.operations import Operation
 from chaos.system import System
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2, email_pb2_grpc
 from topsmile.payments.v1 import payments_pb2, payments_pb2_grpc
 from topsmile.sms.v1 import sms_pb2, sms_pb2_grpc
@@ -266,14 +267,14 @@ class Asking:
         told = await patient(self._stubs["email"].GetEmail, email_pb2.GetEmailRequest(email_id=id))
         if told is None:
             return Standing("NOT_FOUND")
-        status = email_pb2.EmailStatus.Name(told.email.status).removeprefix("EMAIL_STATUS_")
+        status = common.MessageStatus.Name(told.email.status).removeprefix("MESSAGE_STATUS_")
         return Standing(status, told.email.scheduled_time.ToMilliseconds() / 1000, told.email.failure_reason)
 
     async def text(self, id: str) -> Standing:
         told = await patient(self._stubs["sms"].GetSms, sms_pb2.GetSmsRequest(sms_id=id))
         if told is None:
             return Standing("NOT_FOUND")
-        status = sms_pb2.SmsStatus.Name(told.sms.status).removeprefix("SMS_STATUS_")
+        status = common.MessageStatus.Name(told.sms.status).removeprefix("MESSAGE_STATUS_")
         return Standing(status, told.sms.scheduled_time.ToMilliseconds() / 1000, told.sms.failure_reason)
 
 

@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from chaos.operations import Journal, Operation
 from chaos.system import System
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2, payments_pb2_grpc
 from topsmile.sms.v1 import sms_pb2, sms_pb2_grpc
 
@@ -209,7 +210,7 @@ class Load:
     async def _create_over_grpc(self, operation: Operation) -> None:
         request = payments_pb2.CreatePaymentRequest(
             idempotency_key=operation.key,
-            amount=payments_pb2.Money(amount_minor=15_000, currency="BRL"),
+            amount=common.Money(amount_minor=15_000, currency="BRL"),
             appointment_id=operation.appointment,
             patient_id=f"pat-{operation.key}",
             payer=payments_pb2.Payer(name="Ana Souza", email=operation.email, phone=operation.phone),

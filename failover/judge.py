@@ -18,6 +18,7 @@ from failover.cluster import Cluster
 from failover.journal import Call, Journal, Refused
 from failover.load import Callers, ask
 from failover.system import System
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2
 from topsmile.sms.v1 import sms_pb2
 
@@ -110,10 +111,10 @@ class Judge:
         try:
             if call.kind == "sms":
                 text = await ask(self._callers.sms.GetSms(sms_pb2.GetSmsRequest(sms_id=call.id), timeout=10))
-                return sms_pb2.SmsStatus.Name(text.sms.status).removeprefix("SMS_STATUS_")
+                return common.MessageStatus.Name(text.sms.status).removeprefix("MESSAGE_STATUS_")
             if call.kind == "email":
                 mail = await ask(self._callers.email.GetEmail(email_pb2.GetEmailRequest(email_id=call.id), timeout=10))
-                return email_pb2.EmailStatus.Name(mail.email.status).removeprefix("EMAIL_STATUS_")
+                return common.MessageStatus.Name(mail.email.status).removeprefix("MESSAGE_STATUS_")
         except Refused as refusal:
             return refusal.reason
         async with http.get(f"{self._system.gateways[0]}/v1/payments/{call.id}") as answer:

@@ -18,6 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from failover.journal import Call, Journal, Refused
 from failover.system import System
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2, email_pb2_grpc
 from topsmile.sms.v1 import sms_pb2, sms_pb2_grpc
 
@@ -105,7 +106,7 @@ class Callers:
         request = email_pb2.SendAppointmentConfirmationRequest(
             idempotency_key=call.key,
             recipient=email_pb2.Recipient(address=call.address, name="Ana Souza"),
-            appointment=email_pb2.Appointment(
+            appointment=common.Appointment(
                 appointment_id=call.key,
                 patient_name="Ana Souza",
                 professional="Dra. Beatriz Lima",

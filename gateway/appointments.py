@@ -13,6 +13,7 @@ from gateway.bodies import fill, idempotency_key, json_object
 from gateway.clients import Clients, Service
 from services.chassis.errors import InvalidRequest, ServiceError
 from services.chassis.violations import Rule, Violation
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2
 from topsmile.sms.v1 import sms_pb2
 
@@ -73,9 +74,8 @@ class Appointments:
         async def send() -> dict[str, Any]:
             answered = await service.call(method, request)
             message = getattr(answered, service.name)
-            status = message.DESCRIPTOR.fields_by_name["status"].enum_type.values_by_number[message.status].name
-            short = status.removeprefix(f"{service.name.upper()}_STATUS_")
-            return {"status": short, f"{service.name}_id": getattr(message, f"{service.name}_id")}
+            status = common.MessageStatus.Name(message.status).removeprefix("MESSAGE_STATUS_")
+            return {"status": status, f"{service.name}_id": getattr(message, f"{service.name}_id")}
 
         return send if address else None
 

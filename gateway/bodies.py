@@ -21,8 +21,6 @@ SECONDS = 10.0
 JSON_AT_MOST = 256 << 10
 CLOSE = {"connection": "close"}  # what was not read must not be taken for the next request
 
-INTEGERS = {FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64}
-
 
 async def read_body(scope: Scope, receive: Receive, most: int, seconds: float = SECONDS) -> bytes:
     """Read no more than is allowed: a declared length is judged before the first byte, a streamed body as it comes."""
@@ -144,7 +142,7 @@ def _set_map(entries: Any, value: object) -> None:
 def _scalar(field: Any, value: object) -> object:
     if field.enum_type is not None:
         return _enum(field.enum_type, value)
-    if field.type in INTEGERS:
+    if field.type == FieldDescriptor.TYPE_INT32:  # the contracts have no other integers
         return _integer(value)
     kind, name = (bool, "true or false") if field.type == FieldDescriptor.TYPE_BOOL else (str, "a text")
     if not isinstance(value, kind):
@@ -157,8 +155,8 @@ def _integer(value: object) -> int:
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidValueError(Rule.WRONG_TYPE, form="a whole number")
-    if not -(2**63) <= value < 2**63:
-        raise InvalidValueError(Rule.OUT_OF_RANGE, least=-(2**63), most=2**63 - 1)
+    if not -(2**31) <= value < 2**31:
+        raise InvalidValueError(Rule.OUT_OF_RANGE, least=-(2**31), most=2**31 - 1)
     return value
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import structlog
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway import inbox
 from gateway.clients import Clients, Service
@@ -13,6 +12,7 @@ from services.chassis.database import Database, Row
 from services.chassis.errors import AlreadyExists, InvalidRequest, Rejected, Unavailable
 from services.chassis.jobs import BeginAct, Done, Job, Never, Outcome, Queue
 from services.chassis.worker import Worker
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2
 from topsmile.payments.v1 import payments_pb2
 from topsmile.sms.v1 import sms_pb2
@@ -81,28 +81,17 @@ def deliveries(database: Database, clients: Clients) -> dict[str, Worker]:
     payments, email, sms = clients.all
 
     async def apply_stripe(row: Row) -> tuple[str, str]:
-        event = payments_pb2.Event(
-            event_id=row["event_id"].rpartition("/")[2],
-            type=row["type"],
-            account=row["account"],
-            body=row["body"],
-            received_time=_moment(row),
-            livemode=bool(row["livemode"]),
-        )
+        event = _event(row, row["event_id"].rpartition("/")[2])
         request = payments_pb2.ApplyEventsRequest(events=[event])
-        return _outcome(payments_pb2, await payments.call(clients.payment_admin_stub.ApplyEvents, request))
+        return _outcome(await payments.call(clients.payment_admin_stub.ApplyEvents, request))
 
     async def apply_sendgrid(row: Row) -> tuple[str, str]:
-        event = email_pb2.Event(event_id=row["event_id"], body=row["body"], received_time=_moment(row))
-        request = email_pb2.ApplyEventsRequest(events=[event])
-        return _outcome(email_pb2, await email.call(clients.email_admin_stub.ApplyEvents, request))
+        request = email_pb2.ApplyEventsRequest(events=[_event(row, row["event_id"])])
+        return _outcome(await email.call(clients.email_admin_stub.ApplyEvents, request))
 
     async def apply_twilio(row: Row) -> tuple[str, str]:
-        event = sms_pb2.Event(
-            event_id=row["event_id"], body=row["body"], query=row["query"], received_time=_moment(row)
-        )
-        request = sms_pb2.ApplyEventsRequest(events=[event])
-        return _outcome(sms_pb2, await sms.call(clients.sms_admin_stub.ApplyEvents, request))
+        request = sms_pb2.ApplyEventsRequest(events=[_event(row, row["event_id"])])
+        return _outcome(await sms.call(clients.sms_admin_stub.ApplyEvents, request))
 
     async def mail(payload: bytes) -> Message:
         request = email_pb2.SendPaymentNoticeRequest.FromString(payload)
@@ -119,12 +108,19 @@ def deliveries(database: Database, clients: Clients) -> dict[str, Worker]:
     }
 
 
-def _moment(row: Row) -> Timestamp:
-    moment = Timestamp()
-    moment.FromMilliseconds(row["received_at"])
-    return moment
+def _event(row: Row, event_id: str) -> common.ProviderEvent:
+    event = common.ProviderEvent(
+        event_id=event_id,
+        type=row["type"],
+        account=row["account"],
+        body=row["body"],
+        livemode=bool(row["livemode"]),
+        query=row["query"],
+    )
+    event.received_time.FromMilliseconds(row["received_at"])
+    return event
 
 
-def _outcome(contract: Any, response: Any) -> tuple[str, str]:
+def _outcome(response: Any) -> tuple[str, str]:
     (result,) = response.results
-    return contract.EventOutcome.Name(result.outcome).removeprefix("EVENT_OUTCOME_"), result.detail
+    return common.EventOutcome.Name(result.outcome).removeprefix("EVENT_OUTCOME_"), result.detail

@@ -42,10 +42,4 @@ class Payments:
 
 
 def to_json(message: Message) -> dict[str, Any]:
-    """Amounts are numbers: they have at most eight digits, and JavaScript counts to sixteen."""
-    return MessageToDict(
-        message,
-        preserving_proto_field_name=True,
-        always_print_fields_with_no_presence=True,
-        unquote_int64_if_possible=True,
-    )
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)

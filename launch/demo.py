@@ -24,6 +24,7 @@ import grpc
 
 from launch.settings import PROVIDERS, complete, merged
 from launch.system import System, running
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2, email_pb2_grpc
 from topsmile.sms.v1 import sms_pb2, sms_pb2_grpc
 
@@ -98,12 +99,12 @@ class Clinic:
     async def email_delivered(self, email_id: str) -> bool:
         asked, credentials = email_pb2.GetEmailRequest(email_id=email_id), tuple(self._credentials.items())
         found = await self._email.GetEmail(asked, timeout=5, metadata=credentials)
-        return bool(found.email.status == email_pb2.EMAIL_STATUS_DELIVERED)
+        return bool(found.email.status == common.MESSAGE_STATUS_DELIVERED)
 
     async def sms_delivered(self, sms_id: str) -> bool:
         asked, credentials = sms_pb2.GetSmsRequest(sms_id=sms_id), tuple(self._credentials.items())
         found = await self._sms.GetSms(asked, timeout=5, metadata=credentials)
-        return bool(found.sms.status == sms_pb2.SMS_STATUS_DELIVERED)
+        return bool(found.sms.status == common.MESSAGE_STATUS_DELIVERED)
 
     async def confirm_appointment(self) -> tuple[str, str]:
         appointment = {

@@ -12,6 +12,7 @@ import grpc
 import uvloop
 
 from bench.loads.latencies import tell
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2
 from topsmile.sms.v1 import sms_pb2
 
@@ -27,7 +28,7 @@ def payment() -> bytes:
     key = secrets.token_hex(12)
     request = payments_pb2.CreatePaymentRequest(
         idempotency_key=key,
-        amount=payments_pb2.Money(amount_minor=15000, currency="BRL"),
+        amount=common.Money(amount_minor=15000, currency="BRL"),
         appointment_id=f"a-{key}",
         patient_id="77",
         description="Consulta",

@@ -141,7 +141,7 @@ class Fields:
         money = self.child(field)
         if money is None:
             return 0, ""
-        amount: int = money._message.amount_minor  # type: ignore[attr-defined]  # noqa: SLF001 - each contract has its Money
+        amount: int = money._message.amount_minor  # type: ignore[attr-defined]  # noqa: SLF001 - a Money
         if amount <= 0:
             money.wrong("amount_minor", Rule.NOT_POSITIVE)
         currency = money.text("currency", least=3, most=3)

@@ -34,6 +34,8 @@ REQUESTS: dict[str, type[Request]] = {
     REMINDER: pb.SendAppointmentReminderRequest,
     RECEIPT: pb.SendPaymentNoticeRequest,
 }
+#: A notice has no word for these.
+UNNAMED_METHODS = ("AUTOMATIC", "OTHER")
 
 
 class Mailbox(NamedTuple):
@@ -95,7 +97,7 @@ class Payment:
             appointment_id=fields.text("appointment_id", most=100),
             patient_name=fields.text("patient_name", most=200),
             paid_at=fields.time("paid_time", required=True) or NEVER,
-            method=fields.choice("method") if fields.has("method") else "",
+            method=fields.choice("method", excluded=UNNAMED_METHODS) if fields.has("method") else "",
         )
 
 

@@ -7,7 +7,7 @@ What a webhook's item says about one of our emails, or why it says nothing.
 import json
 from typing import Any, NamedTuple
 
-from topsmile.email.v1 import email_pb2 as pb
+from topsmile.common.v1 import common_pb2 as common
 
 STATUSES = {
     "processed": "SENT",
@@ -41,19 +41,19 @@ class Fact(NamedTuple):
 class Unfit(NamedTuple):
     """An event that changes nothing, whatever is stored."""
 
-    outcome: pb.EventOutcome.ValueType
+    outcome: common.EventOutcome.ValueType
     why: str
 
 
 def _rejected(why: str) -> Unfit:
-    return Unfit(pb.EVENT_OUTCOME_REJECTED, why)
+    return Unfit(common.EVENT_OUTCOME_REJECTED, why)
 
 
 def _ignored(why: str) -> Unfit:
-    return Unfit(pb.EVENT_OUTCOME_IGNORED_FOREIGN, why)
+    return Unfit(common.EVENT_OUTCOME_IGNORED_FOREIGN, why)
 
 
-def read(event: pb.Event) -> Fact | Unfit:
+def read(event: common.ProviderEvent) -> Fact | Unfit:
     if not event.event_id or _text(event.event_id) != event.event_id:
         return _rejected("no usable event_id")
     try:

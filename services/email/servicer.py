@@ -17,6 +17,7 @@ from services.chassis.violations import Rule
 from services.email import sendgrid_events, store
 from services.email.message import Message, Request
 from services.email.sendgrid_events import Fact, Unfit
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2 as pb
 from topsmile.email.v1.email_pb2_grpc import EmailAdminServiceServicer, EmailServiceServicer
 
@@ -81,7 +82,7 @@ class EmailAdminServicer(EmailAdminServiceServicer):
         told = [reading if isinstance(reading, Unfit) else Unfit(next(outcomes), "") for reading in readings]
         return pb.ApplyEventsResponse(
             results=[
-                pb.EventResult(event_id=event.event_id, outcome=outcome, detail=why)
+                common.EventResult(event_id=event.event_id, outcome=outcome, detail=why)
                 for event, (outcome, why) in zip(request.events, told, strict=True)
             ]
         )

@@ -17,6 +17,7 @@ from services.chassis.errors import NotFound
 from services.chassis.jobs import Job
 from services.email.message import CONFIRMATION, REMINDER, Message, milliseconds
 from services.email.sendgrid_events import Fact
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2 as pb
 
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -28,7 +29,7 @@ RANKS = {
     "DEFERRED": 60, "DELIVERED": 70, "BOUNCED": 80, "DROPPED": 80, "SUPPRESSED": 80, "COMPLAINED": 90,
 }  # fmt: skip
 REASONS = {
-    name.removeprefix("ERROR_REASON_") for name in pb.DESCRIPTOR.enum_types_by_name["ErrorReason"].values_by_name
+    name.removeprefix("ERROR_REASON_") for name in common.DESCRIPTOR.enum_types_by_name["ErrorReason"].values_by_name
 }
 ENDED = {"CANCELED", "EXPIRED", "FAILED", "BOUNCED", "DROPPED", "SUPPRESSED", "COMPLAINED"}
 
@@ -219,20 +220,20 @@ async def cancel(email_id: str, appointment_id: str) -> tuple[int, int]:
     return canceled, too_late
 
 
-async def apply(facts: Sequence[Fact]) -> list[pb.EventOutcome.ValueType]:
+async def apply(facts: Sequence[Fact]) -> list[common.EventOutcome.ValueType]:
     return [await apply_one(fact) for fact in facts]
 
 
-async def apply_one(fact: Fact) -> pb.EventOutcome.ValueType:
+async def apply_one(fact: Fact) -> common.EventOutcome.ValueType:
     if await maybe_one(KNOWN, email_id=fact.email_id) is None:
-        return pb.EVENT_OUTCOME_IGNORED_FOREIGN  # of another installation on the same account
+        return common.EVENT_OUTCOME_IGNORED_FOREIGN  # of another installation on the same account
     if await maybe_one(DEDUPLICATE, event_id=fact.event_id, email_id=fact.email_id, status=fact.status) is None:
-        return pb.EVENT_OUTCOME_DUPLICATE
+        return common.EVENT_OUTCOME_DUPLICATE
     moved = await advance(
         fact.email_id, fact.status, message_id=fact.provider_message_id, provider=PROVIDER,
         failure_reason=fact.failure_reason, changed_at=fact.happened_at, detail=fact.detail,
     )  # fmt: skip
-    return pb.EVENT_OUTCOME_APPLIED if moved else pb.EVENT_OUTCOME_STALE
+    return common.EVENT_OUTCOME_APPLIED if moved else common.EVENT_OUTCOME_STALE
 
 
 def to_proto(row: Row, changes: Sequence[Row]) -> pb.Email:
@@ -250,5 +251,5 @@ def to_proto(row: Row, changes: Sequence[Row]) -> pb.Email:
     return email
 
 
-def status_of(row: Row) -> pb.EmailStatus.ValueType:
-    return pb.EmailStatus.Value(f"EMAIL_STATUS_{row['status']}")
+def status_of(row: Row) -> common.MessageStatus.ValueType:
+    return common.MessageStatus.Value(f"MESSAGE_STATUS_{row['status']}")

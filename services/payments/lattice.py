@@ -10,6 +10,7 @@ later. Money that was taken outranks whatever we had given up.
 from typing import Literal
 
 from services.payments.provider import Standing
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 
 FINAL = 80
@@ -66,7 +67,7 @@ def moved(before: pb.Payment, standing: Standing, *, confirmed: bool, now: int) 
     after.stripe_payment_intent_id = standing.intent_id
     after.amount_captured.amount_minor = standing.captured_minor
     if standing.method:
-        after.method = pb.PaymentMethod.Value(f"PAYMENT_METHOD_{standing.method}")
+        after.method = common.PaymentMethod.Value(f"PAYMENT_METHOD_{standing.method}")
     _tell_decline(after, standing)
     _tell_step(after, standing, confirmed=confirmed)
     if status == "SUCCEEDED":

@@ -17,6 +17,7 @@ from services.chassis.errors import (
 from services.payments.lattice import FINAL, decline_of, judge, moved
 from services.payments.provider import Standing
 from services.payments.store import BY_INTENT, GET, Stored, add_look, ask_refresh, find, locked, save, with_attempt
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 
 #: How often an unpaid code or voucher is looked at after it ran out: a minute later, then daily, over a long weekend.
@@ -85,7 +86,7 @@ async def _look_again(before: Stored, look: int) -> None:
     await save(before, after)
 
 
-async def apply_report(event_id: str, standing: Standing) -> pb.EventOutcome.ValueType | None:
+async def apply_report(event_id: str, standing: Standing) -> common.EventOutcome.ValueType | None:
     """Apply what an event says of a payment; None: there is no such payment."""
     before = await find(GET, lock=True, payment_id=standing.payment_id)
     if before is None:
@@ -93,29 +94,29 @@ async def apply_report(event_id: str, standing: Standing) -> pb.EventOutcome.Val
     asked = before.record.amount
     same_object = before.intent_id in ("", standing.intent_id)
     if not same_object or (standing.amount_minor, standing.currency) != (asked.amount_minor, asked.currency):
-        return pb.EVENT_OUTCOME_IGNORED_FOREIGN
+        return common.EVENT_OUTCOME_IGNORED_FOREIGN
     if await maybe_one(REMEMBER, event_id=event_id) is None:
-        return pb.EVENT_OUTCOME_DUPLICATE
+        return common.EVENT_OUTCOME_DUPLICATE
     after = moved(before.record, standing, confirmed=bool(before.confirmed), now=before.now)
     verdict = judge(before.record, after)
     if verdict == "FORWARD":
         await save(before, after, client_secret=before.client_secret or standing.client_secret)
     elif verdict == "UNCLEAR":
         await ask_refresh(before.payment_id)
-    return pb.EVENT_OUTCOME_STALE if verdict == "PAST" else pb.EVENT_OUTCOME_APPLIED
+    return common.EVENT_OUTCOME_STALE if verdict == "PAST" else common.EVENT_OUTCOME_APPLIED
 
 
-async def apply_hint(event_id: str, intent_id: str) -> pb.EventOutcome.ValueType | None:
+async def apply_hint(event_id: str, intent_id: str) -> common.EventOutcome.ValueType | None:
     """Ask Stripe about a payment that an event only names; None: there is no such payment."""
     before = await find(BY_INTENT, lock=True, intent_id=intent_id)
     if before is None:
         return None
     if await maybe_one(REMEMBER, event_id=event_id) is None:
-        return pb.EVENT_OUTCOME_DUPLICATE
+        return common.EVENT_OUTCOME_DUPLICATE
     if before.rank >= FINAL:
-        return pb.EVENT_OUTCOME_STALE
+        return common.EVENT_OUTCOME_STALE
     await ask_refresh(before.payment_id)
-    return pb.EVENT_OUTCOME_APPLIED
+    return common.EVENT_OUTCOME_APPLIED
 
 
 REFUSALS: dict[str, type[ExternalServiceError]] = {

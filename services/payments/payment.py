@@ -13,6 +13,7 @@ from services.chassis.brazil import THREE_DECIMALS, phone
 from services.chassis.fields import Fields, printable
 from services.chassis.idempotency import fingerprint
 from services.chassis.violations import Rule
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 
 LARGEST = 99_999_999
@@ -105,15 +106,15 @@ class Order:
         return pb.Payment(
             payment_id=payment_id,
             status=pb.PAYMENT_STATUS_UNKNOWN,
-            amount=pb.Money(amount_minor=self.amount_minor, currency=self.currency),
-            amount_captured=pb.Money(currency=self.currency),
-            amount_refunded=pb.Money(currency=self.currency),
+            amount=common.Money(amount_minor=self.amount_minor, currency=self.currency),
+            amount_captured=common.Money(currency=self.currency),
+            amount_refunded=common.Money(currency=self.currency),
             appointment_id=self.appointment_id,
             patient_id=self.patient_id,
             description=self.description,
             payer=pb.Payer(**vars(self.payer)),
             capture=pb.CAPTURE_METHOD_MANUAL if self.manual_capture else pb.CAPTURE_METHOD_AUTOMATIC,
-            method=pb.PaymentMethod.Value(
+            method=common.PaymentMethod.Value(
                 f"PAYMENT_METHOD_{self.methods[0] if self.confirmed_here else 'UNSPECIFIED'}"
             ),
             last_attempt=pb.ATTEMPT_OUTCOME_UNKNOWN,

@@ -18,6 +18,7 @@ from services.payments.change_log import ChangeLog
 from services.payments.payment import Order
 from services.payments.provider import Provider
 from services.payments.stripe_events import Hint, Ruled
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 from topsmile.payments.v1.payments_pb2_grpc import PaymentAdminServiceServicer, PaymentServiceServicer
 
@@ -96,10 +97,10 @@ class PaymentAdminServicer(PaymentAdminServiceServicer):
         self._worker.wake()
         return pb.ApplyEventsResponse(results=results)
 
-    async def _apply(self, event: pb.Event) -> pb.EventResult:
+    async def _apply(self, event: common.ProviderEvent) -> common.EventResult:
         match stripe_events.read(event, livemode=self._livemode):
             case Ruled() as ruled:
-                return pb.EventResult(event_id=event.event_id, outcome=ruled.outcome, detail=ruled.detail)
+                return common.EventResult(event_id=event.event_id, outcome=ruled.outcome, detail=ruled.detail)
             case Hint(intent_id):
                 outcome = await self._database.run(learning.apply_hint, event.event_id, intent_id)
                 unknown = stripe_events.foreign("no payment of ours is known by that PaymentIntent")
@@ -107,22 +108,22 @@ class PaymentAdminServicer(PaymentAdminServiceServicer):
                 outcome = await self._database.run(learning.apply_report, event.event_id, standing)
                 unknown = _stranger(event)
         if outcome is None:
-            return pb.EventResult(event_id=event.event_id, outcome=unknown.outcome, detail=unknown.detail)
-        return pb.EventResult(event_id=event.event_id, outcome=outcome, detail=DETAILS[outcome])
+            return common.EventResult(event_id=event.event_id, outcome=unknown.outcome, detail=unknown.detail)
+        return common.EventResult(event_id=event.event_id, outcome=outcome, detail=DETAILS[outcome])
 
 
 DETAILS = {
-    pb.EVENT_OUTCOME_APPLIED: "",
-    pb.EVENT_OUTCOME_DUPLICATE: "",
-    pb.EVENT_OUTCOME_STALE: "the payment had been there already",
-    pb.EVENT_OUTCOME_IGNORED_FOREIGN: "another PaymentIntent, or another amount, than this payment's",
+    common.EVENT_OUTCOME_APPLIED: "",
+    common.EVENT_OUTCOME_DUPLICATE: "",
+    common.EVENT_OUTCOME_STALE: "the payment had been there already",
+    common.EVENT_OUTCOME_IGNORED_FOREIGN: "another PaymentIntent, or another amount, than this payment's",
 }
 
 
-def _stranger(event: pb.Event) -> Ruled:
+def _stranger(event: common.ProviderEvent) -> Ruled:
     """Judge an event of a payment we do not have: another installation uses the same account, or we are behind."""
     if time.time() - event.received_time.ToSeconds() < YOUNG:
-        return Ruled(pb.EVENT_OUTCOME_RETRY, "names a payment that is not known here, yet")
+        return Ruled(common.EVENT_OUTCOME_RETRY, "names a payment that is not known here, yet")
     return stripe_events.foreign("names a payment that is not known here")
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from services.payments.provider import Standing
 from services.payments.stripe_intents import OURS, standing_of
-from topsmile.payments.v1 import payments_pb2 as pb
+from topsmile.common.v1 import common_pb2 as common
 
 
 @dataclass(frozen=True)
 class Ruled:
     """An outcome that needs no look at our records."""
 
-    outcome: pb.EventOutcome.ValueType
+    outcome: common.EventOutcome.ValueType
     detail: str
 
 
@@ -28,14 +28,14 @@ Reading = Ruled | Hint | Standing
 
 
 def foreign(detail: str) -> Ruled:
-    return Ruled(pb.EVENT_OUTCOME_IGNORED_FOREIGN, detail)
+    return Ruled(common.EVENT_OUTCOME_IGNORED_FOREIGN, detail)
 
 
 def rejected(detail: str) -> Ruled:
-    return Ruled(pb.EVENT_OUTCOME_REJECTED, detail)
+    return Ruled(common.EVENT_OUTCOME_REJECTED, detail)
 
 
-def read(event: pb.Event, *, livemode: bool) -> Reading:
+def read(event: common.ProviderEvent, *, livemode: bool) -> Reading:
     """
     Read an event, believing only what our own account says about our own world.
 

@@ -16,6 +16,7 @@ from services.chassis.fields import Fields
 from services.chassis.violations import Rule
 from services.sms import words
 from services.sms.segments import composed, fold
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.sms.v1 import sms_pb2 as pb
 
 CONFIRMATION, REMINDER = "appointment_confirmation", "appointment_reminder"
@@ -28,6 +29,8 @@ LONGEST = 1600
 CODE_USEFUL_MS = 10 * 60 * 1000
 # Stands for a moment that is missing, until `check` says so.
 NEVER = datetime.max.replace(tzinfo=UTC)
+#: A notice has no word for these.
+UNNAMED_METHODS = ("AUTOMATIC", "OTHER")
 
 Numbers: TypeAlias = Callable[[str], str]  #: To E.164; ValueError says why a number takes no texts.
 
@@ -101,7 +104,7 @@ class Payment:
             description=fields.text("description", most=500),
             patient_name=fields.text("patient_name", most=200),
             paid_at=fields.time("paid_time", required=True) or NEVER,
-            method=fields.choice("method") if fields.has("method") else "",
+            method=fields.choice("method", excluded=UNNAMED_METHODS) if fields.has("method") else "",
         )
 
 
@@ -120,10 +123,10 @@ class Reading:
         self._recipient = self.fields.read("recipient", numbers, recipient) if recipient else ""
 
     def appointment(self) -> Appointment:
-        return Appointment.read(self.fields.child("appointment") or Fields(pb.Appointment()))
+        return Appointment.read(self.fields.child("appointment") or Fields(common.Appointment()))
 
     def payment(self) -> Payment:
-        return Payment.read(self.fields.child("payment") or Fields(pb.PaymentSummary()))
+        return Payment.read(self.fields.child("payment") or Fields(common.PaymentSummary()))
 
     def check(self) -> None:
         self.fields.check()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.sms.v1 import sms_pb2 as pb
 
 #: A text moves only upwards. SENDING is not stored: a running job makes it of SCHEDULED and QUEUED. What was given up
@@ -14,7 +15,7 @@ RANKS = {
 }  # fmt: skip
 #: Ended without the provider's having taken it.
 NOT_SENT = frozenset({"CANCELED", "EXPIRED", "FAILED", "SUPPRESSED"})
-REASONS = frozenset(name.removeprefix("ERROR_REASON_") for name in pb.ErrorReason.keys())  # noqa: SIM118 - no mapping
+REASONS = frozenset(name.removeprefix("ERROR_REASON_") for name in common.ErrorReason.keys())  # noqa: SIM118 - no mapping
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Sms:
     def to_proto(self) -> pb.Sms:
         return pb.Sms(
             sms_id=self.sms_id,
-            status=pb.SmsStatus.Value(f"SMS_STATUS_{self.status}"),
+            status=common.MessageStatus.Value(f"MESSAGE_STATUS_{self.status}"),
             recipient=self.recipient,
             template=self.template,
             segments=self.segments,
@@ -72,8 +73,8 @@ class Sms:
             create_time=_stamp(self.created_at),
             update_time=_stamp(self.updated_at),
             history=[
-                pb.StatusChange(
-                    status=pb.SmsStatus.Value(f"SMS_STATUS_{change.status}"),
+                common.StatusChange(
+                    status=common.MessageStatus.Value(f"MESSAGE_STATUS_{change.status}"),
                     change_time=_stamp(change.changed_at),
                     detail=change.detail,
                 )

@@ -16,6 +16,7 @@ from services.chassis.violations import Rule
 from services.sms import message, store, twilio_events
 from services.sms.message import CODE, Message, Numbers
 from services.sms.pepper import Pepper
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.sms.v1 import sms_pb2 as pb
 from topsmile.sms.v1 import sms_pb2_grpc as pb_grpc
 
@@ -106,5 +107,7 @@ class SmsAdminServicer(pb_grpc.SmsAdminServiceServicer):
         return pb.ApplyEventsResponse(results=results)
 
 
-def _result(event_id: str, outcome: str, detail: str) -> pb.EventResult:
-    return pb.EventResult(event_id=event_id, outcome=pb.EventOutcome.Value(f"EVENT_OUTCOME_{outcome}"), detail=detail)
+def _result(event_id: str, outcome: str, detail: str) -> common.EventResult:
+    return common.EventResult(
+        event_id=event_id, outcome=common.EventOutcome.Value(f"EVENT_OUTCOME_{outcome}"), detail=detail
+    )

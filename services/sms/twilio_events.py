@@ -7,7 +7,7 @@ They come in any order, late, and twice.
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
-from topsmile.sms.v1 import sms_pb2 as pb
+from topsmile.common.v1 import common_pb2 as common
 
 #: Who refused, and why, is in the error code; `canceled` and what is received are none of ours.
 STATUSES = {
@@ -29,7 +29,7 @@ class StatusEvent:
     detail: str
 
 
-def read(event: pb.Event) -> StatusEvent | str:
+def read(event: common.ProviderEvent) -> StatusEvent | str:
     """Read a callback; a sentence says why it cannot be."""
     try:
         form = parse_qs(event.body.decode(), strict_parsing=True, max_num_fields=100)

@@ -15,6 +15,7 @@ from services.chassis.database import connect
 from services.sms.__main__ import MIGRATIONS
 from services.sms.pepper import Pepper
 from services.sms.servicer import SmsAdminServicer, SmsServicer
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.sms.v1 import sms_pb2 as pb
 
 
@@ -31,9 +32,9 @@ class Bridge:
 
 def requests() -> dict[str, Message]:
     to = "+5511912345678"
-    about = pb.Appointment(appointment_id="apt-1", patient_name="Ana")
+    about = common.Appointment(appointment_id="apt-1", patient_name="Ana")
     about.start_time.FromJsonString("2036-03-12T17:30:00Z")
-    paid = pb.PaymentSummary(payment_id="pay_1", amount=pb.Money(amount_minor=100, currency="BRL"))
+    paid = common.PaymentSummary(payment_id="pay_1", amount=common.Money(amount_minor=100, currency="BRL"))
     paid.paid_time.FromJsonString("2026-03-12T17:30:00Z")
     return {
         "SendSms": pb.SendSmsRequest(idempotency_key="k", recipient=to, body="oi"),
@@ -45,11 +46,11 @@ def requests() -> dict[str, Message]:
         ),
         "SendVerificationCode": pb.SendVerificationCodeRequest(idempotency_key="v", recipient=to, code="123456"),
         "SendPaymentNotice": pb.SendPaymentNoticeRequest(
-            idempotency_key="p", recipient=to, kind=pb.PAYMENT_NOTICE_KIND_SUCCEEDED, payment=paid
+            idempotency_key="p", recipient=to, kind=common.PAYMENT_NOTICE_KIND_SUCCEEDED, payment=paid
         ),
         "CancelSms": pb.CancelSmsRequest(appointment_id="apt-1"),
         "ApplyEvents": pb.ApplyEventsRequest(
-            events=[pb.Event(event_id="e1", body=b"MessageSid=SM1&MessageStatus=sent")]
+            events=[common.ProviderEvent(event_id="e1", body=b"MessageSid=SM1&MessageStatus=sent")]
         ),
     }
 

@@ -19,6 +19,7 @@ from services.chassis.health import Readiness
 from services.chassis.server import answering
 from services.payments.__main__ import Parts, assembled
 from services.payments.settings import Settings
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 from topsmile.payments.v1 import payments_pb2_grpc as rpc
 
@@ -47,7 +48,7 @@ class Payments:
     async def apply(self, *bodies: Any, age: float = 0.0, account: str = "") -> list[str]:
         events = [event(body, age=age, account=account) for body in bodies]
         answer: pb.ApplyEventsResponse = await self.admin.ApplyEvents(pb.ApplyEventsRequest(events=events))
-        return [pb.EventOutcome.Name(result.outcome).removeprefix("EVENT_OUTCOME_") for result in answer.results]
+        return [common.EventOutcome.Name(result.outcome).removeprefix("EVENT_OUTCOME_") for result in answer.results]
 
     async def until(self, payment_id: str, wanted: str) -> pb.Payment:
         async def there() -> bool:
@@ -101,14 +102,14 @@ def order(key: str = "key-1", *, amount: int = 15000, currency: str = "BRL", **c
         "metadata": {"clinic": "Clínica São José"},
         **changes,
     }
-    money = pb.Money(amount_minor=amount, currency=currency)
+    money = common.Money(amount_minor=amount, currency=currency)
     return pb.CreatePaymentRequest(idempotency_key=key, amount=money, **given)
 
 
-def event(body: Any, *, age: float = 0.0, account: str = "") -> pb.Event:
+def event(body: Any, *, age: float = 0.0, account: str = "") -> common.ProviderEvent:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     told = body if isinstance(body, dict) else {}
-    made = pb.Event(event_id=told.get("id", "evt_1"), type=told.get("type", ""), body=raw, account=account)
+    made = common.ProviderEvent(event_id=told.get("id", "evt_1"), type=told.get("type", ""), body=raw, account=account)
     made.received_time.FromSeconds(int(time.time() - age))
     return made
 

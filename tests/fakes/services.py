@@ -17,6 +17,7 @@ from services.chassis.errors import IdempotencyReuse, NotFound, OutOfRange, Serv
 from services.chassis.interceptors import Interceptors
 from services.chassis.server import OPTIONS, around_every_rpc
 from services.chassis.settings import Address, ProcessSettings
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2, email_pb2_grpc
 from topsmile.payments.v1 import payments_pb2, payments_pb2_grpc
 from topsmile.sms.v1 import sms_pb2, sms_pb2_grpc
@@ -87,8 +88,8 @@ class _Events:
                 outcome = self.outcomes.pop(0)
             if outcome == "APPLIED":
                 self.applied[event.event_id] = event
-            number = self._contract.EventOutcome.Value(f"EVENT_OUTCOME_{outcome}")
-            results.append(self._contract.EventResult(event_id=event.event_id, outcome=number))
+            number = common.EventOutcome.Value(f"EVENT_OUTCOME_{outcome}")
+            results.append(common.EventResult(event_id=event.event_id, outcome=number))
         return self._contract.ApplyEventsResponse(results=results)
 
 
@@ -115,7 +116,7 @@ class FakeEmail(Listening, email_pb2_grpc.EmailServiceServicer, email_pb2_grpc.E
 
     async def _send(self, request: Any, response: Any, status: str = "QUEUED") -> Any:
         await self.called(type(request).__name__)
-        number = email_pb2.EmailStatus.Value(f"EMAIL_STATUS_{status}")
+        number = common.MessageStatus.Value(f"MESSAGE_STATUS_{status}")
         return response(email=email_pb2.Email(email_id=f"eml_{self.kept.number(request)}", status=number))
 
     async def SendAppointmentConfirmation(self, request: Any, _context: Any) -> Any:
@@ -142,7 +143,7 @@ class FakeSms(Listening, sms_pb2_grpc.SmsServiceServicer, sms_pb2_grpc.SmsAdminS
 
     async def _send(self, request: Any, response: Any, status: str = "QUEUED") -> Any:
         await self.called(type(request).__name__)
-        number = sms_pb2.SmsStatus.Value(f"SMS_STATUS_{status}")
+        number = common.MessageStatus.Value(f"MESSAGE_STATUS_{status}")
         return response(sms=sms_pb2.Sms(sms_id=f"sms_{self.kept.number(request)}", status=number))
 
     async def SendAppointmentConfirmation(self, request: Any, _context: Any) -> Any:

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from tests.fakes.gateway import House, house
 from tests.fakes.payments_service import Payments, order, payments_service, refusal
 from tests.fakes.sandbox_bench import Bench
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 
 
@@ -101,7 +102,9 @@ async def test_the_gateway_s_caller_is_told_what_its_own_scopes_allow(
     [("feed", False), ("gateway", False), ("auditor", False), ("clinic", True), ("reader", True), ("desk", True)],
 )
 async def test_events_are_taken_from_callers_with_their_scope(guarded: Payments, token: str, refused: bool) -> None:
-    call = guarded.admin.ApplyEvents(pb.ApplyEventsRequest(events=[pb.Event(event_id="evt_1")]), metadata=bearer(token))
+    call = guarded.admin.ApplyEvents(
+        pb.ApplyEventsRequest(events=[common.ProviderEvent(event_id="evt_1")]), metadata=bearer(token)
+    )
 
     if refused:
         assert (await refusal(call)).reason == "PERMISSION_DENIED"

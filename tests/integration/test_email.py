@@ -34,6 +34,7 @@ from services.email.settings import Settings
 from services.email.store import MIGRATIONS, QUEUE
 from tests.fakes.sandbox_bench import Bench, sandbox_bench
 from tests.processes import Process
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2 as pb
 from topsmile.email.v1 import email_pb2_grpc as rpc
 
@@ -72,9 +73,12 @@ class Running:
         return [item for webhook in got for item in json.loads(webhook.body)]
 
     async def apply(self, *items: object) -> list[str]:
-        events = [pb.Event(event_id=f"evt-{hash(json.dumps(item))}", body=json.dumps(item).encode()) for item in items]
+        events = [
+            common.ProviderEvent(event_id=f"evt-{hash(json.dumps(item))}", body=json.dumps(item).encode())
+            for item in items
+        ]
         answer = await self.admin.ApplyEvents(pb.ApplyEventsRequest(events=events))
-        return [pb.EventOutcome.Name(result.outcome).removeprefix("EVENT_OUTCOME_") for result in answer.results]
+        return [common.EventOutcome.Name(result.outcome).removeprefix("EVENT_OUTCOME_") for result in answer.results]
 
     def pass_time(self, milliseconds: int) -> None:
         self.database.offset_ms += milliseconds
@@ -131,8 +135,8 @@ def recipient(address: str = "ana@example.com") -> pb.Recipient:
     return pb.Recipient(address=address, name="Ana Souza")
 
 
-def appointment(**changes: Any) -> pb.Appointment:
-    made = pb.Appointment(
+def appointment(**changes: Any) -> common.Appointment:
+    made = common.Appointment(
         appointment_id="apt-1",
         patient_name="João d'Ávila & Filhos",
         professional="Dra. Beatriz Lima",
@@ -144,7 +148,7 @@ def appointment(**changes: Any) -> pb.Appointment:
     )
     made.start_time.FromDatetime(START)
     made.end_time.FromDatetime(START + timedelta(minutes=45))
-    made.MergeFrom(pb.Appointment(**changes))
+    made.MergeFrom(common.Appointment(**changes))
     return made
 
 
@@ -167,14 +171,14 @@ def receipt(key: str = "key-3") -> Any:
     notice = pb.SendPaymentNoticeRequest(
         idempotency_key=key,
         recipient=recipient(),
-        kind=pb.PAYMENT_NOTICE_KIND_SUCCEEDED,
-        payment=pb.PaymentSummary(
+        kind=common.PAYMENT_NOTICE_KIND_SUCCEEDED,
+        payment=common.PaymentSummary(
             payment_id="pay_1",
-            amount=pb.Money(amount_minor=15000, currency="BRL"),
+            amount=common.Money(amount_minor=15000, currency="BRL"),
             description="Limpeza",
             appointment_id="apt-1",
             patient_name="João",
-            method=pb.PAYMENT_METHOD_PIX,
+            method=common.PAYMENT_METHOD_PIX,
         ),
     )
     notice.payment.paid_time.FromDatetime(datetime(2026, 3, 12, 17, 30, tzinfo=UTC))
@@ -182,11 +186,11 @@ def receipt(key: str = "key-3") -> Any:
 
 
 def status(email: pb.Email) -> str:
-    return pb.EmailStatus.Name(email.status).removeprefix("EMAIL_STATUS_")
+    return common.MessageStatus.Name(email.status).removeprefix("MESSAGE_STATUS_")
 
 
 def history(email: pb.Email) -> list[str]:
-    return [pb.EmailStatus.Name(step.status).removeprefix("EMAIL_STATUS_") for step in email.history]
+    return [common.MessageStatus.Name(step.status).removeprefix("MESSAGE_STATUS_") for step in email.history]
 
 
 async def refusal(call: Awaitable[object]) -> tuple[grpc.StatusCode, str, dict[str, str]]:
@@ -578,17 +582,21 @@ async def test_events_that_are_not_ours_or_no_events_change_nothing(service: Run
         None,
     )
     garbage = await service.admin.ApplyEvents(
-        pb.ApplyEventsRequest(events=[pb.Event(event_id="e", body=b"\xff"), pb.Event(body=b"{}")])
+        pb.ApplyEventsRequest(
+            events=[common.ProviderEvent(event_id="e", body=b"\xff"), common.ProviderEvent(body=b"{}")]
+        )
     )
 
     assert outcomes == ["IGNORED_FOREIGN"] * 3 + ["REJECTED"] * 5
-    assert {result.outcome for result in garbage.results} == {pb.EVENT_OUTCOME_REJECTED}
+    assert {result.outcome for result in garbage.results} == {common.EVENT_OUTCOME_REJECTED}
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_too_many_events_are_refused_as_a_whole(service: Running) -> None:
-    many = pb.ApplyEventsRequest(events=[pb.Event(event_id=str(number), body=b"{}") for number in range(101)])
-    large = pb.ApplyEventsRequest(events=[pb.Event(event_id="1", body=b" " * (2 << 20) + b"{}")])
+    many = pb.ApplyEventsRequest(
+        events=[common.ProviderEvent(event_id=str(number), body=b"{}") for number in range(101)]
+    )
+    large = pb.ApplyEventsRequest(events=[common.ProviderEvent(event_id="1", body=b" " * (2 << 20) + b"{}")])
 
     for request in (many, large, pb.ApplyEventsRequest()):
         code, _, wrong = await refusal(service.admin.ApplyEvents(request))

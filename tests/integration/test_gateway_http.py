@@ -215,7 +215,7 @@ async def test_an_unknown_payment_is_404(gateway: House) -> None:
 
 
 async def test_an_amount_is_a_whole_number(gateway: House) -> None:
-    for amount in [1.5, "x", True, 2**63, "1" * 30, [], {}]:
+    for amount in [1.5, "x", True, 2**31, 2**32 + 15000, -(2**31) - 1, 2**63, "1" * 30, [], {}]:
         body = PAYMENT | {"amount": {"amount_minor": amount, "currency": "BRL"}}
         status, problem, _ = await call(gateway, "/v1/payments", body)
         assert (status, wrong_fields(problem)) == (422, {"amount.amount_minor"})

@@ -12,6 +12,7 @@ from services.chassis import job_operations
 from services.chassis.errors import InvalidRequest
 from tests.fakes.payments_service import Payments, event, eventually, order, payments_service, refusal, status
 from tests.fakes.sandbox_bench import Bench
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 
 SAMPLES = Path(__file__).parents[2] / "../shared/provider-specs/stripe_event_samples.json"
@@ -49,7 +50,7 @@ async def test_a_boleto_paid_is_processed_and_then_succeeds(payments: Payments, 
     after = await payments.until(payment.payment_id, "SUCCEEDED")
     assert not after.HasField("boleto")
     assert not after.HasField("expires_time")
-    assert after.method == pb.PAYMENT_METHOD_BOLETO
+    assert after.method == common.PAYMENT_METHOD_BOLETO
 
 
 async def test_a_decline_leads_back_and_is_told(payments: Payments, bench: Bench) -> None:

@@ -27,6 +27,7 @@ from services.chassis.errors import (
 from services.payments.store import QUEUE
 from tests.fakes.payments_service import Payments, attempt, eventually, order, payments_service, refusal, status
 from tests.fakes.sandbox_bench import Bench
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 
 CREATE = "POST /v1/payment_intents"
@@ -56,7 +57,7 @@ async def test_pix_alone_answers_its_code(payments: Payments) -> None:
     payment = await payments.create(methods=["PAYMENT_METHOD_PIX"])
 
     assert status(payment) == "AWAITING_CUSTOMER"
-    assert payment.method == pb.PAYMENT_METHOD_PIX
+    assert payment.method == common.PAYMENT_METHOD_PIX
     assert payment.pix.text.startswith("000201")
     assert payment.pix.expires_time == payment.expires_time
     assert payment.client_secret == ""
@@ -65,7 +66,7 @@ async def test_pix_alone_answers_its_code(payments: Payments) -> None:
 async def test_boleto_alone_answers_its_line(payments: Payments) -> None:
     payment = await payments.create(methods=["PAYMENT_METHOD_BOLETO"])
 
-    assert payment.method == pb.PAYMENT_METHOD_BOLETO
+    assert payment.method == common.PAYMENT_METHOD_BOLETO
     assert len(payment.boleto.line) == 47
     assert payment.boleto.url
 

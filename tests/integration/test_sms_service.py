@@ -23,6 +23,7 @@ from services.chassis.server import answering
 from services.sms.__main__ import Parts, assembled
 from services.sms.settings import Settings
 from tests.processes import Sandbox, process, sandbox
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.sms.v1 import sms_pb2 as pb
 from topsmile.sms.v1.sms_pb2_grpc import SmsAdminServiceStub, SmsServiceStub
 
@@ -99,7 +100,7 @@ class Desk:
         return (await self.stub.GetSms(pb.GetSmsRequest(sms_id=sms_id))).sms
 
     async def becomes(self, sms_id: str, status: str, wait: float = 10.0) -> pb.Sms:
-        wanted = pb.SmsStatus.Value(f"SMS_STATUS_{status}")
+        wanted = common.MessageStatus.Value(f"MESSAGE_STATUS_{status}")
         return await eventually(lambda: self.get(sms_id), lambda sms: sms.status == wanted, wait)
 
     async def row(self, sql: str, **parameters: object) -> Any:
@@ -118,9 +119,9 @@ class Desk:
         now = datetime.fromtimestamp((await self.row("SELECT now_ms() AS now"))["now"] / 1000, UTC)
         self.later(seconds=(moment - now).total_seconds())
 
-    async def callback(self, sms: pb.Sms, told: str, *, event_id: str, **form: str) -> pb.EventResult:
+    async def callback(self, sms: pb.Sms, told: str, *, event_id: str, **form: str) -> common.EventResult:
         fields = {"MessageSid": sms.provider_message_id, "MessageStatus": told, "To": sms.recipient, **form}
-        event = pb.Event(
+        event = common.ProviderEvent(
             event_id=event_id,
             body=urlencode(fields).encode(),
             query=urlencode({"sms_id": sms.sms_id, "attempt": 1}),
@@ -153,9 +154,9 @@ def daytime(days: int = 0, hour: int = 12) -> datetime:
     return datetime.combine(datetime.now(SAO_PAULO).date() + timedelta(days=1 + days), time(hour), SAO_PAULO)
 
 
-def appointment(start_at: datetime | None = None, **changes: str) -> pb.Appointment:
+def appointment(start_at: datetime | None = None, **changes: str) -> common.Appointment:
     facts: dict[str, Any] = {"appointment_id": "apt-1", "patient_name": "Ana Souza", "professional": "Dra. Rita"}
-    about = pb.Appointment(**{**facts, **changes})
+    about = common.Appointment(**{**facts, **changes})
     about.start_time.FromDatetime(start_at or datetime(2036, 3, 13, 17, 30, tzinfo=UTC))
     return about
 
@@ -191,7 +192,10 @@ async def test_a_text_is_folded_sent_once_and_told_of(desk: Desk) -> None:
     assert text["body"] == "Ola, seu orcamento esta pronto - ate amanha"
     assert (sms.provider, sms.provider_message_id, sms.segments) == ("twilio", text["sid"], 1)
     assert sms.encoding == pb.SMS_ENCODING_GSM_7
-    assert [pb.SmsStatus.Name(change.status) for change in sms.history] == ["SMS_STATUS_QUEUED", "SMS_STATUS_SENT"]
+    assert [common.MessageStatus.Name(change.status) for change in sms.history] == [
+        "MESSAGE_STATUS_QUEUED",
+        "MESSAGE_STATUS_SENT",
+    ]
     (sent,) = await desk.requests(request.recipient)
     callback = f"https://clinic.example/webhooks/twilio/status?sms_id={sms.sms_id}&attempt=1"
     assert sent["request"]["StatusCallback"] == callback
@@ -214,7 +218,7 @@ async def test_repeating_a_key_repeats_the_answer_not_the_text(desk: Desk) -> No
     request.recipient = f"({request.recipient[3:5]}) {request.recipient[5:]}"  # the same number, as people write it
     again = (await desk.stub.SendSms(request)).sms
 
-    assert (again.sms_id, again.status) == (first.sms_id, pb.SMS_STATUS_SENT)
+    assert (again.sms_id, again.status) == (first.sms_id, common.MESSAGE_STATUS_SENT)
     assert len(await desk.texts(first.recipient)) == 1
 
 
@@ -287,9 +291,10 @@ async def test_the_texts_say_what_they_should(desk: Desk) -> None:
     )
     code = pb.SendVerificationCodeRequest(idempotency_key="v", recipient=recipient(), code="493021")
     paid = pb.SendPaymentNoticeRequest(
-        idempotency_key="p", recipient=recipient(), kind=pb.PAYMENT_NOTICE_KIND_SUCCEEDED,
-        payment=pb.PaymentSummary(
-            payment_id="pay_1", amount=pb.Money(amount_minor=15000, currency="BRL"), method=pb.PAYMENT_METHOD_PIX
+        idempotency_key="p", recipient=recipient(), kind=common.PAYMENT_NOTICE_KIND_SUCCEEDED,
+        payment=common.PaymentSummary(
+            payment_id="pay_1", amount=common.Money(amount_minor=15000, currency="BRL"),
+            method=common.PAYMENT_METHOD_PIX,
         ),
     )  # fmt: skip
     paid.payment.paid_time.FromDatetime(datetime(2036, 3, 13, 1, 30, tzinfo=UTC))  # the evening before, in São Paulo
@@ -330,7 +335,7 @@ async def test_a_reminder_waits_here_at_any_horizon(desk: Desk) -> None:
     request = reminder("r", start_at, before=timedelta(hours=2))
     sms = (await desk.stub.SendAppointmentReminder(request)).sms
 
-    assert sms.status == pb.SMS_STATUS_SCHEDULED
+    assert sms.status == common.MESSAGE_STATUS_SCHEDULED
     assert sms.scheduled_time.ToDatetime(UTC) == start_at - timedelta(hours=2)
     await desk.until(start_at - timedelta(hours=2))
     await desk.becomes(sms.sms_id, "SENT")
@@ -382,7 +387,7 @@ async def test_a_canceled_reminder_is_not_sent_and_its_words_are_gone(desk: Desk
     assert [(first.canceled_count, first.too_late_count), (again.canceled_count, again.too_late_count)] == [
         (1, 0), (0, 0)
     ]  # fmt: skip
-    assert (await desk.get(sms.sms_id)).status == pb.SMS_STATUS_CANCELED
+    assert (await desk.get(sms.sms_id)).status == common.MESSAGE_STATUS_CANCELED
     assert await desk.kept(sms.sms_id) == b""
     assert await desk.texts(request.recipient) == []
 
@@ -437,7 +442,7 @@ async def test_refused_credentials_pause_the_queue_and_keep_every_text(desk: Des
     await asyncio.sleep(0.3)
 
     assert pace["reason"] == "PROVIDER_CREDENTIALS"
-    assert (await desk.get(other.sms_id)).status == pb.SMS_STATUS_QUEUED
+    assert (await desk.get(other.sms_id)).status == common.MESSAGE_STATUS_QUEUED
     desk.later(seconds=61)
     await desk.becomes(sms.sms_id, "SENT")
     await desk.becomes(other.sms_id, "SENT")
@@ -519,7 +524,7 @@ async def test_a_callback_proves_what_a_lost_answer_was(desk: Desk) -> None:
     desk.later(minutes=5)
     await asyncio.sleep(1.0)
 
-    assert told.outcome == pb.EVENT_OUTCOME_APPLIED
+    assert told.outcome == common.EVENT_OUTCOME_APPLIED
     assert (await desk.get(sms.sms_id)).provider_message_id == "SM" + "a" * 32
     assert len(await desk.requests(request.recipient)) == 1
 
@@ -535,11 +540,11 @@ async def test_callbacks_in_any_order_and_twice_move_a_text_only_forward(desk: D
         await desk.callback(pb.Sms(sms_id=sms.sms_id), "delivered", event_id="e5"),
     ]
 
-    assert [pb.EventOutcome.Name(result.outcome).removeprefix("EVENT_OUTCOME_") for result in told] == [
+    assert [common.EventOutcome.Name(result.outcome).removeprefix("EVENT_OUTCOME_") for result in told] == [
         "APPLIED", "DUPLICATE", "STALE", "IGNORED_FOREIGN", "IGNORED_FOREIGN", "REJECTED"
     ]  # fmt: skip
     delivered = await desk.get(sms.sms_id)
-    assert delivered.status == pb.SMS_STATUS_DELIVERED
+    assert delivered.status == common.MESSAGE_STATUS_DELIVERED
     assert len(delivered.history) == 3
 
 
@@ -548,13 +553,13 @@ async def test_an_undelivered_text_says_why(desk: Desk) -> None:
     await desk.callback(sms, "undelivered", event_id="e1", ErrorCode="30003")
     ended = await desk.get(sms.sms_id)
 
-    assert ended.status == pb.SMS_STATUS_UNDELIVERED
+    assert ended.status == common.MESSAGE_STATUS_UNDELIVERED
     assert (ended.failure_reason, ended.history[-1].detail) == ("PROVIDER_REJECTED", "Twilio 30003")
 
 
 async def test_too_many_events_or_bytes_are_refused_whole(desk: Desk) -> None:
-    many = [pb.Event(event_id=f"e{number}") for number in range(101)]
-    large = [pb.Event(event_id="e", body=b"x" * (2 << 20)), pb.Event(event_id="f", body=b"x")]
+    many = [common.ProviderEvent(event_id=f"e{number}") for number in range(101)]
+    large = [common.ProviderEvent(event_id="e", body=b"x" * (2 << 20)), common.ProviderEvent(event_id="f", body=b"x")]
     for events in (many, large, []):
         await refused(desk.admin.ApplyEvents(pb.ApplyEventsRequest(events=events)), InvalidRequest)
 
@@ -576,7 +581,9 @@ async def test_a_service_killed_between_twilio_s_yes_and_its_own_note_texts_once
             async with grpc.aio.insecure_channel(running.listening["grpc"]) as channel:
                 stub: SmsServiceAsyncStub = SmsServiceStub(channel)
                 asked = pb.GetSmsRequest(sms_id=sms.sms_id)
-                found = await eventually(lambda: stub.GetSms(asked), lambda got: got.sms.status == pb.SMS_STATUS_SENT)
+                found = await eventually(
+                    lambda: stub.GetSms(asked), lambda got: got.sms.status == common.MESSAGE_STATUS_SENT
+                )
             assert running.end() == 0
             logged = logged + running.lines
         (text,) = await texts(http, request.recipient)

@@ -9,13 +9,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.chassis.errors import IdempotencyReuse, InvalidRequest
 from services.chassis.fields import Fields
 from services.chassis.idempotency import differing, fingerprint, same_request
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2
 
 
 def request() -> email_pb2.SendPaymentNoticeRequest:
     message = email_pb2.SendPaymentNoticeRequest(idempotency_key="k")
     message.recipient.address = "ana@example.com.br"
-    message.kind = email_pb2.PAYMENT_NOTICE_KIND_SUCCEEDED
+    message.kind = common.PAYMENT_NOTICE_KIND_SUCCEEDED
     message.payment.amount.amount_minor = 15000
     message.payment.amount.currency = "BRL"
     message.payment.paid_time.FromDatetime(datetime(2026, 3, 12, tzinfo=UTC))
@@ -83,7 +84,7 @@ UNCLEAR_ZONES = [
 
 @pytest.mark.parametrize("name", ["Mars/Olympus", "../etc/passwd", "America", "America/", "x" * 65, *UNCLEAR_ZONES])
 def test_a_time_zone_that_is_not_a_place_s_is_refused(name: str) -> None:
-    fields = Fields(email_pb2.Appointment(time_zone=name))
+    fields = Fields(common.Appointment(time_zone=name))
 
     assert fields.zone("time_zone") == ZoneInfo("America/Sao_Paulo")
     with pytest.raises(InvalidRequest):
@@ -92,7 +93,7 @@ def test_a_time_zone_that_is_not_a_place_s_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["America/Noronha", "America/Argentina/Buenos_Aires", "Europe/Lisbon", "UTC"])
 def test_a_time_zone_of_a_place_is_read(name: str) -> None:
-    fields = Fields(email_pb2.Appointment(time_zone=name))
+    fields = Fields(common.Appointment(time_zone=name))
 
     assert fields.zone("time_zone") == ZoneInfo(name)
     fields.check()
@@ -100,7 +101,7 @@ def test_a_time_zone_of_a_place_is_read(name: str) -> None:
 
 @pytest.mark.parametrize("seconds", [-62135596800, 253402300799, -1, 0, 946684799, 7258118400, -(2**63), 2**63 - 1])
 def test_a_time_outside_the_years_of_this_system_is_refused(seconds: int) -> None:
-    fields = Fields(email_pb2.Appointment(start_time=Timestamp(seconds=seconds)))
+    fields = Fields(common.Appointment(start_time=Timestamp(seconds=seconds)))
 
     assert fields.time("start_time") is None
     with pytest.raises(InvalidRequest, match="start_time: must be a time between the years 2000 and 2199"):

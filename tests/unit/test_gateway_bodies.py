@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from gateway.bodies import fill
 from gateway.payments import to_json
 from services.chassis.errors import Violation
+from topsmile.common.v1.common_pb2 import PaymentMethod
 from topsmile.email.v1.email_pb2 import SendAppointmentReminderRequest
-from topsmile.payments.v1.payments_pb2 import CreatePaymentRequest, PaymentMethod
+from topsmile.payments.v1.payments_pb2 import CreatePaymentRequest
 
 NAMES = [
     field.name for kind in (SendAppointmentReminderRequest, CreatePaymentRequest) for field in kind.DESCRIPTOR.fields

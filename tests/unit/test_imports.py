@@ -13,9 +13,12 @@ SDKS = {"stripe", "sendgrid", "twilio", "python_http_client"}
 #: Tree → what it may import of ours, and which provider's SDK.
 RULES: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "services/chassis": (("services.chassis",), set()),
-    "services/payments": (("services.chassis", "services.payments", "topsmile.payments"), {"stripe"}),
-    "services/email": (("services.chassis", "services.email", "topsmile.email"), {"sendgrid"}),
-    "services/sms": (("services.chassis", "services.sms", "topsmile.sms"), {"twilio"}),
+    "services/payments": (
+        ("services.chassis", "services.payments", "topsmile.common", "topsmile.payments"),
+        {"stripe"},
+    ),
+    "services/email": (("services.chassis", "services.email", "topsmile.common", "topsmile.email"), {"sendgrid"}),
+    "services/sms": (("services.chassis", "services.sms", "topsmile.common", "topsmile.sms"), {"twilio"}),
     "gateway": (("services.chassis", "gateway", "topsmile"), set()),
     # It judges the others, so it may not share a bug with them.
     "sandbox": (("sandbox",), set()),

@@ -5,12 +5,12 @@ from urllib.parse import urlencode
 import pytest
 
 from services.sms.twilio_events import StatusEvent, read
-from topsmile.sms.v1 import sms_pb2 as pb
+from topsmile.common.v1 import common_pb2 as common
 
 
-def event(query: str = "sms_id=sms_1&attempt=2", **form: str) -> pb.Event:
+def event(query: str = "sms_id=sms_1&attempt=2", **form: str) -> common.ProviderEvent:
     fields = {"MessageSid": "SM1", "MessageStatus": "sent", "To": "+5511912345678", "RawDlrDoneDate": "", **form}
-    return pb.Event(event_id="e1", body=urlencode(fields).encode(), query=query)
+    return common.ProviderEvent(event_id="e1", body=urlencode(fields).encode(), query=query)
 
 
 @pytest.mark.parametrize(
@@ -37,14 +37,14 @@ def test_twilio_s_words_become_ours(told: str, code: str, status: str) -> None:
 def test_an_older_callback_says_the_same_in_older_fields() -> None:
     body = urlencode({"SmsSid": "SM1", "SmsStatus": "delivered"}).encode()
 
-    assert read(pb.Event(event_id="e1", body=body)) == StatusEvent("e1", "SM1", "", "DELIVERED", "")
+    assert read(common.ProviderEvent(event_id="e1", body=body)) == StatusEvent("e1", "SM1", "", "DELIVERED", "")
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"\xff\xfe", b"null", b"[]", b"MessageSid=SM1", b"MessageStatus=sent", b"&&&", b"a=1&" * 200]
 )
 def test_what_is_no_callback_is_rejected_with_the_reason(body: bytes) -> None:
-    assert isinstance(read(pb.Event(event_id="e1", body=body)), str)
+    assert isinstance(read(common.ProviderEvent(event_id="e1", body=body)), str)
 
 
 def test_a_query_that_is_garbage_names_no_text() -> None:

@@ -24,67 +24,46 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from topsmile.common.v1 import common_pb2 as topsmile_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtopsmile/email/v1/email.proto\x12\x11topsmile.email.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"*\n\tRecipient\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x88\x02\n\x0b\x41ppointment\x12\x16\n\x0e\x61ppointment_id\x18\x01 \x01(\t\x12\x14\n\x0cpatient_name\x18\x02 \x01(\t\x12\x14\n\x0cprofessional\x18\x03 \x01(\t\x12\x0e\n\x06\x63linic\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttime_zone\x18\x08 \x01(\t\x12\x14\n\x0c\x63linic_phone\x18\t \x01(\t\x12\r\n\x05notes\x18\n \x01(\t\"/\n\x05Money\x12\x14\n\x0c\x61mount_minor\x18\x01 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\"\x82\x02\n\x0ePaymentSummary\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12(\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x18.topsmile.email.v1.Money\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x16\n\x0e\x61ppointment_id\x18\x04 \x01(\t\x12\x14\n\x0cpatient_name\x18\x05 \x01(\t\x12-\n\tpaid_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x06method\x18\x07 \x01(\x0e\x32 .topsmile.email.v1.PaymentMethodH\x00\x88\x01\x01\x42\t\n\x07_method\"\x7f\n\x0cStatusChange\x12.\n\x06status\x18\x01 \x01(\x0e\x32\x1e.topsmile.email.v1.EmailStatus\x12/\n\x0b\x63hange_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\xc4\x03\n\x05\x45mail\x12\x10\n\x08\x65mail_id\x18\x01 \x01(\t\x12.\n\x06status\x18\x02 \x01(\x0e\x32\x1e.topsmile.email.v1.EmailStatus\x12/\n\trecipient\x18\x03 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x10\n\x08template\x18\x05 \x01(\t\x12\x16\n\x0e\x61ppointment_id\x18\x06 \x01(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x1b\n\x13provider_message_id\x18\x08 \x01(\t\x12\x32\n\x0escheduled_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x07history\x18\x0c \x03(\x0b\x32\x1f.topsmile.email.v1.StatusChange\x12\x16\n\x0e\x66\x61ilure_reason\x18\r \x01(\t\"\xa3\x01\n\"SendAppointmentConfirmationRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12/\n\trecipient\x18\x02 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x33\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1e.topsmile.email.v1.Appointment\"N\n#SendAppointmentConfirmationResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"\x89\x02\n\x1eSendAppointmentReminderRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12/\n\trecipient\x18\x02 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x33\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1e.topsmile.email.v1.Appointment\x12/\n\tsend_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12+\n\x06\x62\x65\x66ore\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x42\n\n\x08schedule\"J\n\x1fSendAppointmentReminderResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"\xcc\x01\n\x18SendPaymentNoticeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12/\n\trecipient\x18\x02 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x32\n\x04kind\x18\x03 \x01(\x0e\x32$.topsmile.email.v1.PaymentNoticeKind\x12\x32\n\x07payment\x18\x04 \x01(\x0b\x32!.topsmile.email.v1.PaymentSummary\"D\n\x19SendPaymentNoticeResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"#\n\x0fGetEmailRequest\x12\x10\n\x08\x65mail_id\x18\x01 \x01(\t\";\n\x10GetEmailResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"P\n\x13\x43\x61ncelEmailsRequest\x12\x12\n\x08\x65mail_id\x18\x01 \x01(\tH\x00\x12\x18\n\x0e\x61ppointment_id\x18\x02 \x01(\tH\x00\x42\x0b\n\treference\"F\n\x14\x43\x61ncelEmailsResponse\x12\x16\n\x0e\x63\x61nceled_count\x18\x01 \x01(\x05\x12\x16\n\x0etoo_late_count\x18\x02 \x01(\x05\">\n\x12\x41pplyEventsRequest\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.topsmile.email.v1.Event\"Z\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12\x31\n\rreceived_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x13\x41pplyEventsResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.topsmile.email.v1.EventResult\"a\n\x0b\x45ventResult\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x30\n\x07outcome\x18\x02 \x01(\x0e\x32\x1f.topsmile.email.v1.EventOutcome\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t*{\n\rPaymentMethod\x12\x1e\n\x1aPAYMENT_METHOD_UNSPECIFIED\x10\x00\x12\x17\n\x13PAYMENT_METHOD_CARD\x10\x01\x12\x16\n\x12PAYMENT_METHOD_PIX\x10\x02\x12\x19\n\x15PAYMENT_METHOD_BOLETO\x10\x03*[\n\x11PaymentNoticeKind\x12#\n\x1fPAYMENT_NOTICE_KIND_UNSPECIFIED\x10\x00\x12!\n\x1dPAYMENT_NOTICE_KIND_SUCCEEDED\x10\x01*\x9e\x03\n\x0b\x45mailStatus\x12\x1c\n\x18\x45MAIL_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MAIL_STATUS_SCHEDULED\x10\x01\x12\x17\n\x13\x45MAIL_STATUS_QUEUED\x10\x02\x12\x18\n\x14\x45MAIL_STATUS_SENDING\x10\x03\x12\x15\n\x11\x45MAIL_STATUS_SENT\x10\x04\x12\x19\n\x15\x45MAIL_STATUS_DEFERRED\x10\x05\x12\x1a\n\x16\x45MAIL_STATUS_DELIVERED\x10\x06\x12\x18\n\x14\x45MAIL_STATUS_BOUNCED\x10\x07\x12\x18\n\x14\x45MAIL_STATUS_DROPPED\x10\x08\x12\x1b\n\x17\x45MAIL_STATUS_COMPLAINED\x10\t\x12\x1b\n\x17\x45MAIL_STATUS_SUPPRESSED\x10\n\x12\x19\n\x15\x45MAIL_STATUS_CANCELED\x10\x0b\x12\x18\n\x14\x45MAIL_STATUS_EXPIRED\x10\x0c\x12\x17\n\x13\x45MAIL_STATUS_FAILED\x10\r\x12\x18\n\x14\x45MAIL_STATUS_UNKNOWN\x10\x0e*\xd6\x01\n\x0c\x45ventOutcome\x12\x1d\n\x19\x45VENT_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45VENT_OUTCOME_APPLIED\x10\x01\x12\x1b\n\x17\x45VENT_OUTCOME_DUPLICATE\x10\x02\x12\x17\n\x13\x45VENT_OUTCOME_STALE\x10\x03\x12!\n\x1d\x45VENT_OUTCOME_IGNORED_FOREIGN\x10\x04\x12\x17\n\x13\x45VENT_OUTCOME_RETRY\x10\x05\x12\x1a\n\x16\x45VENT_OUTCOME_REJECTED\x10\x06*\xa0\x05\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12\'\n#ERROR_REASON_IDEMPOTENCY_KEY_REUSED\x10\x02\x12\x1a\n\x16\x45RROR_REASON_NOT_FOUND\x10\x03\x12\x1a\n\x16\x45RROR_REASON_THROTTLED\x10\x04\x12\x19\n\x15\x45RROR_REASON_SHEDDING\x10\x05\x12#\n\x1f\x45RROR_REASON_DEADLINE_TOO_SHORT\x10\x06\x12\x1c\n\x18\x45RROR_REASON_UNAVAILABLE\x10\x07\x12\x1b\n\x17\x45RROR_REASON_STORE_FULL\x10\x08\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\t\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\n\x12\"\n\x1e\x45RROR_REASON_PERMISSION_DENIED\x10\x0b\x12\x19\n\x15\x45RROR_REASON_NOT_SENT\x10\x0c\x12 \n\x1c\x45RROR_REASON_OUTCOME_UNKNOWN\x10\r\x12%\n!ERROR_REASON_PROVIDER_CREDENTIALS\x10\x0e\x12\"\n\x1e\x45RROR_REASON_PROVIDER_REJECTED\x10\x0f\x12\'\n#ERROR_REASON_PROVIDER_REFUSED_INPUT\x10\x10\x12#\n\x1f\x45RROR_REASON_PROVIDER_NOT_FOUND\x10\x11\x12\x1d\n\x19\x45RROR_REASON_BREAKER_OPEN\x10\x12\x12\x16\n\x12\x45RROR_REASON_QUOTA\x10\x13\x32\xd0\x04\n\x0c\x45mailService\x12\x8e\x01\n\x1bSendAppointmentConfirmation\x12\x35.topsmile.email.v1.SendAppointmentConfirmationRequest\x1a\x36.topsmile.email.v1.SendAppointmentConfirmationResponse\"\x00\x12\x82\x01\n\x17SendAppointmentReminder\x12\x31.topsmile.email.v1.SendAppointmentReminderRequest\x1a\x32.topsmile.email.v1.SendAppointmentReminderResponse\"\x00\x12p\n\x11SendPaymentNotice\x12+.topsmile.email.v1.SendPaymentNoticeRequest\x1a,.topsmile.email.v1.SendPaymentNoticeResponse\"\x00\x12U\n\x08GetEmail\x12\".topsmile.email.v1.GetEmailRequest\x1a#.topsmile.email.v1.GetEmailResponse\"\x00\x12\x61\n\x0c\x43\x61ncelEmails\x12&.topsmile.email.v1.CancelEmailsRequest\x1a\'.topsmile.email.v1.CancelEmailsResponse\"\x00\x32s\n\x11\x45mailAdminService\x12^\n\x0b\x41pplyEvents\x12%.topsmile.email.v1.ApplyEventsRequest\x1a&.topsmile.email.v1.ApplyEventsResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtopsmile/email/v1/email.proto\x12\x11topsmile.email.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftopsmile/common/v1/common.proto\"*\n\tRecipient\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xc8\x03\n\x05\x45mail\x12\x10\n\x08\x65mail_id\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32!.topsmile.common.v1.MessageStatus\x12/\n\trecipient\x18\x03 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x10\n\x08template\x18\x05 \x01(\t\x12\x16\n\x0e\x61ppointment_id\x18\x06 \x01(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x1b\n\x13provider_message_id\x18\x08 \x01(\t\x12\x32\n\x0escheduled_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07history\x18\x0c \x03(\x0b\x32 .topsmile.common.v1.StatusChange\x12\x16\n\x0e\x66\x61ilure_reason\x18\r \x01(\t\"\xa4\x01\n\"SendAppointmentConfirmationRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12/\n\trecipient\x18\x02 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x34\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1f.topsmile.common.v1.Appointment\"N\n#SendAppointmentConfirmationResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"\x8a\x02\n\x1eSendAppointmentReminderRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12/\n\trecipient\x18\x02 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x34\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1f.topsmile.common.v1.Appointment\x12/\n\tsend_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12+\n\x06\x62\x65\x66ore\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x42\n\n\x08schedule\"J\n\x1fSendAppointmentReminderResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"\xce\x01\n\x18SendPaymentNoticeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12/\n\trecipient\x18\x02 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x33\n\x04kind\x18\x03 \x01(\x0e\x32%.topsmile.common.v1.PaymentNoticeKind\x12\x33\n\x07payment\x18\x04 \x01(\x0b\x32\".topsmile.common.v1.PaymentSummary\"D\n\x19SendPaymentNoticeResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"#\n\x0fGetEmailRequest\x12\x10\n\x08\x65mail_id\x18\x01 \x01(\t\";\n\x10GetEmailResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"P\n\x13\x43\x61ncelEmailsRequest\x12\x12\n\x08\x65mail_id\x18\x01 \x01(\tH\x00\x12\x18\n\x0e\x61ppointment_id\x18\x02 \x01(\tH\x00\x42\x0b\n\treference\"F\n\x14\x43\x61ncelEmailsResponse\x12\x16\n\x0e\x63\x61nceled_count\x18\x01 \x01(\x05\x12\x16\n\x0etoo_late_count\x18\x02 \x01(\x05\"G\n\x12\x41pplyEventsRequest\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.topsmile.common.v1.ProviderEvent\"G\n\x13\x41pplyEventsResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.topsmile.common.v1.EventResult2\xd0\x04\n\x0c\x45mailService\x12\x8e\x01\n\x1bSendAppointmentConfirmation\x12\x35.topsmile.email.v1.SendAppointmentConfirmationRequest\x1a\x36.topsmile.email.v1.SendAppointmentConfirmationResponse\"\x00\x12\x82\x01\n\x17SendAppointmentReminder\x12\x31.topsmile.email.v1.SendAppointmentReminderRequest\x1a\x32.topsmile.email.v1.SendAppointmentReminderResponse\"\x00\x12p\n\x11SendPaymentNotice\x12+.topsmile.email.v1.SendPaymentNoticeRequest\x1a,.topsmile.email.v1.SendPaymentNoticeResponse\"\x00\x12U\n\x08GetEmail\x12\".topsmile.email.v1.GetEmailRequest\x1a#.topsmile.email.v1.GetEmailResponse\"\x00\x12\x61\n\x0c\x43\x61ncelEmails\x12&.topsmile.email.v1.CancelEmailsRequest\x1a\'.topsmile.email.v1.CancelEmailsResponse\"\x00\x32s\n\x11\x45mailAdminService\x12^\n\x0b\x41pplyEvents\x12%.topsmile.email.v1.ApplyEventsRequest\x1a&.topsmile.email.v1.ApplyEventsResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'topsmile.email.v1.email_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PAYMENTMETHOD']._serialized_start=2768
-  _globals['_PAYMENTMETHOD']._serialized_end=2891
-  _globals['_PAYMENTNOTICEKIND']._serialized_start=2893
-  _globals['_PAYMENTNOTICEKIND']._serialized_end=2984
-  _globals['_EMAILSTATUS']._serialized_start=2987
-  _globals['_EMAILSTATUS']._serialized_end=3401
-  _globals['_EVENTOUTCOME']._serialized_start=3404
-  _globals['_EVENTOUTCOME']._serialized_end=3618
-  _globals['_ERRORREASON']._serialized_start=3621
-  _globals['_ERRORREASON']._serialized_end=4293
-  _globals['_RECIPIENT']._serialized_start=117
-  _globals['_RECIPIENT']._serialized_end=159
-  _globals['_APPOINTMENT']._serialized_start=162
-  _globals['_APPOINTMENT']._serialized_end=426
-  _globals['_MONEY']._serialized_start=428
-  _globals['_MONEY']._serialized_end=475
-  _globals['_PAYMENTSUMMARY']._serialized_start=478
-  _globals['_PAYMENTSUMMARY']._serialized_end=736
-  _globals['_STATUSCHANGE']._serialized_start=738
-  _globals['_STATUSCHANGE']._serialized_end=865
-  _globals['_EMAIL']._serialized_start=868
-  _globals['_EMAIL']._serialized_end=1320
-  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_start=1323
-  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_end=1486
-  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_start=1488
-  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_end=1566
-  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_start=1569
-  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_end=1834
-  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_start=1836
-  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_end=1910
-  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_start=1913
-  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_end=2117
-  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_start=2119
-  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_end=2187
-  _globals['_GETEMAILREQUEST']._serialized_start=2189
-  _globals['_GETEMAILREQUEST']._serialized_end=2224
-  _globals['_GETEMAILRESPONSE']._serialized_start=2226
-  _globals['_GETEMAILRESPONSE']._serialized_end=2285
-  _globals['_CANCELEMAILSREQUEST']._serialized_start=2287
-  _globals['_CANCELEMAILSREQUEST']._serialized_end=2367
-  _globals['_CANCELEMAILSRESPONSE']._serialized_start=2369
-  _globals['_CANCELEMAILSRESPONSE']._serialized_end=2439
-  _globals['_APPLYEVENTSREQUEST']._serialized_start=2441
-  _globals['_APPLYEVENTSREQUEST']._serialized_end=2503
-  _globals['_EVENT']._serialized_start=2505
-  _globals['_EVENT']._serialized_end=2595
-  _globals['_APPLYEVENTSRESPONSE']._serialized_start=2597
-  _globals['_APPLYEVENTSRESPONSE']._serialized_end=2667
-  _globals['_EVENTRESULT']._serialized_start=2669
-  _globals['_EVENTRESULT']._serialized_end=2766
-  _globals['_EMAILSERVICE']._serialized_start=4296
-  _globals['_EMAILSERVICE']._serialized_end=4888
-  _globals['_EMAILADMINSERVICE']._serialized_start=4890
-  _globals['_EMAILADMINSERVICE']._serialized_end=5005
+  _globals['_RECIPIENT']._serialized_start=150
+  _globals['_RECIPIENT']._serialized_end=192
+  _globals['_EMAIL']._serialized_start=195
+  _globals['_EMAIL']._serialized_end=651
+  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_start=654
+  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_end=818
+  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_start=820
+  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_end=898
+  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_start=901
+  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_end=1167
+  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_start=1169
+  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_end=1243
+  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_start=1246
+  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_end=1452
+  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_start=1454
+  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_end=1522
+  _globals['_GETEMAILREQUEST']._serialized_start=1524
+  _globals['_GETEMAILREQUEST']._serialized_end=1559
+  _globals['_GETEMAILRESPONSE']._serialized_start=1561
+  _globals['_GETEMAILRESPONSE']._serialized_end=1620
+  _globals['_CANCELEMAILSREQUEST']._serialized_start=1622
+  _globals['_CANCELEMAILSREQUEST']._serialized_end=1702
+  _globals['_CANCELEMAILSRESPONSE']._serialized_start=1704
+  _globals['_CANCELEMAILSRESPONSE']._serialized_end=1774
+  _globals['_APPLYEVENTSREQUEST']._serialized_start=1776
+  _globals['_APPLYEVENTSREQUEST']._serialized_end=1847
+  _globals['_APPLYEVENTSRESPONSE']._serialized_start=1849
+  _globals['_APPLYEVENTSRESPONSE']._serialized_end=1920
+  _globals['_EMAILSERVICE']._serialized_start=1923
+  _globals['_EMAILSERVICE']._serialized_end=2515
+  _globals['_EMAILADMINSERVICE']._serialized_start=2517
+  _globals['_EMAILADMINSERVICE']._serialized_end=2632
 # @@protoc_insertion_point(module_scope)

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from topsmile.common.v1 import common_pb2 as topsmile_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#topsmile/payments/v1/payments.proto\x12\x14topsmile.payments.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"/\n\x05Money\x12\x14\n\x0c\x61mount_minor\x18\x01 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\"S\n\x05Payer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65mail\x18\x02 \x01(\t\x12\r\n\x05phone\x18\x03 \x01(\t\x12\x0e\n\x06tax_id\x18\x04 \x01(\t\x12\x0e\n\x06locale\x18\x05 \x01(\t\"8\n\x07\x44\x65\x63line\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x64vice\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\\\n\x07PixStep\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\timage_url\x18\x02 \x01(\t\x12\x30\n\x0c\x65xpires_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\nBoletoStep\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\t\x12\x30\n\x0c\x65xpires_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9c\x08\n\x07Payment\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12 \n\x18stripe_payment_intent_id\x18\x02 \x01(\t\x12\x33\n\x06status\x18\x03 \x01(\x0e\x32#.topsmile.payments.v1.PaymentStatus\x12+\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x1b.topsmile.payments.v1.Money\x12\x34\n\x0f\x61mount_captured\x18\x05 \x01(\x0b\x32\x1b.topsmile.payments.v1.Money\x12\x34\n\x0f\x61mount_refunded\x18\x06 \x01(\x0b\x32\x1b.topsmile.payments.v1.Money\x12\x16\n\x0e\x61ppointment_id\x18\x07 \x01(\t\x12\x12\n\npatient_id\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\t\x12*\n\x05payer\x18\n \x01(\x0b\x32\x1b.topsmile.payments.v1.Payer\x12\x15\n\rclient_secret\x18\x0b \x01(\t\x12\x34\n\x07\x63\x61pture\x18\x0c \x01(\x0e\x32#.topsmile.payments.v1.CaptureMethod\x12\x33\n\x06method\x18\r \x01(\x0e\x32#.topsmile.payments.v1.PaymentMethod\x12.\n\x07\x64\x65\x63line\x18\x0e \x01(\x0b\x32\x1d.topsmile.payments.v1.Decline\x12,\n\x03pix\x18\x0f \x01(\x0b\x32\x1d.topsmile.payments.v1.PixStepH\x00\x12\x32\n\x06\x62oleto\x18\x10 \x01(\x0b\x32 .topsmile.payments.v1.BoletoStepH\x00\x12:\n\x0clast_attempt\x18\x11 \x01(\x0e\x32$.topsmile.payments.v1.AttemptOutcome\x12\x10\n\x08livemode\x18\x12 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x65xpires_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tpaid_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\x08metadata\x18\x17 \x03(\x0b\x32+.topsmile.payments.v1.Payment.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\tnext_step\"\xda\x03\n\x14\x43reatePaymentRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12+\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x1b.topsmile.payments.v1.Money\x12\x16\n\x0e\x61ppointment_id\x18\x03 \x01(\t\x12\x12\n\npatient_id\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12*\n\x05payer\x18\x06 \x01(\x0b\x32\x1b.topsmile.payments.v1.Payer\x12\x34\n\x07methods\x18\x07 \x03(\x0e\x32#.topsmile.payments.v1.PaymentMethod\x12\x39\n\x07\x63\x61pture\x18\x08 \x01(\x0e\x32#.topsmile.payments.v1.CaptureMethodH\x00\x88\x01\x01\x12\x15\n\rallow_another\x18\t \x01(\x08\x12J\n\x08metadata\x18\n \x03(\x0b\x32\x38.topsmile.payments.v1.CreatePaymentRequest.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08_capture\"G\n\x15\x43reatePaymentResponse\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.topsmile.payments.v1.Payment\"Z\n\x11GetPaymentRequest\x12\x14\n\npayment_id\x18\x01 \x01(\tH\x00\x12\"\n\x18stripe_payment_intent_id\x18\x02 \x01(\tH\x00\x42\x0b\n\treference\"D\n\x12GetPaymentResponse\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.topsmile.payments.v1.Payment\"&\n\x14WatchPaymentsRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\"\\\n\x15WatchPaymentsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x33\n\x06\x63hange\x18\x02 \x01(\x0b\x32#.topsmile.payments.v1.PaymentChange\"\xae\x01\n\rPaymentChange\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.topsmile.payments.v1.Payment\x12<\n\x0fprevious_status\x18\x02 \x01(\x0e\x32#.topsmile.payments.v1.PaymentStatus\x12/\n\x0b\x63hange_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"A\n\x12\x41pplyEventsRequest\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.topsmile.payments.v1.Event\"\x8b\x01\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12\x31\n\rreceived_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08livemode\x18\x06 \x01(\x08\"I\n\x13\x41pplyEventsResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.topsmile.payments.v1.EventResult\"d\n\x0b\x45ventResult\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x33\n\x07outcome\x18\x02 \x01(\x0e\x32\".topsmile.payments.v1.EventOutcome\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t*\xb3\x01\n\rPaymentMethod\x12\x1e\n\x1aPAYMENT_METHOD_UNSPECIFIED\x10\x00\x12\x1c\n\x18PAYMENT_METHOD_AUTOMATIC\x10\x01\x12\x17\n\x13PAYMENT_METHOD_CARD\x10\x02\x12\x16\n\x12PAYMENT_METHOD_PIX\x10\x03\x12\x19\n\x15PAYMENT_METHOD_BOLETO\x10\x04\x12\x18\n\x14PAYMENT_METHOD_OTHER\x10\x05*h\n\rCaptureMethod\x12\x1e\n\x1a\x43\x41PTURE_METHOD_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41PTURE_METHOD_AUTOMATIC\x10\x01\x12\x19\n\x15\x43\x41PTURE_METHOD_MANUAL\x10\x02*\xc5\x02\n\rPaymentStatus\x12\x1e\n\x1aPAYMENT_STATUS_UNSPECIFIED\x10\x00\x12\"\n\x1ePAYMENT_STATUS_AWAITING_METHOD\x10\x01\x12$\n PAYMENT_STATUS_AWAITING_CUSTOMER\x10\x02\x12\x1d\n\x19PAYMENT_STATUS_PROCESSING\x10\x03\x12\x1d\n\x19PAYMENT_STATUS_AUTHORIZED\x10\x04\x12\x1c\n\x18PAYMENT_STATUS_SUCCEEDED\x10\x05\x12\x1b\n\x17PAYMENT_STATUS_CANCELED\x10\x06\x12\x19\n\x15PAYMENT_STATUS_FAILED\x10\x07\x12\x1a\n\x16PAYMENT_STATUS_EXPIRED\x10\x08\x12\x1a\n\x16PAYMENT_STATUS_UNKNOWN\x10\t*\xa4\x01\n\x0e\x41ttemptOutcome\x12\x1f\n\x1b\x41TTEMPT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41TTEMPT_OUTCOME_NOT_SENT\x10\x01\x12\x1c\n\x18\x41TTEMPT_OUTCOME_DECLINED\x10\x02\x12\x1b\n\x17\x41TTEMPT_OUTCOME_UNKNOWN\x10\x03\x12\x18\n\x14\x41TTEMPT_OUTCOME_DONE\x10\x04*\xd6\x01\n\x0c\x45ventOutcome\x12\x1d\n\x19\x45VENT_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45VENT_OUTCOME_APPLIED\x10\x01\x12\x1b\n\x17\x45VENT_OUTCOME_DUPLICATE\x10\x02\x12\x17\n\x13\x45VENT_OUTCOME_STALE\x10\x03\x12!\n\x1d\x45VENT_OUTCOME_IGNORED_FOREIGN\x10\x04\x12\x17\n\x13\x45VENT_OUTCOME_RETRY\x10\x05\x12\x1a\n\x16\x45VENT_OUTCOME_REJECTED\x10\x06*\xc7\x06\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12\'\n#ERROR_REASON_PROVIDER_REFUSED_INPUT\x10\x02\x12\'\n#ERROR_REASON_IDEMPOTENCY_KEY_REUSED\x10\x03\x12\x1d\n\x19\x45RROR_REASON_PAYMENT_OPEN\x10\x04\x12$\n ERROR_REASON_PROVIDER_KEY_REUSED\x10\x05\x12\x1c\n\x18\x45RROR_REASON_IN_PROGRESS\x10\x06\x12\x1e\n\x1a\x45RROR_REASON_PROVIDER_BUSY\x10\x07\x12\x1a\n\x16\x45RROR_REASON_NOT_FOUND\x10\x08\x12#\n\x1f\x45RROR_REASON_PROVIDER_NOT_FOUND\x10\t\x12\x19\n\x15\x45RROR_REASON_DECLINED\x10\n\x12\"\n\x1e\x45RROR_REASON_PROVIDER_REJECTED\x10\x0b\x12\x1a\n\x16\x45RROR_REASON_THROTTLED\x10\x0c\x12\x19\n\x15\x45RROR_REASON_SHEDDING\x10\r\x12#\n\x1f\x45RROR_REASON_DEADLINE_TOO_SHORT\x10\x0e\x12\x1c\n\x18\x45RROR_REASON_UNAVAILABLE\x10\x0f\x12\x1b\n\x17\x45RROR_REASON_STORE_FULL\x10\x10\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x11\x12\x19\n\x15\x45RROR_REASON_NOT_SENT\x10\x12\x12 \n\x1c\x45RROR_REASON_OUTCOME_UNKNOWN\x10\x13\x12%\n!ERROR_REASON_PROVIDER_CREDENTIALS\x10\x14\x12\x1d\n\x19\x45RROR_REASON_BREAKER_OPEN\x10\x15\x12\x1f\n\x1b\x45RROR_REASON_CURSOR_TOO_OLD\x10\x16\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\x17\x12\"\n\x1e\x45RROR_REASON_PERMISSION_DENIED\x10\x18\x32\xcd\x02\n\x0ePaymentService\x12j\n\rCreatePayment\x12*.topsmile.payments.v1.CreatePaymentRequest\x1a+.topsmile.payments.v1.CreatePaymentResponse\"\x00\x12\x61\n\nGetPayment\x12\'.topsmile.payments.v1.GetPaymentRequest\x1a(.topsmile.payments.v1.GetPaymentResponse\"\x00\x12l\n\rWatchPayments\x12*.topsmile.payments.v1.WatchPaymentsRequest\x1a+.topsmile.payments.v1.WatchPaymentsResponse\"\x00\x30\x01\x32{\n\x13PaymentAdminService\x12\x64\n\x0b\x41pplyEvents\x12(.topsmile.payments.v1.ApplyEventsRequest\x1a).topsmile.payments.v1.ApplyEventsResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#topsmile/payments/v1/payments.proto\x12\x14topsmile.payments.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftopsmile/common/v1/common.proto\"S\n\x05Payer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65mail\x18\x02 \x01(\t\x12\r\n\x05phone\x18\x03 \x01(\t\x12\x0e\n\x06tax_id\x18\x04 \x01(\t\x12\x0e\n\x06locale\x18\x05 \x01(\t\"8\n\x07\x44\x65\x63line\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x64vice\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\\\n\x07PixStep\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\timage_url\x18\x02 \x01(\t\x12\x30\n\x0c\x65xpires_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\nBoletoStep\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\t\x12\x30\n\x0c\x65xpires_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x94\x08\n\x07Payment\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12 \n\x18stripe_payment_intent_id\x18\x02 \x01(\t\x12\x33\n\x06status\x18\x03 \x01(\x0e\x32#.topsmile.payments.v1.PaymentStatus\x12)\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x19.topsmile.common.v1.Money\x12\x32\n\x0f\x61mount_captured\x18\x05 \x01(\x0b\x32\x19.topsmile.common.v1.Money\x12\x32\n\x0f\x61mount_refunded\x18\x06 \x01(\x0b\x32\x19.topsmile.common.v1.Money\x12\x16\n\x0e\x61ppointment_id\x18\x07 \x01(\t\x12\x12\n\npatient_id\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\t\x12*\n\x05payer\x18\n \x01(\x0b\x32\x1b.topsmile.payments.v1.Payer\x12\x15\n\rclient_secret\x18\x0b \x01(\t\x12\x34\n\x07\x63\x61pture\x18\x0c \x01(\x0e\x32#.topsmile.payments.v1.CaptureMethod\x12\x31\n\x06method\x18\r \x01(\x0e\x32!.topsmile.common.v1.PaymentMethod\x12.\n\x07\x64\x65\x63line\x18\x0e \x01(\x0b\x32\x1d.topsmile.payments.v1.Decline\x12,\n\x03pix\x18\x0f \x01(\x0b\x32\x1d.topsmile.payments.v1.PixStepH\x00\x12\x32\n\x06\x62oleto\x18\x10 \x01(\x0b\x32 .topsmile.payments.v1.BoletoStepH\x00\x12:\n\x0clast_attempt\x18\x11 \x01(\x0e\x32$.topsmile.payments.v1.AttemptOutcome\x12\x10\n\x08livemode\x18\x12 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x65xpires_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tpaid_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\x08metadata\x18\x17 \x03(\x0b\x32+.topsmile.payments.v1.Payment.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\tnext_step\"\xd6\x03\n\x14\x43reatePaymentRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12)\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x19.topsmile.common.v1.Money\x12\x16\n\x0e\x61ppointment_id\x18\x03 \x01(\t\x12\x12\n\npatient_id\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12*\n\x05payer\x18\x06 \x01(\x0b\x32\x1b.topsmile.payments.v1.Payer\x12\x32\n\x07methods\x18\x07 \x03(\x0e\x32!.topsmile.common.v1.PaymentMethod\x12\x39\n\x07\x63\x61pture\x18\x08 \x01(\x0e\x32#.topsmile.payments.v1.CaptureMethodH\x00\x88\x01\x01\x12\x15\n\rallow_another\x18\t \x01(\x08\x12J\n\x08metadata\x18\n \x03(\x0b\x32\x38.topsmile.payments.v1.CreatePaymentRequest.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08_capture\"G\n\x15\x43reatePaymentResponse\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.topsmile.payments.v1.Payment\"Z\n\x11GetPaymentRequest\x12\x14\n\npayment_id\x18\x01 \x01(\tH\x00\x12\"\n\x18stripe_payment_intent_id\x18\x02 \x01(\tH\x00\x42\x0b\n\treference\"D\n\x12GetPaymentResponse\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.topsmile.payments.v1.Payment\"&\n\x14WatchPaymentsRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\"\\\n\x15WatchPaymentsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x33\n\x06\x63hange\x18\x02 \x01(\x0b\x32#.topsmile.payments.v1.PaymentChange\"\xae\x01\n\rPaymentChange\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.topsmile.payments.v1.Payment\x12<\n\x0fprevious_status\x18\x02 \x01(\x0e\x32#.topsmile.payments.v1.PaymentStatus\x12/\n\x0b\x63hange_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"G\n\x12\x41pplyEventsRequest\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.topsmile.common.v1.ProviderEvent\"G\n\x13\x41pplyEventsResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.topsmile.common.v1.EventResult*h\n\rCaptureMethod\x12\x1e\n\x1a\x43\x41PTURE_METHOD_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41PTURE_METHOD_AUTOMATIC\x10\x01\x12\x19\n\x15\x43\x41PTURE_METHOD_MANUAL\x10\x02*\xc5\x02\n\rPaymentStatus\x12\x1e\n\x1aPAYMENT_STATUS_UNSPECIFIED\x10\x00\x12\"\n\x1ePAYMENT_STATUS_AWAITING_METHOD\x10\x01\x12$\n PAYMENT_STATUS_AWAITING_CUSTOMER\x10\x02\x12\x1d\n\x19PAYMENT_STATUS_PROCESSING\x10\x03\x12\x1d\n\x19PAYMENT_STATUS_AUTHORIZED\x10\x04\x12\x1c\n\x18PAYMENT_STATUS_SUCCEEDED\x10\x05\x12\x1b\n\x17PAYMENT_STATUS_CANCELED\x10\x06\x12\x19\n\x15PAYMENT_STATUS_FAILED\x10\x07\x12\x1a\n\x16PAYMENT_STATUS_EXPIRED\x10\x08\x12\x1a\n\x16PAYMENT_STATUS_UNKNOWN\x10\t*\xa4\x01\n\x0e\x41ttemptOutcome\x12\x1f\n\x1b\x41TTEMPT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41TTEMPT_OUTCOME_NOT_SENT\x10\x01\x12\x1c\n\x18\x41TTEMPT_OUTCOME_DECLINED\x10\x02\x12\x1b\n\x17\x41TTEMPT_OUTCOME_UNKNOWN\x10\x03\x12\x18\n\x14\x41TTEMPT_OUTCOME_DONE\x10\x04\x32\xcd\x02\n\x0ePaymentService\x12j\n\rCreatePayment\x12*.topsmile.payments.v1.CreatePaymentRequest\x1a+.topsmile.payments.v1.CreatePaymentResponse\"\x00\x12\x61\n\nGetPayment\x12\'.topsmile.payments.v1.GetPaymentRequest\x1a(.topsmile.payments.v1.GetPaymentResponse\"\x00\x12l\n\rWatchPayments\x12*.topsmile.payments.v1.WatchPaymentsRequest\x1a+.topsmile.payments.v1.WatchPaymentsResponse\"\x00\x30\x01\x32{\n\x13PaymentAdminService\x12\x64\n\x0b\x41pplyEvents\x12(.topsmile.payments.v1.ApplyEventsRequest\x1a).topsmile.payments.v1.ApplyEventsResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,58 +37,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENT_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_CREATEPAYMENTREQUEST_METADATAENTRY']._loaded_options = None
   _globals['_CREATEPAYMENTREQUEST_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_PAYMENTMETHOD']._serialized_start=2936
-  _globals['_PAYMENTMETHOD']._serialized_end=3115
-  _globals['_CAPTUREMETHOD']._serialized_start=3117
-  _globals['_CAPTUREMETHOD']._serialized_end=3221
-  _globals['_PAYMENTSTATUS']._serialized_start=3224
-  _globals['_PAYMENTSTATUS']._serialized_end=3549
-  _globals['_ATTEMPTOUTCOME']._serialized_start=3552
-  _globals['_ATTEMPTOUTCOME']._serialized_end=3716
-  _globals['_EVENTOUTCOME']._serialized_start=3719
-  _globals['_EVENTOUTCOME']._serialized_end=3933
-  _globals['_ERRORREASON']._serialized_start=3936
-  _globals['_ERRORREASON']._serialized_end=4775
-  _globals['_MONEY']._serialized_start=94
-  _globals['_MONEY']._serialized_end=141
-  _globals['_PAYER']._serialized_start=143
-  _globals['_PAYER']._serialized_end=226
-  _globals['_DECLINE']._serialized_start=228
-  _globals['_DECLINE']._serialized_end=284
-  _globals['_PIXSTEP']._serialized_start=286
-  _globals['_PIXSTEP']._serialized_end=378
-  _globals['_BOLETOSTEP']._serialized_start=380
-  _globals['_BOLETOSTEP']._serialized_end=469
-  _globals['_PAYMENT']._serialized_start=472
-  _globals['_PAYMENT']._serialized_end=1524
-  _globals['_PAYMENT_METADATAENTRY']._serialized_start=1464
-  _globals['_PAYMENT_METADATAENTRY']._serialized_end=1511
-  _globals['_CREATEPAYMENTREQUEST']._serialized_start=1527
-  _globals['_CREATEPAYMENTREQUEST']._serialized_end=2001
-  _globals['_CREATEPAYMENTREQUEST_METADATAENTRY']._serialized_start=1464
-  _globals['_CREATEPAYMENTREQUEST_METADATAENTRY']._serialized_end=1511
-  _globals['_CREATEPAYMENTRESPONSE']._serialized_start=2003
-  _globals['_CREATEPAYMENTRESPONSE']._serialized_end=2074
-  _globals['_GETPAYMENTREQUEST']._serialized_start=2076
-  _globals['_GETPAYMENTREQUEST']._serialized_end=2166
-  _globals['_GETPAYMENTRESPONSE']._serialized_start=2168
-  _globals['_GETPAYMENTRESPONSE']._serialized_end=2236
-  _globals['_WATCHPAYMENTSREQUEST']._serialized_start=2238
-  _globals['_WATCHPAYMENTSREQUEST']._serialized_end=2276
-  _globals['_WATCHPAYMENTSRESPONSE']._serialized_start=2278
-  _globals['_WATCHPAYMENTSRESPONSE']._serialized_end=2370
-  _globals['_PAYMENTCHANGE']._serialized_start=2373
-  _globals['_PAYMENTCHANGE']._serialized_end=2547
-  _globals['_APPLYEVENTSREQUEST']._serialized_start=2549
-  _globals['_APPLYEVENTSREQUEST']._serialized_end=2614
-  _globals['_EVENT']._serialized_start=2617
-  _globals['_EVENT']._serialized_end=2756
-  _globals['_APPLYEVENTSRESPONSE']._serialized_start=2758
-  _globals['_APPLYEVENTSRESPONSE']._serialized_end=2831
-  _globals['_EVENTRESULT']._serialized_start=2833
-  _globals['_EVENTRESULT']._serialized_end=2933
-  _globals['_PAYMENTSERVICE']._serialized_start=4778
-  _globals['_PAYMENTSERVICE']._serialized_end=5111
-  _globals['_PAYMENTADMINSERVICE']._serialized_start=5113
-  _globals['_PAYMENTADMINSERVICE']._serialized_end=5236
+  _globals['_CAPTUREMETHOD']._serialized_start=2667
+  _globals['_CAPTUREMETHOD']._serialized_end=2771
+  _globals['_PAYMENTSTATUS']._serialized_start=2774
+  _globals['_PAYMENTSTATUS']._serialized_end=3099
+  _globals['_ATTEMPTOUTCOME']._serialized_start=3102
+  _globals['_ATTEMPTOUTCOME']._serialized_end=3266
+  _globals['_PAYER']._serialized_start=127
+  _globals['_PAYER']._serialized_end=210
+  _globals['_DECLINE']._serialized_start=212
+  _globals['_DECLINE']._serialized_end=268
+  _globals['_PIXSTEP']._serialized_start=270
+  _globals['_PIXSTEP']._serialized_end=362
+  _globals['_BOLETOSTEP']._serialized_start=364
+  _globals['_BOLETOSTEP']._serialized_end=453
+  _globals['_PAYMENT']._serialized_start=456
+  _globals['_PAYMENT']._serialized_end=1500
+  _globals['_PAYMENT_METADATAENTRY']._serialized_start=1440
+  _globals['_PAYMENT_METADATAENTRY']._serialized_end=1487
+  _globals['_CREATEPAYMENTREQUEST']._serialized_start=1503
+  _globals['_CREATEPAYMENTREQUEST']._serialized_end=1973
+  _globals['_CREATEPAYMENTREQUEST_METADATAENTRY']._serialized_start=1440
+  _globals['_CREATEPAYMENTREQUEST_METADATAENTRY']._serialized_end=1487
+  _globals['_CREATEPAYMENTRESPONSE']._serialized_start=1975
+  _globals['_CREATEPAYMENTRESPONSE']._serialized_end=2046
+  _globals['_GETPAYMENTREQUEST']._serialized_start=2048
+  _globals['_GETPAYMENTREQUEST']._serialized_end=2138
+  _globals['_GETPAYMENTRESPONSE']._serialized_start=2140
+  _globals['_GETPAYMENTRESPONSE']._serialized_end=2208
+  _globals['_WATCHPAYMENTSREQUEST']._serialized_start=2210
+  _globals['_WATCHPAYMENTSREQUEST']._serialized_end=2248
+  _globals['_WATCHPAYMENTSRESPONSE']._serialized_start=2250
+  _globals['_WATCHPAYMENTSRESPONSE']._serialized_end=2342
+  _globals['_PAYMENTCHANGE']._serialized_start=2345
+  _globals['_PAYMENTCHANGE']._serialized_end=2519
+  _globals['_APPLYEVENTSREQUEST']._serialized_start=2521
+  _globals['_APPLYEVENTSREQUEST']._serialized_end=2592
+  _globals['_APPLYEVENTSRESPONSE']._serialized_start=2594
+  _globals['_APPLYEVENTSRESPONSE']._serialized_end=2665
+  _globals['_PAYMENTSERVICE']._serialized_start=3269
+  _globals['_PAYMENTSERVICE']._serialized_end=3602
+  _globals['_PAYMENTADMINSERVICE']._serialized_start=3604
+  _globals['_PAYMENTADMINSERVICE']._serialized_end=3727
 # @@protoc_insertion_point(module_scope)

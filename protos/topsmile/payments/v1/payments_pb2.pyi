@@ -9,6 +9,7 @@ from google.protobuf import message as message
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
 from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
+from topsmile.common.v1 import common_pb2 as common_pb2
 import builtins as builtins
 import sys
 import typing as typing
@@ -19,41 +20,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: descriptor.FileDescriptor
-
-class _PaymentMethod:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _PaymentMethodEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_PaymentMethod.ValueType], builtins.type):
-    DESCRIPTOR: descriptor.EnumDescriptor
-    PAYMENT_METHOD_UNSPECIFIED: _PaymentMethod.ValueType  # 0
-    """Never sent by a caller; in an answer: not chosen yet."""
-    PAYMENT_METHOD_AUTOMATIC: _PaymentMethod.ValueType  # 1
-    """Whatever Stripe offers for this amount and account. Stands alone. Never in an answer."""
-    PAYMENT_METHOD_CARD: _PaymentMethod.ValueType  # 2
-    """A credit or debit card, wallets included."""
-    PAYMENT_METHOD_PIX: _PaymentMethod.ValueType  # 3
-    """Pix. BRL only, no manual capture."""
-    PAYMENT_METHOD_BOLETO: _PaymentMethod.ValueType  # 4
-    """Boleto. BRL only, no manual capture, no refund; paid a business day or more before it is confirmed."""
-    PAYMENT_METHOD_OTHER: _PaymentMethod.ValueType  # 5
-    """Answers only: another of Stripe's methods."""
-
-class PaymentMethod(_PaymentMethod, metaclass=_PaymentMethodEnumTypeWrapper):
-    """How to pay."""
-
-PAYMENT_METHOD_UNSPECIFIED: PaymentMethod.ValueType  # 0
-"""Never sent by a caller; in an answer: not chosen yet."""
-PAYMENT_METHOD_AUTOMATIC: PaymentMethod.ValueType  # 1
-"""Whatever Stripe offers for this amount and account. Stands alone. Never in an answer."""
-PAYMENT_METHOD_CARD: PaymentMethod.ValueType  # 2
-"""A credit or debit card, wallets included."""
-PAYMENT_METHOD_PIX: PaymentMethod.ValueType  # 3
-"""Pix. BRL only, no manual capture."""
-PAYMENT_METHOD_BOLETO: PaymentMethod.ValueType  # 4
-"""Boleto. BRL only, no manual capture, no refund; paid a business day or more before it is confirmed."""
-PAYMENT_METHOD_OTHER: PaymentMethod.ValueType  # 5
-"""Answers only: another of Stripe's methods."""
 
 class _CaptureMethod:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -159,196 +125,6 @@ ATTEMPT_OUTCOME_UNKNOWN: AttemptOutcome.ValueType  # 3
 """It may have reached Stripe; being found out."""
 ATTEMPT_OUTCOME_DONE: AttemptOutcome.ValueType  # 4
 """Stripe did what it was asked."""
-
-class _EventOutcome:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _EventOutcomeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_EventOutcome.ValueType], builtins.type):
-    DESCRIPTOR: descriptor.EnumDescriptor
-    EVENT_OUTCOME_UNSPECIFIED: _EventOutcome.ValueType  # 0
-    """Never answered."""
-    EVENT_OUTCOME_APPLIED: _EventOutcome.ValueType  # 1
-    """It is dealt with; most change something."""
-    EVENT_OUTCOME_DUPLICATE: _EventOutcome.ValueType  # 2
-    """It was dealt with before."""
-    EVENT_OUTCOME_STALE: _EventOutcome.ValueType  # 3
-    """It told of a moment that is already past; nothing changed."""
-    EVENT_OUTCOME_IGNORED_FOREIGN: _EventOutcome.ValueType  # 4
-    """Not about anything of ours: another application's object, another mode's, or a type nothing here depends on."""
-    EVENT_OUTCOME_RETRY: _EventOutcome.ValueType  # 5
-    """Not now; send it again later."""
-    EVENT_OUTCOME_REJECTED: _EventOutcome.ValueType  # 6
-    """It cannot be understood, and never will be."""
-
-class EventOutcome(_EventOutcome, metaclass=_EventOutcomeEnumTypeWrapper):
-    """What was done with an event. All but RETRY are final: do not send the event again."""
-
-EVENT_OUTCOME_UNSPECIFIED: EventOutcome.ValueType  # 0
-"""Never answered."""
-EVENT_OUTCOME_APPLIED: EventOutcome.ValueType  # 1
-"""It is dealt with; most change something."""
-EVENT_OUTCOME_DUPLICATE: EventOutcome.ValueType  # 2
-"""It was dealt with before."""
-EVENT_OUTCOME_STALE: EventOutcome.ValueType  # 3
-"""It told of a moment that is already past; nothing changed."""
-EVENT_OUTCOME_IGNORED_FOREIGN: EventOutcome.ValueType  # 4
-"""Not about anything of ours: another application's object, another mode's, or a type nothing here depends on."""
-EVENT_OUTCOME_RETRY: EventOutcome.ValueType  # 5
-"""Not now; send it again later."""
-EVENT_OUTCOME_REJECTED: EventOutcome.ValueType  # 6
-"""It cannot be understood, and never will be."""
-
-class _ErrorReason:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReason.ValueType], builtins.type):
-    DESCRIPTOR: descriptor.EnumDescriptor
-    ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
-    """Never answered."""
-    ERROR_REASON_INVALID_REQUEST: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT: the request is wrong; BadRequest names each field. Correct it before you repeat it."""
-    ERROR_REASON_PROVIDER_REFUSED_INPUT: _ErrorReason.ValueType  # 2
-    """INVALID_ARGUMENT: Stripe found the request wrong; BadRequest names the field where Stripe does. Correct it, and use
-    a new key.
-    """
-    ERROR_REASON_IDEMPOTENCY_KEY_REUSED: _ErrorReason.ValueType  # 3
-    """ALREADY_EXISTS: this key was used with another request; BadRequest names the differing fields. Nothing was done."""
-    ERROR_REASON_PAYMENT_OPEN: _ErrorReason.ValueType  # 4
-    """ALREADY_EXISTS: the appointment has an open payment; ErrorInfo's metadata `payment_id` names it. Nothing was done."""
-    ERROR_REASON_PROVIDER_KEY_REUSED: _ErrorReason.ValueType  # 5
-    """ALREADY_EXISTS: Stripe saw our key for this operation with another request. Nothing was charged twice; ask an
-    operator.
-    """
-    ERROR_REASON_IN_PROGRESS: _ErrorReason.ValueType  # 6
-    """ABORTED: the first call with this key is still running. Repeat after RetryInfo's delay, with the same key."""
-    ERROR_REASON_PROVIDER_BUSY: _ErrorReason.ValueType  # 7
-    """ABORTED: Stripe is still at work on this payment. Repeat after RetryInfo's delay, with the same key."""
-    ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 8
-    """NOT_FOUND: no such payment."""
-    ERROR_REASON_PROVIDER_NOT_FOUND: _ErrorReason.ValueType  # 9
-    """NOT_FOUND: Stripe does not know what it was asked about."""
-    ERROR_REASON_DECLINED: _ErrorReason.ValueType  # 10
-    """FAILED_PRECONDITION: the payer's bank said no. Metadata: `payment_id`, `decline_code`, `advice_code`."""
-    ERROR_REASON_PROVIDER_REJECTED: _ErrorReason.ValueType  # 11
-    """FAILED_PRECONDITION: Stripe said no for a reason that repeating does not change."""
-    ERROR_REASON_THROTTLED: _ErrorReason.ValueType  # 12
-    """RESOURCE_EXHAUSTED: Stripe's pace, or the caller's limit, is used up. Nothing was done; RetryInfo says when."""
-    ERROR_REASON_SHEDDING: _ErrorReason.ValueType  # 13
-    """RESOURCE_EXHAUSTED: this replica is full. Nothing was done; try again at once elsewhere, or shortly."""
-    ERROR_REASON_DEADLINE_TOO_SHORT: _ErrorReason.ValueType  # 14
-    """DEADLINE_EXCEEDED: too little time was left to begin. Nothing was done."""
-    ERROR_REASON_UNAVAILABLE: _ErrorReason.ValueType  # 15
-    """UNAVAILABLE: not done. Repeat with the same key."""
-    ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 16
-    """UNAVAILABLE: our disk is full. Nothing was stored."""
-    ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 17
-    """UNAVAILABLE: our database does not answer. Repeat with the same key."""
-    ERROR_REASON_NOT_SENT: _ErrorReason.ValueType  # 18
-    """UNAVAILABLE: Stripe could not be reached; nothing was sent. Safe to repeat at once with the same key."""
-    ERROR_REASON_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 19
-    """UNAVAILABLE: Stripe was asked and its answer was lost. It is being found out; repeating with the same key is safe,
-    another key may charge twice.
-    """
-    ERROR_REASON_PROVIDER_CREDENTIALS: _ErrorReason.ValueType  # 20
-    """UNAVAILABLE: Stripe refuses our credentials; an operator has been alarmed. Stored work is kept and goes on after."""
-    ERROR_REASON_BREAKER_OPEN: _ErrorReason.ValueType  # 21
-    """UNAVAILABLE: Stripe has been failing and was not asked. RetryInfo says when it will be."""
-    ERROR_REASON_CURSOR_TOO_OLD: _ErrorReason.ValueType  # 22
-    """OUT_OF_RANGE: the cursor is older than the changes that are kept."""
-    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 23
-    """UNAUTHENTICATED: no token, or none that is known here."""
-    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 24
-    """PERMISSION_DENIED: the token lacks the scope this RPC needs."""
-
-class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """The values of ErrorInfo.reason: the name without `ERROR_REASON_`, as in `PAYMENT_OPEN`. New ones may be added; decide
-    by the status code where a reason is unknown to you.
-    """
-
-ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
-"""Never answered."""
-ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT: the request is wrong; BadRequest names each field. Correct it before you repeat it."""
-ERROR_REASON_PROVIDER_REFUSED_INPUT: ErrorReason.ValueType  # 2
-"""INVALID_ARGUMENT: Stripe found the request wrong; BadRequest names the field where Stripe does. Correct it, and use
-a new key.
-"""
-ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 3
-"""ALREADY_EXISTS: this key was used with another request; BadRequest names the differing fields. Nothing was done."""
-ERROR_REASON_PAYMENT_OPEN: ErrorReason.ValueType  # 4
-"""ALREADY_EXISTS: the appointment has an open payment; ErrorInfo's metadata `payment_id` names it. Nothing was done."""
-ERROR_REASON_PROVIDER_KEY_REUSED: ErrorReason.ValueType  # 5
-"""ALREADY_EXISTS: Stripe saw our key for this operation with another request. Nothing was charged twice; ask an
-operator.
-"""
-ERROR_REASON_IN_PROGRESS: ErrorReason.ValueType  # 6
-"""ABORTED: the first call with this key is still running. Repeat after RetryInfo's delay, with the same key."""
-ERROR_REASON_PROVIDER_BUSY: ErrorReason.ValueType  # 7
-"""ABORTED: Stripe is still at work on this payment. Repeat after RetryInfo's delay, with the same key."""
-ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 8
-"""NOT_FOUND: no such payment."""
-ERROR_REASON_PROVIDER_NOT_FOUND: ErrorReason.ValueType  # 9
-"""NOT_FOUND: Stripe does not know what it was asked about."""
-ERROR_REASON_DECLINED: ErrorReason.ValueType  # 10
-"""FAILED_PRECONDITION: the payer's bank said no. Metadata: `payment_id`, `decline_code`, `advice_code`."""
-ERROR_REASON_PROVIDER_REJECTED: ErrorReason.ValueType  # 11
-"""FAILED_PRECONDITION: Stripe said no for a reason that repeating does not change."""
-ERROR_REASON_THROTTLED: ErrorReason.ValueType  # 12
-"""RESOURCE_EXHAUSTED: Stripe's pace, or the caller's limit, is used up. Nothing was done; RetryInfo says when."""
-ERROR_REASON_SHEDDING: ErrorReason.ValueType  # 13
-"""RESOURCE_EXHAUSTED: this replica is full. Nothing was done; try again at once elsewhere, or shortly."""
-ERROR_REASON_DEADLINE_TOO_SHORT: ErrorReason.ValueType  # 14
-"""DEADLINE_EXCEEDED: too little time was left to begin. Nothing was done."""
-ERROR_REASON_UNAVAILABLE: ErrorReason.ValueType  # 15
-"""UNAVAILABLE: not done. Repeat with the same key."""
-ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 16
-"""UNAVAILABLE: our disk is full. Nothing was stored."""
-ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 17
-"""UNAVAILABLE: our database does not answer. Repeat with the same key."""
-ERROR_REASON_NOT_SENT: ErrorReason.ValueType  # 18
-"""UNAVAILABLE: Stripe could not be reached; nothing was sent. Safe to repeat at once with the same key."""
-ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 19
-"""UNAVAILABLE: Stripe was asked and its answer was lost. It is being found out; repeating with the same key is safe,
-another key may charge twice.
-"""
-ERROR_REASON_PROVIDER_CREDENTIALS: ErrorReason.ValueType  # 20
-"""UNAVAILABLE: Stripe refuses our credentials; an operator has been alarmed. Stored work is kept and goes on after."""
-ERROR_REASON_BREAKER_OPEN: ErrorReason.ValueType  # 21
-"""UNAVAILABLE: Stripe has been failing and was not asked. RetryInfo says when it will be."""
-ERROR_REASON_CURSOR_TOO_OLD: ErrorReason.ValueType  # 22
-"""OUT_OF_RANGE: the cursor is older than the changes that are kept."""
-ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 23
-"""UNAUTHENTICATED: no token, or none that is known here."""
-ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 24
-"""PERMISSION_DENIED: the token lacks the scope this RPC needs."""
-
-@typing.final
-class Money(message.Message):
-    """An amount of money in the minor unit Stripe uses for its currency: 15000 BRL is R$ 150,00; JPY has no minor unit."""
-
-    DESCRIPTOR: descriptor.Descriptor
-
-    AMOUNT_MINOR_FIELD_NUMBER: builtins.int
-    CURRENCY_FIELD_NUMBER: builtins.int
-    amount_minor: builtins.int
-    """Minor units. In requests greater than zero, at most 8 digits, and never rounded: what Stripe cannot take is
-    refused.
-    """
-    currency: builtins.str
-    """ISO 4217, upper case: `BRL`."""
-    def __init__(
-        self,
-        *,
-        amount_minor: builtins.int = ...,
-        currency: builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["amount_minor", b"amount_minor", "currency", b"currency"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class Payer(message.Message):
@@ -541,22 +317,22 @@ class Payment(message.Message):
     """
     capture: CaptureMethod.ValueType
     """When the money is taken."""
-    method: PaymentMethod.ValueType
+    method: common_pb2.PaymentMethod.ValueType
     """What it was, or is being, paid with; UNSPECIFIED until chosen."""
     last_attempt: AttemptOutcome.ValueType
     """What is known of our last request to Stripe."""
     livemode: builtins.bool
     """True: real money."""
     @builtins.property
-    def amount(self) -> Money:
+    def amount(self) -> common_pb2.Money:
         """What was asked for."""
 
     @builtins.property
-    def amount_captured(self) -> Money:
+    def amount_captured(self) -> common_pb2.Money:
         """What was taken; zero until SUCCEEDED."""
 
     @builtins.property
-    def amount_refunded(self) -> Money:
+    def amount_refunded(self) -> common_pb2.Money:
         """What went back of it."""
 
     @builtins.property
@@ -601,16 +377,16 @@ class Payment(message.Message):
         payment_id: builtins.str = ...,
         stripe_payment_intent_id: builtins.str = ...,
         status: PaymentStatus.ValueType = ...,
-        amount: Money | None = ...,
-        amount_captured: Money | None = ...,
-        amount_refunded: Money | None = ...,
+        amount: common_pb2.Money | None = ...,
+        amount_captured: common_pb2.Money | None = ...,
+        amount_refunded: common_pb2.Money | None = ...,
         appointment_id: builtins.str = ...,
         patient_id: builtins.str = ...,
         description: builtins.str = ...,
         payer: Payer | None = ...,
         client_secret: builtins.str = ...,
         capture: CaptureMethod.ValueType = ...,
-        method: PaymentMethod.ValueType = ...,
+        method: common_pb2.PaymentMethod.ValueType = ...,
         decline: Decline | None = ...,
         pix: PixStep | None = ...,
         boleto: BoletoStep | None = ...,
@@ -681,7 +457,7 @@ class CreatePaymentRequest(message.Message):
     allow_another: builtins.bool
     """True: even if the appointment has an open payment already."""
     @builtins.property
-    def amount(self) -> Money:
+    def amount(self) -> common_pb2.Money:
         """Required."""
 
     @builtins.property
@@ -689,7 +465,7 @@ class CreatePaymentRequest(message.Message):
         """Required for BOLETO; else as much of it as is known."""
 
     @builtins.property
-    def methods(self) -> containers.RepeatedScalarFieldContainer[PaymentMethod.ValueType]:
+    def methods(self) -> containers.RepeatedScalarFieldContainer[common_pb2.PaymentMethod.ValueType]:
         """What to offer. Empty: AUTOMATIC. PIX or BOLETO alone is confirmed here, and the answer holds the code or voucher."""
 
     @builtins.property
@@ -702,12 +478,12 @@ class CreatePaymentRequest(message.Message):
         self,
         *,
         idempotency_key: builtins.str = ...,
-        amount: Money | None = ...,
+        amount: common_pb2.Money | None = ...,
         appointment_id: builtins.str = ...,
         patient_id: builtins.str = ...,
         description: builtins.str = ...,
         payer: Payer | None = ...,
-        methods: abc.Iterable[PaymentMethod.ValueType] | None = ...,
+        methods: abc.Iterable[common_pb2.PaymentMethod.ValueType] | None = ...,
         capture: CaptureMethod.ValueType | None = ...,
         allow_another: builtins.bool = ...,
         metadata: abc.Mapping[builtins.str, builtins.str] | None = ...,
@@ -878,59 +654,17 @@ class ApplyEventsRequest(message.Message):
 
     EVENTS_FIELD_NUMBER: builtins.int
     @builtins.property
-    def events(self) -> containers.RepeatedCompositeFieldContainer[Event]:
+    def events(self) -> containers.RepeatedCompositeFieldContainer[common_pb2.ProviderEvent]:
         """1–100 events, their bodies at most 2 MiB together."""
 
     def __init__(
         self,
         *,
-        events: abc.Iterable[Event] | None = ...,
+        events: abc.Iterable[common_pb2.ProviderEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["events", b"events"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-@typing.final
-class Event(message.Message):
-    """One of Stripe's events, snapshot or thin."""
-
-    DESCRIPTOR: descriptor.Descriptor
-
-    EVENT_ID_FIELD_NUMBER: builtins.int
-    TYPE_FIELD_NUMBER: builtins.int
-    ACCOUNT_FIELD_NUMBER: builtins.int
-    BODY_FIELD_NUMBER: builtins.int
-    RECEIVED_TIME_FIELD_NUMBER: builtins.int
-    LIVEMODE_FIELD_NUMBER: builtins.int
-    event_id: builtins.str
-    """Stripe's `evt_…`; with the account it is what DUPLICATE means."""
-    type: builtins.str
-    """Stripe's, `payment_intent.succeeded`. Unknown types are fine."""
-    account: builtins.str
-    """The connected account `acct_…`; empty: our own."""
-    body: builtins.bytes
-    """The very bytes whose signature was verified."""
-    livemode: builtins.bool
-    """Stripe's: true for real money."""
-    @builtins.property
-    def received_time(self) -> timestamp_pb2.Timestamp:
-        """When the gateway received it."""
-
-    def __init__(
-        self,
-        *,
-        event_id: builtins.str = ...,
-        type: builtins.str = ...,
-        account: builtins.str = ...,
-        body: builtins.bytes = ...,
-        received_time: timestamp_pb2.Timestamp | None = ...,
-        livemode: builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["received_time", b"received_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["account", b"account", "body", b"body", "event_id", b"event_id", "livemode", b"livemode", "received_time", b"received_time", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -942,44 +676,16 @@ class ApplyEventsResponse(message.Message):
 
     RESULTS_FIELD_NUMBER: builtins.int
     @builtins.property
-    def results(self) -> containers.RepeatedCompositeFieldContainer[EventResult]:
+    def results(self) -> containers.RepeatedCompositeFieldContainer[common_pb2.EventResult]:
         """As many as there were events."""
 
     def __init__(
         self,
         *,
-        results: abc.Iterable[EventResult] | None = ...,
+        results: abc.Iterable[common_pb2.EventResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["results", b"results"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-@typing.final
-class EventResult(message.Message):
-    """What came of one event."""
-
-    DESCRIPTOR: descriptor.Descriptor
-
-    EVENT_ID_FIELD_NUMBER: builtins.int
-    OUTCOME_FIELD_NUMBER: builtins.int
-    DETAIL_FIELD_NUMBER: builtins.int
-    event_id: builtins.str
-    """The event's."""
-    outcome: EventOutcome.ValueType
-    """What was done."""
-    detail: builtins.str
-    """Why, for an operator's eyes; no names, numbers or secrets."""
-    def __init__(
-        self,
-        *,
-        event_id: builtins.str = ...,
-        outcome: EventOutcome.ValueType = ...,
-        detail: builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["detail", b"detail", "event_id", b"event_id", "outcome", b"outcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -29,13 +29,8 @@ GRPC_VERSION: str
 class PaymentServiceStub:
     """PaymentService takes payments and tells what became of them.
 
-    Every RPC: the caller is known by a bearer token (`authorization` metadata) or a client certificate; a name, not a
-    token, owns idempotency keys. Reading RPCs need scope `read`, CreatePayment needs `send`. The metadata
-    `x-correlation-id` and `traceparent` are passed on. A call without a deadline gets 10 seconds (streams have none).
-
-    Every error carries google.rpc.ErrorInfo with domain `topsmile.integrations` and a reason of ErrorReason;
-    google.rpc.BadRequest names every wrong field at once, google.rpc.RetryInfo says when to try again where that is
-    known, google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Payments keep their keys for ever. Streams have no
+    default deadline.
     """
 
     @typing.overload
@@ -72,13 +67,8 @@ class PaymentServiceStub:
 class PaymentServiceAsyncStub(PaymentServiceStub):
     """PaymentService takes payments and tells what became of them.
 
-    Every RPC: the caller is known by a bearer token (`authorization` metadata) or a client certificate; a name, not a
-    token, owns idempotency keys. Reading RPCs need scope `read`, CreatePayment needs `send`. The metadata
-    `x-correlation-id` and `traceparent` are passed on. A call without a deadline gets 10 seconds (streams have none).
-
-    Every error carries google.rpc.ErrorInfo with domain `topsmile.integrations` and a reason of ErrorReason;
-    google.rpc.BadRequest names every wrong field at once, google.rpc.RetryInfo says when to try again where that is
-    known, google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Payments keep their keys for ever. Streams have no
+    default deadline.
     """
 
     def __init__(self, channel: aio.Channel) -> None: ...
@@ -111,13 +101,8 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
 class PaymentServiceServicer(metaclass=abc_1.ABCMeta):
     """PaymentService takes payments and tells what became of them.
 
-    Every RPC: the caller is known by a bearer token (`authorization` metadata) or a client certificate; a name, not a
-    token, owns idempotency keys. Reading RPCs need scope `read`, CreatePayment needs `send`. The metadata
-    `x-correlation-id` and `traceparent` are passed on. A call without a deadline gets 10 seconds (streams have none).
-
-    Every error carries google.rpc.ErrorInfo with domain `topsmile.integrations` and a reason of ErrorReason;
-    google.rpc.BadRequest names every wrong field at once, google.rpc.RetryInfo says when to try again where that is
-    known, google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Payments keep their keys for ever. Streams have no
+    default deadline.
     """
 
     @abc_1.abstractmethod

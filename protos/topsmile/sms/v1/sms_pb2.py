@@ -24,75 +24,54 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from topsmile.common.v1 import common_pb2 as topsmile_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19topsmile/sms/v1/sms.proto\x12\x0ftopsmile.sms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x02\n\x0b\x41ppointment\x12\x16\n\x0e\x61ppointment_id\x18\x01 \x01(\t\x12\x14\n\x0cpatient_name\x18\x02 \x01(\t\x12\x14\n\x0cprofessional\x18\x03 \x01(\t\x12\x0e\n\x06\x63linic\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttime_zone\x18\x08 \x01(\t\x12\x14\n\x0c\x63linic_phone\x18\t \x01(\t\x12\r\n\x05notes\x18\n \x01(\t\"/\n\x05Money\x12\x14\n\x0c\x61mount_minor\x18\x01 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\"\xfe\x01\n\x0ePaymentSummary\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12&\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x16.topsmile.sms.v1.Money\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x16\n\x0e\x61ppointment_id\x18\x04 \x01(\t\x12\x14\n\x0cpatient_name\x18\x05 \x01(\t\x12-\n\tpaid_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x06method\x18\x07 \x01(\x0e\x32\x1e.topsmile.sms.v1.PaymentMethodH\x00\x88\x01\x01\x42\t\n\x07_method\"{\n\x0cStatusChange\x12*\n\x06status\x18\x01 \x01(\x0e\x32\x1a.topsmile.sms.v1.SmsStatus\x12/\n\x0b\x63hange_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\xcd\x03\n\x03Sms\x12\x0e\n\x06sms_id\x18\x01 \x01(\t\x12*\n\x06status\x18\x02 \x01(\x0e\x32\x1a.topsmile.sms.v1.SmsStatus\x12\x11\n\trecipient\x18\x03 \x01(\t\x12\x10\n\x08template\x18\x04 \x01(\t\x12\x10\n\x08segments\x18\x05 \x01(\x05\x12.\n\x08\x65ncoding\x18\x06 \x01(\x0e\x32\x1c.topsmile.sms.v1.SmsEncoding\x12\x16\n\x0e\x61ppointment_id\x18\x07 \x01(\t\x12\x10\n\x08provider\x18\x08 \x01(\t\x12\x1b\n\x13provider_message_id\x18\t \x01(\t\x12\x32\n\x0escheduled_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x07history\x18\r \x03(\x0b\x32\x1d.topsmile.sms.v1.StatusChange\x12\x16\n\x0e\x66\x61ilure_reason\x18\x0e \x01(\t\"\x83\x01\n\"SendAppointmentConfirmationRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x31\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1c.topsmile.sms.v1.Appointment\"H\n#SendAppointmentConfirmationResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\xe9\x01\n\x1eSendAppointmentReminderRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x31\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1c.topsmile.sms.v1.Appointment\x12/\n\tsend_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12+\n\x06\x62\x65\x66ore\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x42\n\n\x08schedule\"D\n\x1fSendAppointmentReminderResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"W\n\x1bSendVerificationCodeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\"A\n\x1cSendVerificationCodeResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\xaa\x01\n\x18SendPaymentNoticeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x30\n\x04kind\x18\x03 \x01(\x0e\x32\".topsmile.sms.v1.PaymentNoticeKind\x12\x30\n\x07payment\x18\x04 \x01(\x0b\x32\x1f.topsmile.sms.v1.PaymentSummary\">\n\x19SendPaymentNoticeResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\x8f\x01\n\x0eSendSmsRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\x12-\n\tsend_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ckeep_accents\x18\x05 \x01(\x08\"4\n\x0fSendSmsResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\x1f\n\rGetSmsRequest\x12\x0e\n\x06sms_id\x18\x01 \x01(\t\"3\n\x0eGetSmsResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"K\n\x10\x43\x61ncelSmsRequest\x12\x10\n\x06sms_id\x18\x01 \x01(\tH\x00\x12\x18\n\x0e\x61ppointment_id\x18\x02 \x01(\tH\x00\x42\x0b\n\treference\"C\n\x11\x43\x61ncelSmsResponse\x12\x16\n\x0e\x63\x61nceled_count\x18\x01 \x01(\x05\x12\x16\n\x0etoo_late_count\x18\x02 \x01(\x05\"<\n\x12\x41pplyEventsRequest\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.topsmile.sms.v1.Event\"i\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12\r\n\x05query\x18\x03 \x01(\t\x12\x31\n\rreceived_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x13\x41pplyEventsResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.topsmile.sms.v1.EventResult\"_\n\x0b\x45ventResult\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.topsmile.sms.v1.EventOutcome\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t*{\n\rPaymentMethod\x12\x1e\n\x1aPAYMENT_METHOD_UNSPECIFIED\x10\x00\x12\x17\n\x13PAYMENT_METHOD_CARD\x10\x01\x12\x16\n\x12PAYMENT_METHOD_PIX\x10\x02\x12\x19\n\x15PAYMENT_METHOD_BOLETO\x10\x03*[\n\x11PaymentNoticeKind\x12#\n\x1fPAYMENT_NOTICE_KIND_UNSPECIFIED\x10\x00\x12!\n\x1dPAYMENT_NOTICE_KIND_SUCCEEDED\x10\x01*\xb6\x02\n\tSmsStatus\x12\x1a\n\x16SMS_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14SMS_STATUS_SCHEDULED\x10\x01\x12\x15\n\x11SMS_STATUS_QUEUED\x10\x02\x12\x16\n\x12SMS_STATUS_SENDING\x10\x03\x12\x13\n\x0fSMS_STATUS_SENT\x10\x04\x12\x18\n\x14SMS_STATUS_DELIVERED\x10\x05\x12\x1a\n\x16SMS_STATUS_UNDELIVERED\x10\x06\x12\x19\n\x15SMS_STATUS_SUPPRESSED\x10\x07\x12\x17\n\x13SMS_STATUS_CANCELED\x10\x08\x12\x16\n\x12SMS_STATUS_EXPIRED\x10\t\x12\x15\n\x11SMS_STATUS_FAILED\x10\n\x12\x16\n\x12SMS_STATUS_UNKNOWN\x10\x0b*[\n\x0bSmsEncoding\x12\x1c\n\x18SMS_ENCODING_UNSPECIFIED\x10\x00\x12\x16\n\x12SMS_ENCODING_GSM_7\x10\x01\x12\x16\n\x12SMS_ENCODING_UCS_2\x10\x02*\xd6\x01\n\x0c\x45ventOutcome\x12\x1d\n\x19\x45VENT_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45VENT_OUTCOME_APPLIED\x10\x01\x12\x1b\n\x17\x45VENT_OUTCOME_DUPLICATE\x10\x02\x12\x17\n\x13\x45VENT_OUTCOME_STALE\x10\x03\x12!\n\x1d\x45VENT_OUTCOME_IGNORED_FOREIGN\x10\x04\x12\x17\n\x13\x45VENT_OUTCOME_RETRY\x10\x05\x12\x1a\n\x16\x45VENT_OUTCOME_REJECTED\x10\x06*\xa0\x05\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12\'\n#ERROR_REASON_IDEMPOTENCY_KEY_REUSED\x10\x02\x12\x1a\n\x16\x45RROR_REASON_NOT_FOUND\x10\x03\x12\x1a\n\x16\x45RROR_REASON_THROTTLED\x10\x04\x12\x19\n\x15\x45RROR_REASON_SHEDDING\x10\x05\x12#\n\x1f\x45RROR_REASON_DEADLINE_TOO_SHORT\x10\x06\x12\x1c\n\x18\x45RROR_REASON_UNAVAILABLE\x10\x07\x12\x1b\n\x17\x45RROR_REASON_STORE_FULL\x10\x08\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\t\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\n\x12\"\n\x1e\x45RROR_REASON_PERMISSION_DENIED\x10\x0b\x12\x19\n\x15\x45RROR_REASON_NOT_SENT\x10\x0c\x12 \n\x1c\x45RROR_REASON_OUTCOME_UNKNOWN\x10\r\x12%\n!ERROR_REASON_PROVIDER_CREDENTIALS\x10\x0e\x12\"\n\x1e\x45RROR_REASON_PROVIDER_REJECTED\x10\x0f\x12\'\n#ERROR_REASON_PROVIDER_REFUSED_INPUT\x10\x10\x12#\n\x1f\x45RROR_REASON_PROVIDER_NOT_FOUND\x10\x11\x12\x1d\n\x19\x45RROR_REASON_BREAKER_OPEN\x10\x12\x12\x16\n\x12\x45RROR_REASON_QUOTA\x10\x13\x32\xf1\x05\n\nSmsService\x12\x8a\x01\n\x1bSendAppointmentConfirmation\x12\x33.topsmile.sms.v1.SendAppointmentConfirmationRequest\x1a\x34.topsmile.sms.v1.SendAppointmentConfirmationResponse\"\x00\x12~\n\x17SendAppointmentReminder\x12/.topsmile.sms.v1.SendAppointmentReminderRequest\x1a\x30.topsmile.sms.v1.SendAppointmentReminderResponse\"\x00\x12u\n\x14SendVerificationCode\x12,.topsmile.sms.v1.SendVerificationCodeRequest\x1a-.topsmile.sms.v1.SendVerificationCodeResponse\"\x00\x12l\n\x11SendPaymentNotice\x12).topsmile.sms.v1.SendPaymentNoticeRequest\x1a*.topsmile.sms.v1.SendPaymentNoticeResponse\"\x00\x12N\n\x07SendSms\x12\x1f.topsmile.sms.v1.SendSmsRequest\x1a .topsmile.sms.v1.SendSmsResponse\"\x00\x12K\n\x06GetSms\x12\x1e.topsmile.sms.v1.GetSmsRequest\x1a\x1f.topsmile.sms.v1.GetSmsResponse\"\x00\x12T\n\tCancelSms\x12!.topsmile.sms.v1.CancelSmsRequest\x1a\".topsmile.sms.v1.CancelSmsResponse\"\x00\x32m\n\x0fSmsAdminService\x12Z\n\x0b\x41pplyEvents\x12#.topsmile.sms.v1.ApplyEventsRequest\x1a$.topsmile.sms.v1.ApplyEventsResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19topsmile/sms/v1/sms.proto\x12\x0ftopsmile.sms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftopsmile/common/v1/common.proto\"\xd7\x03\n\x03Sms\x12\x0e\n\x06sms_id\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32!.topsmile.common.v1.MessageStatus\x12\x11\n\trecipient\x18\x03 \x01(\t\x12\x10\n\x08template\x18\x04 \x01(\t\x12\x10\n\x08segments\x18\x05 \x01(\x05\x12.\n\x08\x65ncoding\x18\x06 \x01(\x0e\x32\x1c.topsmile.sms.v1.SmsEncoding\x12\x16\n\x0e\x61ppointment_id\x18\x07 \x01(\t\x12\x10\n\x08provider\x18\x08 \x01(\t\x12\x1b\n\x13provider_message_id\x18\t \x01(\t\x12\x32\n\x0escheduled_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07history\x18\r \x03(\x0b\x32 .topsmile.common.v1.StatusChange\x12\x16\n\x0e\x66\x61ilure_reason\x18\x0e \x01(\t\"\x86\x01\n\"SendAppointmentConfirmationRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x34\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1f.topsmile.common.v1.Appointment\"H\n#SendAppointmentConfirmationResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\xec\x01\n\x1eSendAppointmentReminderRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x34\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1f.topsmile.common.v1.Appointment\x12/\n\tsend_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12+\n\x06\x62\x65\x66ore\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x42\n\n\x08schedule\"D\n\x1fSendAppointmentReminderResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"W\n\x1bSendVerificationCodeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\"A\n\x1cSendVerificationCodeResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\xb0\x01\n\x18SendPaymentNoticeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x33\n\x04kind\x18\x03 \x01(\x0e\x32%.topsmile.common.v1.PaymentNoticeKind\x12\x33\n\x07payment\x18\x04 \x01(\x0b\x32\".topsmile.common.v1.PaymentSummary\">\n\x19SendPaymentNoticeResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\x8f\x01\n\x0eSendSmsRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\x12-\n\tsend_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ckeep_accents\x18\x05 \x01(\x08\"4\n\x0fSendSmsResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\x1f\n\rGetSmsRequest\x12\x0e\n\x06sms_id\x18\x01 \x01(\t\"3\n\x0eGetSmsResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"K\n\x10\x43\x61ncelSmsRequest\x12\x10\n\x06sms_id\x18\x01 \x01(\tH\x00\x12\x18\n\x0e\x61ppointment_id\x18\x02 \x01(\tH\x00\x42\x0b\n\treference\"C\n\x11\x43\x61ncelSmsResponse\x12\x16\n\x0e\x63\x61nceled_count\x18\x01 \x01(\x05\x12\x16\n\x0etoo_late_count\x18\x02 \x01(\x05\"G\n\x12\x41pplyEventsRequest\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.topsmile.common.v1.ProviderEvent\"G\n\x13\x41pplyEventsResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.topsmile.common.v1.EventResult*[\n\x0bSmsEncoding\x12\x1c\n\x18SMS_ENCODING_UNSPECIFIED\x10\x00\x12\x16\n\x12SMS_ENCODING_GSM_7\x10\x01\x12\x16\n\x12SMS_ENCODING_UCS_2\x10\x02\x32\xf1\x05\n\nSmsService\x12\x8a\x01\n\x1bSendAppointmentConfirmation\x12\x33.topsmile.sms.v1.SendAppointmentConfirmationRequest\x1a\x34.topsmile.sms.v1.SendAppointmentConfirmationResponse\"\x00\x12~\n\x17SendAppointmentReminder\x12/.topsmile.sms.v1.SendAppointmentReminderRequest\x1a\x30.topsmile.sms.v1.SendAppointmentReminderResponse\"\x00\x12u\n\x14SendVerificationCode\x12,.topsmile.sms.v1.SendVerificationCodeRequest\x1a-.topsmile.sms.v1.SendVerificationCodeResponse\"\x00\x12l\n\x11SendPaymentNotice\x12).topsmile.sms.v1.SendPaymentNoticeRequest\x1a*.topsmile.sms.v1.SendPaymentNoticeResponse\"\x00\x12N\n\x07SendSms\x12\x1f.topsmile.sms.v1.SendSmsRequest\x1a .topsmile.sms.v1.SendSmsResponse\"\x00\x12K\n\x06GetSms\x12\x1e.topsmile.sms.v1.GetSmsRequest\x1a\x1f.topsmile.sms.v1.GetSmsResponse\"\x00\x12T\n\tCancelSms\x12!.topsmile.sms.v1.CancelSmsRequest\x1a\".topsmile.sms.v1.CancelSmsResponse\"\x00\x32m\n\x0fSmsAdminService\x12Z\n\x0b\x41pplyEvents\x12#.topsmile.sms.v1.ApplyEventsRequest\x1a$.topsmile.sms.v1.ApplyEventsResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'topsmile.sms.v1.sms_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PAYMENTMETHOD']._serialized_start=2948
-  _globals['_PAYMENTMETHOD']._serialized_end=3071
-  _globals['_PAYMENTNOTICEKIND']._serialized_start=3073
-  _globals['_PAYMENTNOTICEKIND']._serialized_end=3164
-  _globals['_SMSSTATUS']._serialized_start=3167
-  _globals['_SMSSTATUS']._serialized_end=3477
-  _globals['_SMSENCODING']._serialized_start=3479
-  _globals['_SMSENCODING']._serialized_end=3570
-  _globals['_EVENTOUTCOME']._serialized_start=3573
-  _globals['_EVENTOUTCOME']._serialized_end=3787
-  _globals['_ERRORREASON']._serialized_start=3790
-  _globals['_ERRORREASON']._serialized_end=4462
-  _globals['_APPOINTMENT']._serialized_start=112
-  _globals['_APPOINTMENT']._serialized_end=376
-  _globals['_MONEY']._serialized_start=378
-  _globals['_MONEY']._serialized_end=425
-  _globals['_PAYMENTSUMMARY']._serialized_start=428
-  _globals['_PAYMENTSUMMARY']._serialized_end=682
-  _globals['_STATUSCHANGE']._serialized_start=684
-  _globals['_STATUSCHANGE']._serialized_end=807
-  _globals['_SMS']._serialized_start=810
-  _globals['_SMS']._serialized_end=1271
-  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_start=1274
-  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_end=1405
-  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_start=1407
-  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_end=1479
-  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_start=1482
-  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_end=1715
-  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_start=1717
-  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_end=1785
-  _globals['_SENDVERIFICATIONCODEREQUEST']._serialized_start=1787
-  _globals['_SENDVERIFICATIONCODEREQUEST']._serialized_end=1874
-  _globals['_SENDVERIFICATIONCODERESPONSE']._serialized_start=1876
-  _globals['_SENDVERIFICATIONCODERESPONSE']._serialized_end=1941
-  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_start=1944
-  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_end=2114
-  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_start=2116
-  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_end=2178
-  _globals['_SENDSMSREQUEST']._serialized_start=2181
-  _globals['_SENDSMSREQUEST']._serialized_end=2324
-  _globals['_SENDSMSRESPONSE']._serialized_start=2326
-  _globals['_SENDSMSRESPONSE']._serialized_end=2378
-  _globals['_GETSMSREQUEST']._serialized_start=2380
-  _globals['_GETSMSREQUEST']._serialized_end=2411
-  _globals['_GETSMSRESPONSE']._serialized_start=2413
-  _globals['_GETSMSRESPONSE']._serialized_end=2464
-  _globals['_CANCELSMSREQUEST']._serialized_start=2466
-  _globals['_CANCELSMSREQUEST']._serialized_end=2541
-  _globals['_CANCELSMSRESPONSE']._serialized_start=2543
-  _globals['_CANCELSMSRESPONSE']._serialized_end=2610
-  _globals['_APPLYEVENTSREQUEST']._serialized_start=2612
-  _globals['_APPLYEVENTSREQUEST']._serialized_end=2672
-  _globals['_EVENT']._serialized_start=2674
-  _globals['_EVENT']._serialized_end=2779
-  _globals['_APPLYEVENTSRESPONSE']._serialized_start=2781
-  _globals['_APPLYEVENTSRESPONSE']._serialized_end=2849
-  _globals['_EVENTRESULT']._serialized_start=2851
-  _globals['_EVENTRESULT']._serialized_end=2946
-  _globals['_SMSSERVICE']._serialized_start=4465
-  _globals['_SMSSERVICE']._serialized_end=5218
-  _globals['_SMSADMINSERVICE']._serialized_start=5220
-  _globals['_SMSADMINSERVICE']._serialized_end=5329
+  _globals['_SMSENCODING']._serialized_start=2115
+  _globals['_SMSENCODING']._serialized_end=2206
+  _globals['_SMS']._serialized_start=145
+  _globals['_SMS']._serialized_end=616
+  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_start=619
+  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_end=753
+  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_start=755
+  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_end=827
+  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_start=830
+  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_end=1066
+  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_start=1068
+  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_end=1136
+  _globals['_SENDVERIFICATIONCODEREQUEST']._serialized_start=1138
+  _globals['_SENDVERIFICATIONCODEREQUEST']._serialized_end=1225
+  _globals['_SENDVERIFICATIONCODERESPONSE']._serialized_start=1227
+  _globals['_SENDVERIFICATIONCODERESPONSE']._serialized_end=1292
+  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_start=1295
+  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_end=1471
+  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_start=1473
+  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_end=1535
+  _globals['_SENDSMSREQUEST']._serialized_start=1538
+  _globals['_SENDSMSREQUEST']._serialized_end=1681
+  _globals['_SENDSMSRESPONSE']._serialized_start=1683
+  _globals['_SENDSMSRESPONSE']._serialized_end=1735
+  _globals['_GETSMSREQUEST']._serialized_start=1737
+  _globals['_GETSMSREQUEST']._serialized_end=1768
+  _globals['_GETSMSRESPONSE']._serialized_start=1770
+  _globals['_GETSMSRESPONSE']._serialized_end=1821
+  _globals['_CANCELSMSREQUEST']._serialized_start=1823
+  _globals['_CANCELSMSREQUEST']._serialized_end=1898
+  _globals['_CANCELSMSRESPONSE']._serialized_start=1900
+  _globals['_CANCELSMSRESPONSE']._serialized_end=1967
+  _globals['_APPLYEVENTSREQUEST']._serialized_start=1969
+  _globals['_APPLYEVENTSREQUEST']._serialized_end=2040
+  _globals['_APPLYEVENTSRESPONSE']._serialized_start=2042
+  _globals['_APPLYEVENTSRESPONSE']._serialized_end=2113
+  _globals['_SMSSERVICE']._serialized_start=2209
+  _globals['_SMSSERVICE']._serialized_end=2962
+  _globals['_SMSADMINSERVICE']._serialized_start=2964
+  _globals['_SMSADMINSERVICE']._serialized_end=3073
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import message as message
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
 from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
+from topsmile.common.v1 import common_pb2 as common_pb2
 import builtins as builtins
 import sys
 import typing as typing
@@ -20,121 +21,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: descriptor.FileDescriptor
-
-class _PaymentMethod:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _PaymentMethodEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_PaymentMethod.ValueType], builtins.type):
-    DESCRIPTOR: descriptor.EnumDescriptor
-    PAYMENT_METHOD_UNSPECIFIED: _PaymentMethod.ValueType  # 0
-    """Refused; leave the field out where it is not known."""
-    PAYMENT_METHOD_CARD: _PaymentMethod.ValueType  # 1
-    """A credit or debit card."""
-    PAYMENT_METHOD_PIX: _PaymentMethod.ValueType  # 2
-    """Pix."""
-    PAYMENT_METHOD_BOLETO: _PaymentMethod.ValueType  # 3
-    """Boleto."""
-
-class PaymentMethod(_PaymentMethod, metaclass=_PaymentMethodEnumTypeWrapper):
-    """What a payment was made with."""
-
-PAYMENT_METHOD_UNSPECIFIED: PaymentMethod.ValueType  # 0
-"""Refused; leave the field out where it is not known."""
-PAYMENT_METHOD_CARD: PaymentMethod.ValueType  # 1
-"""A credit or debit card."""
-PAYMENT_METHOD_PIX: PaymentMethod.ValueType  # 2
-"""Pix."""
-PAYMENT_METHOD_BOLETO: PaymentMethod.ValueType  # 3
-"""Boleto."""
-
-class _PaymentNoticeKind:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _PaymentNoticeKindEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_PaymentNoticeKind.ValueType], builtins.type):
-    DESCRIPTOR: descriptor.EnumDescriptor
-    PAYMENT_NOTICE_KIND_UNSPECIFIED: _PaymentNoticeKind.ValueType  # 0
-    """Refused."""
-    PAYMENT_NOTICE_KIND_SUCCEEDED: _PaymentNoticeKind.ValueType  # 1
-    """It succeeded: the receipt."""
-
-class PaymentNoticeKind(_PaymentNoticeKind, metaclass=_PaymentNoticeKindEnumTypeWrapper):
-    """What a notice says about a payment."""
-
-PAYMENT_NOTICE_KIND_UNSPECIFIED: PaymentNoticeKind.ValueType  # 0
-"""Refused."""
-PAYMENT_NOTICE_KIND_SUCCEEDED: PaymentNoticeKind.ValueType  # 1
-"""It succeeded: the receipt."""
-
-class _SmsStatus:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _SmsStatusEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_SmsStatus.ValueType], builtins.type):
-    DESCRIPTOR: descriptor.EnumDescriptor
-    SMS_STATUS_UNSPECIFIED: _SmsStatus.ValueType  # 0
-    """Never answered."""
-    SMS_STATUS_SCHEDULED: _SmsStatus.ValueType  # 1
-    """Waits for its moment."""
-    SMS_STATUS_QUEUED: _SmsStatus.ValueType  # 2
-    """To be handed to Twilio as soon as that is possible."""
-    SMS_STATUS_SENDING: _SmsStatus.ValueType  # 3
-    """Being handed over now; too late to cancel."""
-    SMS_STATUS_SENT: _SmsStatus.ValueType  # 4
-    """Twilio has taken responsibility. Carriers that report nothing leave it here: that is final then, no failure, and
-    never a reason to send again.
-    """
-    SMS_STATUS_DELIVERED: _SmsStatus.ValueType  # 5
-    """The carrier says that the phone has it."""
-    SMS_STATUS_UNDELIVERED: _SmsStatus.ValueType  # 6
-    """The carrier says that the phone will not get it. Final."""
-    SMS_STATUS_SUPPRESSED: _SmsStatus.ValueType  # 7
-    """Not sent: the recipient has opted out. Final."""
-    SMS_STATUS_CANCELED: _SmsStatus.ValueType  # 8
-    """Not sent: canceled in time. Final."""
-    SMS_STATUS_EXPIRED: _SmsStatus.ValueType  # 9
-    """Not sent: it could not be handed over while it was of use (codes for 10 minutes, reminders until the start, others
-    for 24 hours). Final.
-    """
-    SMS_STATUS_FAILED: _SmsStatus.ValueType  # 10
-    """Not sent: refused for good, see failure_reason. Final."""
-    SMS_STATUS_UNKNOWN: _SmsStatus.ValueType  # 11
-    """Twilio was asked, its answer was lost; being found out, not sent again on a guess."""
-
-class SmsStatus(_SmsStatus, metaclass=_SmsStatusEnumTypeWrapper):
-    """Where a text stands. It moves only down this list, save that CANCELED and EXPIRED end what has not been sent, and
-    that what was UNKNOWN may still turn out well.
-    """
-
-SMS_STATUS_UNSPECIFIED: SmsStatus.ValueType  # 0
-"""Never answered."""
-SMS_STATUS_SCHEDULED: SmsStatus.ValueType  # 1
-"""Waits for its moment."""
-SMS_STATUS_QUEUED: SmsStatus.ValueType  # 2
-"""To be handed to Twilio as soon as that is possible."""
-SMS_STATUS_SENDING: SmsStatus.ValueType  # 3
-"""Being handed over now; too late to cancel."""
-SMS_STATUS_SENT: SmsStatus.ValueType  # 4
-"""Twilio has taken responsibility. Carriers that report nothing leave it here: that is final then, no failure, and
-never a reason to send again.
-"""
-SMS_STATUS_DELIVERED: SmsStatus.ValueType  # 5
-"""The carrier says that the phone has it."""
-SMS_STATUS_UNDELIVERED: SmsStatus.ValueType  # 6
-"""The carrier says that the phone will not get it. Final."""
-SMS_STATUS_SUPPRESSED: SmsStatus.ValueType  # 7
-"""Not sent: the recipient has opted out. Final."""
-SMS_STATUS_CANCELED: SmsStatus.ValueType  # 8
-"""Not sent: canceled in time. Final."""
-SMS_STATUS_EXPIRED: SmsStatus.ValueType  # 9
-"""Not sent: it could not be handed over while it was of use (codes for 10 minutes, reminders until the start, others
-for 24 hours). Final.
-"""
-SMS_STATUS_FAILED: SmsStatus.ValueType  # 10
-"""Not sent: refused for good, see failure_reason. Final."""
-SMS_STATUS_UNKNOWN: SmsStatus.ValueType  # 11
-"""Twilio was asked, its answer was lost; being found out, not sent again on a guess."""
 
 class _SmsEncoding:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -159,307 +45,6 @@ SMS_ENCODING_GSM_7: SmsEncoding.ValueType  # 1
 SMS_ENCODING_UCS_2: SmsEncoding.ValueType  # 2
 """70 characters in one segment, 67 in each of several."""
 
-class _EventOutcome:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _EventOutcomeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_EventOutcome.ValueType], builtins.type):
-    DESCRIPTOR: descriptor.EnumDescriptor
-    EVENT_OUTCOME_UNSPECIFIED: _EventOutcome.ValueType  # 0
-    """Never answered."""
-    EVENT_OUTCOME_APPLIED: _EventOutcome.ValueType  # 1
-    """It is dealt with; most change something."""
-    EVENT_OUTCOME_DUPLICATE: _EventOutcome.ValueType  # 2
-    """It was dealt with before."""
-    EVENT_OUTCOME_STALE: _EventOutcome.ValueType  # 3
-    """It told of a moment that is already past; nothing changed."""
-    EVENT_OUTCOME_IGNORED_FOREIGN: _EventOutcome.ValueType  # 4
-    """Not about any message of ours, or of a type nothing here depends on."""
-    EVENT_OUTCOME_RETRY: _EventOutcome.ValueType  # 5
-    """Not now; send it again later."""
-    EVENT_OUTCOME_REJECTED: _EventOutcome.ValueType  # 6
-    """It cannot be understood, and never will be."""
-
-class EventOutcome(_EventOutcome, metaclass=_EventOutcomeEnumTypeWrapper):
-    """What was done with an event. All but RETRY are final: do not send the event again."""
-
-EVENT_OUTCOME_UNSPECIFIED: EventOutcome.ValueType  # 0
-"""Never answered."""
-EVENT_OUTCOME_APPLIED: EventOutcome.ValueType  # 1
-"""It is dealt with; most change something."""
-EVENT_OUTCOME_DUPLICATE: EventOutcome.ValueType  # 2
-"""It was dealt with before."""
-EVENT_OUTCOME_STALE: EventOutcome.ValueType  # 3
-"""It told of a moment that is already past; nothing changed."""
-EVENT_OUTCOME_IGNORED_FOREIGN: EventOutcome.ValueType  # 4
-"""Not about any message of ours, or of a type nothing here depends on."""
-EVENT_OUTCOME_RETRY: EventOutcome.ValueType  # 5
-"""Not now; send it again later."""
-EVENT_OUTCOME_REJECTED: EventOutcome.ValueType  # 6
-"""It cannot be understood, and never will be."""
-
-class _ErrorReason:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReason.ValueType], builtins.type):
-    DESCRIPTOR: descriptor.EnumDescriptor
-    ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
-    """Never answered."""
-    ERROR_REASON_INVALID_REQUEST: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT: the request is wrong; BadRequest names each field. Correct it before you repeat it."""
-    ERROR_REASON_IDEMPOTENCY_KEY_REUSED: _ErrorReason.ValueType  # 2
-    """ALREADY_EXISTS: this key was used with another request; BadRequest names the differing fields. Nothing was done."""
-    ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 3
-    """NOT_FOUND: no such message."""
-    ERROR_REASON_THROTTLED: _ErrorReason.ValueType  # 4
-    """RESOURCE_EXHAUSTED: the caller's limit is used up. Nothing was stored; RetryInfo says when. Of a message: Twilio
-    asks for patience.
-    """
-    ERROR_REASON_SHEDDING: _ErrorReason.ValueType  # 5
-    """RESOURCE_EXHAUSTED: this replica is full. Nothing was stored; try again at once elsewhere, or shortly."""
-    ERROR_REASON_DEADLINE_TOO_SHORT: _ErrorReason.ValueType  # 6
-    """DEADLINE_EXCEEDED: too little time was left to begin. Nothing was stored."""
-    ERROR_REASON_UNAVAILABLE: _ErrorReason.ValueType  # 7
-    """UNAVAILABLE: not done. Repeat with the same key."""
-    ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 8
-    """UNAVAILABLE: our disk is full. Nothing was stored."""
-    ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 9
-    """UNAVAILABLE: our database does not answer. Repeat with the same key."""
-    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 10
-    """UNAUTHENTICATED: no token, or none that is known here."""
-    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 11
-    """PERMISSION_DENIED: the token lacks the scope this RPC needs."""
-    ERROR_REASON_NOT_SENT: _ErrorReason.ValueType  # 12
-    """Of a message: Twilio could not be reached; nothing was sent."""
-    ERROR_REASON_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 13
-    """Of a message: Twilio was asked, its answer was lost, and it could not be found out either."""
-    ERROR_REASON_PROVIDER_CREDENTIALS: _ErrorReason.ValueType  # 14
-    """Of a message: Twilio refuses our credentials. The message waits; an operator has been alarmed."""
-    ERROR_REASON_PROVIDER_REJECTED: _ErrorReason.ValueType  # 15
-    """Of a message: Twilio said no, for good."""
-    ERROR_REASON_PROVIDER_REFUSED_INPUT: _ErrorReason.ValueType  # 16
-    """Of a message: Twilio found it wrong, its recipient most often."""
-    ERROR_REASON_PROVIDER_NOT_FOUND: _ErrorReason.ValueType  # 17
-    """Of a message: Twilio does not know what it was asked about."""
-    ERROR_REASON_BREAKER_OPEN: _ErrorReason.ValueType  # 18
-    """Of a message: Twilio has been failing and was not asked."""
-    ERROR_REASON_QUOTA: _ErrorReason.ValueType  # 19
-    """Of a message: Twilio's account has used up what it may send."""
-
-class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """The values of ErrorInfo.reason and of `failure_reason`: the name without `ERROR_REASON_`, as in `STORE_FULL`. New
-    ones may be added; decide by the status code where a reason is unknown to you. Those said to be of a message are
-    never answered to a call: Twilio is asked after it.
-    """
-
-ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
-"""Never answered."""
-ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT: the request is wrong; BadRequest names each field. Correct it before you repeat it."""
-ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 2
-"""ALREADY_EXISTS: this key was used with another request; BadRequest names the differing fields. Nothing was done."""
-ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 3
-"""NOT_FOUND: no such message."""
-ERROR_REASON_THROTTLED: ErrorReason.ValueType  # 4
-"""RESOURCE_EXHAUSTED: the caller's limit is used up. Nothing was stored; RetryInfo says when. Of a message: Twilio
-asks for patience.
-"""
-ERROR_REASON_SHEDDING: ErrorReason.ValueType  # 5
-"""RESOURCE_EXHAUSTED: this replica is full. Nothing was stored; try again at once elsewhere, or shortly."""
-ERROR_REASON_DEADLINE_TOO_SHORT: ErrorReason.ValueType  # 6
-"""DEADLINE_EXCEEDED: too little time was left to begin. Nothing was stored."""
-ERROR_REASON_UNAVAILABLE: ErrorReason.ValueType  # 7
-"""UNAVAILABLE: not done. Repeat with the same key."""
-ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 8
-"""UNAVAILABLE: our disk is full. Nothing was stored."""
-ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 9
-"""UNAVAILABLE: our database does not answer. Repeat with the same key."""
-ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 10
-"""UNAUTHENTICATED: no token, or none that is known here."""
-ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 11
-"""PERMISSION_DENIED: the token lacks the scope this RPC needs."""
-ERROR_REASON_NOT_SENT: ErrorReason.ValueType  # 12
-"""Of a message: Twilio could not be reached; nothing was sent."""
-ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 13
-"""Of a message: Twilio was asked, its answer was lost, and it could not be found out either."""
-ERROR_REASON_PROVIDER_CREDENTIALS: ErrorReason.ValueType  # 14
-"""Of a message: Twilio refuses our credentials. The message waits; an operator has been alarmed."""
-ERROR_REASON_PROVIDER_REJECTED: ErrorReason.ValueType  # 15
-"""Of a message: Twilio said no, for good."""
-ERROR_REASON_PROVIDER_REFUSED_INPUT: ErrorReason.ValueType  # 16
-"""Of a message: Twilio found it wrong, its recipient most often."""
-ERROR_REASON_PROVIDER_NOT_FOUND: ErrorReason.ValueType  # 17
-"""Of a message: Twilio does not know what it was asked about."""
-ERROR_REASON_BREAKER_OPEN: ErrorReason.ValueType  # 18
-"""Of a message: Twilio has been failing and was not asked."""
-ERROR_REASON_QUOTA: ErrorReason.ValueType  # 19
-"""Of a message: Twilio's account has used up what it may send."""
-
-@typing.final
-class Appointment(message.Message):
-    """What a patient needs to know of an appointment."""
-
-    DESCRIPTOR: descriptor.Descriptor
-
-    APPOINTMENT_ID_FIELD_NUMBER: builtins.int
-    PATIENT_NAME_FIELD_NUMBER: builtins.int
-    PROFESSIONAL_FIELD_NUMBER: builtins.int
-    CLINIC_FIELD_NUMBER: builtins.int
-    ADDRESS_FIELD_NUMBER: builtins.int
-    START_TIME_FIELD_NUMBER: builtins.int
-    END_TIME_FIELD_NUMBER: builtins.int
-    TIME_ZONE_FIELD_NUMBER: builtins.int
-    CLINIC_PHONE_FIELD_NUMBER: builtins.int
-    NOTES_FIELD_NUMBER: builtins.int
-    appointment_id: builtins.str
-    """The caller's, 1–100 printable characters; required. CancelSms goes by it."""
-    patient_name: builtins.str
-    """Required, at most 200 characters. Texts are short: they may leave out what follows after the time."""
-    professional: builtins.str
-    """Who will treat: `Dra. Beatriz Lima`. At most 200 characters, may be empty."""
-    clinic: builtins.str
-    """The clinic's name; at most 200 characters, may be empty."""
-    address: builtins.str
-    """Where, in one line; at most 300 characters, may be empty."""
-    time_zone: builtins.str
-    """IANA name of the clinic's zone, in which times are told. Empty: `America/Sao_Paulo`."""
-    clinic_phone: builtins.str
-    """Told as given, for questions; at most 40 characters, may be empty."""
-    notes: builtins.str
-    """What to bring or mind; accepted so that email and sms take the same appointment, and not texted."""
-    @builtins.property
-    def start_time(self) -> timestamp_pb2.Timestamp:
-        """Required."""
-
-    @builtins.property
-    def end_time(self) -> timestamp_pb2.Timestamp:
-        """After start_time; may be left out."""
-
-    def __init__(
-        self,
-        *,
-        appointment_id: builtins.str = ...,
-        patient_name: builtins.str = ...,
-        professional: builtins.str = ...,
-        clinic: builtins.str = ...,
-        address: builtins.str = ...,
-        start_time: timestamp_pb2.Timestamp | None = ...,
-        end_time: timestamp_pb2.Timestamp | None = ...,
-        time_zone: builtins.str = ...,
-        clinic_phone: builtins.str = ...,
-        notes: builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["address", b"address", "appointment_id", b"appointment_id", "clinic", b"clinic", "clinic_phone", b"clinic_phone", "end_time", b"end_time", "notes", b"notes", "patient_name", b"patient_name", "professional", b"professional", "start_time", b"start_time", "time_zone", b"time_zone"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-@typing.final
-class Money(message.Message):
-    """An amount of money in the minor unit of its currency: 15000 BRL is R$ 150,00."""
-
-    DESCRIPTOR: descriptor.Descriptor
-
-    AMOUNT_MINOR_FIELD_NUMBER: builtins.int
-    CURRENCY_FIELD_NUMBER: builtins.int
-    amount_minor: builtins.int
-    """Minor units, as the payments service counts them; greater than zero."""
-    currency: builtins.str
-    """ISO 4217, upper case: `BRL`."""
-    def __init__(
-        self,
-        *,
-        amount_minor: builtins.int = ...,
-        currency: builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["amount_minor", b"amount_minor", "currency", b"currency"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-@typing.final
-class PaymentSummary(message.Message):
-    """What a payment's notice tells."""
-
-    DESCRIPTOR: descriptor.Descriptor
-
-    PAYMENT_ID_FIELD_NUMBER: builtins.int
-    AMOUNT_FIELD_NUMBER: builtins.int
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    APPOINTMENT_ID_FIELD_NUMBER: builtins.int
-    PATIENT_NAME_FIELD_NUMBER: builtins.int
-    PAID_TIME_FIELD_NUMBER: builtins.int
-    METHOD_FIELD_NUMBER: builtins.int
-    payment_id: builtins.str
-    """The payments service's `pay_…`; required."""
-    description: builtins.str
-    """What for; at most 500 characters."""
-    appointment_id: builtins.str
-    """The appointment it paid; may be empty."""
-    patient_name: builtins.str
-    """Whom it was for; at most 200 characters, may be empty."""
-    method: PaymentMethod.ValueType
-    """What it was paid with; left out: the notice does not say."""
-    @builtins.property
-    def amount(self) -> Money:
-        """What was paid; required."""
-
-    @builtins.property
-    def paid_time(self) -> timestamp_pb2.Timestamp:
-        """When it was paid; required. Shown in America/Sao_Paulo."""
-
-    def __init__(
-        self,
-        *,
-        payment_id: builtins.str = ...,
-        amount: Money | None = ...,
-        description: builtins.str = ...,
-        appointment_id: builtins.str = ...,
-        patient_name: builtins.str = ...,
-        paid_time: timestamp_pb2.Timestamp | None = ...,
-        method: PaymentMethod.ValueType | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_method", b"_method", "amount", b"amount", "method", b"method", "paid_time", b"paid_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_method", b"_method", "amount", b"amount", "appointment_id", b"appointment_id", "description", b"description", "method", b"method", "paid_time", b"paid_time", "patient_name", b"patient_name", "payment_id", b"payment_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__method: _TypeAlias = typing.Literal["method"]  # noqa: Y015
-    _WhichOneofArgType__method: _TypeAlias = typing.Literal["_method", b"_method"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__method) -> _WhichOneofReturnType__method | None: ...
-
-@typing.final
-class StatusChange(message.Message):
-    """One step of a text's way."""
-
-    DESCRIPTOR: descriptor.Descriptor
-
-    STATUS_FIELD_NUMBER: builtins.int
-    CHANGE_TIME_FIELD_NUMBER: builtins.int
-    DETAIL_FIELD_NUMBER: builtins.int
-    status: SmsStatus.ValueType
-    """What it became."""
-    detail: builtins.str
-    """Why, in the provider's words where it is the provider's doing; may be empty."""
-    @builtins.property
-    def change_time(self) -> timestamp_pb2.Timestamp:
-        """When; the time of hearing for what the provider tells."""
-
-    def __init__(
-        self,
-        *,
-        status: SmsStatus.ValueType = ...,
-        change_time: timestamp_pb2.Timestamp | None = ...,
-        detail: builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["change_time", b"change_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["change_time", b"change_time", "detail", b"detail", "status", b"status"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
 @typing.final
 class Sms(message.Message):
     """A text message as this service knows it; its words are in no answer."""
@@ -482,7 +67,7 @@ class Sms(message.Message):
     FAILURE_REASON_FIELD_NUMBER: builtins.int
     sms_id: builtins.str
     """`sms_` and random characters."""
-    status: SmsStatus.ValueType
+    status: common_pb2.MessageStatus.ValueType
     """Where it stands."""
     recipient: builtins.str
     """E.164."""
@@ -513,14 +98,14 @@ class Sms(message.Message):
         """When anything here last changed."""
 
     @builtins.property
-    def history(self) -> containers.RepeatedCompositeFieldContainer[StatusChange]:
+    def history(self) -> containers.RepeatedCompositeFieldContainer[common_pb2.StatusChange]:
         """How it got here, oldest first."""
 
     def __init__(
         self,
         *,
         sms_id: builtins.str = ...,
-        status: SmsStatus.ValueType = ...,
+        status: common_pb2.MessageStatus.ValueType = ...,
         recipient: builtins.str = ...,
         template: builtins.str = ...,
         segments: builtins.int = ...,
@@ -531,7 +116,7 @@ class Sms(message.Message):
         scheduled_time: timestamp_pb2.Timestamp | None = ...,
         create_time: timestamp_pb2.Timestamp | None = ...,
         update_time: timestamp_pb2.Timestamp | None = ...,
-        history: abc.Iterable[StatusChange] | None = ...,
+        history: abc.Iterable[common_pb2.StatusChange] | None = ...,
         failure_reason: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "scheduled_time", b"scheduled_time", "update_time", b"update_time"]  # noqa: Y015
@@ -558,7 +143,7 @@ class SendAppointmentConfirmationRequest(message.Message):
     them: letters, extensions, `;phone-context=`, a second number and a leading 00 are INVALID_ARGUMENT.
     """
     @builtins.property
-    def appointment(self) -> Appointment:
+    def appointment(self) -> common_pb2.Appointment:
         """Required."""
 
     def __init__(
@@ -566,7 +151,7 @@ class SendAppointmentConfirmationRequest(message.Message):
         *,
         idempotency_key: builtins.str = ...,
         recipient: builtins.str = ...,
-        appointment: Appointment | None = ...,
+        appointment: common_pb2.Appointment | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["appointment", b"appointment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
@@ -614,7 +199,7 @@ class SendAppointmentReminderRequest(message.Message):
     recipient: builtins.str
     """A mobile number, as SendAppointmentConfirmationRequest says; required."""
     @builtins.property
-    def appointment(self) -> Appointment:
+    def appointment(self) -> common_pb2.Appointment:
         """Required."""
 
     @builtins.property
@@ -630,7 +215,7 @@ class SendAppointmentReminderRequest(message.Message):
         *,
         idempotency_key: builtins.str = ...,
         recipient: builtins.str = ...,
-        appointment: Appointment | None = ...,
+        appointment: common_pb2.Appointment | None = ...,
         send_time: timestamp_pb2.Timestamp | None = ...,
         before: duration_pb2.Duration | None = ...,
     ) -> None: ...
@@ -732,10 +317,10 @@ class SendPaymentNoticeRequest(message.Message):
     """
     recipient: builtins.str
     """A mobile number, as SendAppointmentConfirmationRequest says; required."""
-    kind: PaymentNoticeKind.ValueType
+    kind: common_pb2.PaymentNoticeKind.ValueType
     """Required."""
     @builtins.property
-    def payment(self) -> PaymentSummary:
+    def payment(self) -> common_pb2.PaymentSummary:
         """Required."""
 
     def __init__(
@@ -743,8 +328,8 @@ class SendPaymentNoticeRequest(message.Message):
         *,
         idempotency_key: builtins.str = ...,
         recipient: builtins.str = ...,
-        kind: PaymentNoticeKind.ValueType = ...,
-        payment: PaymentSummary | None = ...,
+        kind: common_pb2.PaymentNoticeKind.ValueType = ...,
+        payment: common_pb2.PaymentSummary | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["payment", b"payment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
@@ -936,51 +521,17 @@ class ApplyEventsRequest(message.Message):
 
     EVENTS_FIELD_NUMBER: builtins.int
     @builtins.property
-    def events(self) -> containers.RepeatedCompositeFieldContainer[Event]:
+    def events(self) -> containers.RepeatedCompositeFieldContainer[common_pb2.ProviderEvent]:
         """1–100 events, their bodies at most 2 MiB together."""
 
     def __init__(
         self,
         *,
-        events: abc.Iterable[Event] | None = ...,
+        events: abc.Iterable[common_pb2.ProviderEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["events", b"events"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-@typing.final
-class Event(message.Message):
-    """One of Twilio's status callbacks."""
-
-    DESCRIPTOR: descriptor.Descriptor
-
-    EVENT_ID_FIELD_NUMBER: builtins.int
-    BODY_FIELD_NUMBER: builtins.int
-    QUERY_FIELD_NUMBER: builtins.int
-    RECEIVED_TIME_FIELD_NUMBER: builtins.int
-    event_id: builtins.str
-    """The gateway's id of it, the same for the same fact told again; DUPLICATE goes by it."""
-    body: builtins.bytes
-    """The form as received (application/x-www-form-urlencoded), as its signature was verified."""
-    query: builtins.str
-    """The query of the URL it came to, without the `?`: it says which attempt at which text is meant."""
-    @builtins.property
-    def received_time(self) -> timestamp_pb2.Timestamp:
-        """When the gateway received it."""
-
-    def __init__(
-        self,
-        *,
-        event_id: builtins.str = ...,
-        body: builtins.bytes = ...,
-        query: builtins.str = ...,
-        received_time: timestamp_pb2.Timestamp | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["received_time", b"received_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["body", b"body", "event_id", b"event_id", "query", b"query", "received_time", b"received_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -992,44 +543,16 @@ class ApplyEventsResponse(message.Message):
 
     RESULTS_FIELD_NUMBER: builtins.int
     @builtins.property
-    def results(self) -> containers.RepeatedCompositeFieldContainer[EventResult]:
+    def results(self) -> containers.RepeatedCompositeFieldContainer[common_pb2.EventResult]:
         """As many as there were events."""
 
     def __init__(
         self,
         *,
-        results: abc.Iterable[EventResult] | None = ...,
+        results: abc.Iterable[common_pb2.EventResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["results", b"results"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-@typing.final
-class EventResult(message.Message):
-    """What came of one event."""
-
-    DESCRIPTOR: descriptor.Descriptor
-
-    EVENT_ID_FIELD_NUMBER: builtins.int
-    OUTCOME_FIELD_NUMBER: builtins.int
-    DETAIL_FIELD_NUMBER: builtins.int
-    event_id: builtins.str
-    """The event's."""
-    outcome: EventOutcome.ValueType
-    """What was done."""
-    detail: builtins.str
-    """Why, for an operator's eyes; no addresses, numbers or secrets."""
-    def __init__(
-        self,
-        *,
-        event_id: builtins.str = ...,
-        outcome: EventOutcome.ValueType = ...,
-        detail: builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["detail", b"detail", "event_id", b"event_id", "outcome", b"outcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -28,13 +28,7 @@ if _version_not_supported:
 class SmsServiceStub(object):
     """SmsService sends pt-BR text messages and tells what became of them.
 
-    Every RPC: the caller is known by a bearer token (`authorization` metadata) or a client certificate; a name, not a
-    token, owns idempotency keys. Get… needs scope `read`, Send… and Cancel… need `send`. The metadata `x-correlation-id`
-    and `traceparent` are passed on. A call without a deadline gets 10 seconds.
-
-    Every error carries google.rpc.ErrorInfo with domain `topsmile.integrations` and a reason of ErrorReason;
-    google.rpc.BadRequest names every wrong field at once, google.rpc.RetryInfo says when to try again where that is
-    known, google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
@@ -91,13 +85,7 @@ class SmsServiceStub(object):
 class SmsServiceServicer(object):
     """SmsService sends pt-BR text messages and tells what became of them.
 
-    Every RPC: the caller is known by a bearer token (`authorization` metadata) or a client certificate; a name, not a
-    token, owns idempotency keys. Get… needs scope `read`, Send… and Cancel… need `send`. The metadata `x-correlation-id`
-    and `traceparent` are passed on. A call without a deadline gets 10 seconds.
-
-    Every error carries google.rpc.ErrorInfo with domain `topsmile.integrations` and a reason of ErrorReason;
-    google.rpc.BadRequest names every wrong field at once, google.rpc.RetryInfo says when to try again where that is
-    known, google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
@@ -214,13 +202,7 @@ def add_SmsServiceServicer_to_server(servicer, server):
 class SmsService(object):
     """SmsService sends pt-BR text messages and tells what became of them.
 
-    Every RPC: the caller is known by a bearer token (`authorization` metadata) or a client certificate; a name, not a
-    token, owns idempotency keys. Get… needs scope `read`, Send… and Cancel… need `send`. The metadata `x-correlation-id`
-    and `traceparent` are passed on. A call without a deadline gets 10 seconds.
-
-    Every error carries google.rpc.ErrorInfo with domain `topsmile.integrations` and a reason of ErrorReason;
-    google.rpc.BadRequest names every wrong field at once, google.rpc.RetryInfo says when to try again where that is
-    known, google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
