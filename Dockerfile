@@ -40,6 +40,7 @@ FROM process AS payments
 COPY --from=payments-build /venv /venv
 COPY protos/topsmile/common protos/topsmile/common
 COPY protos/topsmile/payments protos/topsmile/payments
+COPY services/brazil services/brazil
 COPY services/chassis services/chassis
 COPY services/payments services/payments
 RUN python -c "import services.payments.__main__, $DATABASES"
@@ -53,6 +54,7 @@ FROM process AS email
 COPY --from=email-build /venv /venv
 COPY protos/topsmile/common protos/topsmile/common
 COPY protos/topsmile/email protos/topsmile/email
+COPY services/brazil services/brazil
 COPY services/chassis services/chassis
 COPY services/email services/email
 RUN python -c "import services.email.__main__, $DATABASES"
@@ -65,6 +67,7 @@ FROM process AS sms
 COPY --from=sms-build /venv /venv
 COPY protos/topsmile/common protos/topsmile/common
 COPY protos/topsmile/sms protos/topsmile/sms
+COPY services/brazil services/brazil
 COPY services/chassis services/chassis
 COPY services/sms services/sms
 RUN python -c "import services.sms.__main__, $DATABASES"

@@ -11,7 +11,8 @@ import css_inline
 from babel.dates import get_timezone_location
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from services.chassis.brazil import clock, reais, spoken_day
+from services.brazil.dates import clock, spoken_day
+from services.brazil.money import reais
 from services.chassis.fields import CLINIC_ZONE
 from services.email.invitation import invitation
 from services.email.message import CONFIRMATION, Appointment, Mailbox, Message, Payment

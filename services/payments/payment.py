@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from stdnum.br import cnpj, cpf
-from stdnum.exceptions import ValidationError
-
-from services.chassis.brazil import THREE_DECIMALS, phone
+from services.brazil.money import THREE_DECIMALS
+from services.brazil.phones import phone
+from services.brazil.tax_ids import tax_id
 from services.chassis.fields import Fields, printable
 from services.chassis.idempotency import fingerprint
 from services.chassis.violations import Rule
@@ -163,14 +162,7 @@ def _phone(payer: Fields) -> str:
 
 def _tax_id(payer: Fields, *, required: bool) -> str:
     text = payer.text("tax_id", least=int(required), most=30)
-    if not text:
-        return ""
-    kind = cpf if len(cpf.compact(text)) == 11 else cnpj
-    try:
-        return str(kind.validate(text))
-    except ValidationError:
-        payer.wrong("tax_id", Rule.NOT_A_TAX_ID)
-        return ""
+    return payer.read("tax_id", tax_id, text) if text else ""
 
 
 def _metadata(fields: Fields, given: Mapping[str, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from services.chassis.brazil import mobile
+from services.brazil.phones import mobile
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import Database, connect
 from services.chassis.jobs import Queue

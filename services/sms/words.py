@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
-from services.chassis.brazil import clock, reais, spoken_day
+from services.brazil.dates import clock, spoken_day
+from services.brazil.money import reais
 from services.sms.segments import fold, size
 
 if TYPE_CHECKING:

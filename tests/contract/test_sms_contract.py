@@ -10,7 +10,7 @@ import grpc
 import grpc_testing
 from google.protobuf.message import Message
 
-from services.chassis.brazil import mobile
+from services.brazil.phones import mobile
 from services.chassis.database import connect
 from services.sms.__main__ import MIGRATIONS
 from services.sms.pepper import Pepper

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.chassis.brazil import clock, mobile, phone, reais, spoken_day
+from services.brazil.dates import clock, spoken_day
+from services.brazil.money import reais
+from services.brazil.phones import mobile, phone
 from services.chassis.violations import InvalidValueError, Rule
 
 SAO_PAULO = ZoneInfo("America/Sao_Paulo")

@@ -13,12 +13,19 @@ SDKS = {"stripe", "sendgrid", "twilio", "python_http_client"}
 #: Tree → what it may import of ours, and which provider's SDK.
 RULES: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "services/chassis": (("services.chassis",), set()),
+    "services/brazil": (("services.chassis", "services.brazil"), set()),
     "services/payments": (
-        ("services.chassis", "services.payments", "topsmile.common", "topsmile.payments"),
+        ("services.brazil", "services.chassis", "services.payments", "topsmile.common", "topsmile.payments"),
         {"stripe"},
     ),
-    "services/email": (("services.chassis", "services.email", "topsmile.common", "topsmile.email"), {"sendgrid"}),
-    "services/sms": (("services.chassis", "services.sms", "topsmile.common", "topsmile.sms"), {"twilio"}),
+    "services/email": (
+        ("services.chassis", "services.brazil", "services.email", "topsmile.common", "topsmile.email"),
+        {"sendgrid"},
+    ),
+    "services/sms": (
+        ("services.chassis", "services.brazil", "services.sms", "topsmile.common", "topsmile.sms"),
+        {"twilio"},
+    ),
     "gateway": (("services.chassis", "gateway", "topsmile"), set()),
     # It judges the others, so it may not share a bug with them.
     "sandbox": (("sandbox",), set()),

@@ -1,22 +1,12 @@
-"""
-How Brazil writes numbers, days and money.
-
-The libraries are imported where they are used: an image holds its own extra's only, and none needs both.
-"""
-# ruff: noqa: PLC0415
+"""Phone numbers as Brazil writes them, read as E.164."""
 
 import re
 import unicodedata
 from collections.abc import Collection
-from datetime import datetime
-from decimal import Decimal
-from typing import TYPE_CHECKING
-from zoneinfo import ZoneInfo
+
+import phonenumbers
 
 from services.chassis.violations import InvalidValueError, Rule
-
-if TYPE_CHECKING:
-    import phonenumbers
 
 # How people write numbers. phonenumbers reads more than that as digits, and so texts somebody else: keypad letters
 # (`9xxxx xxxx`), `;phone-context=`, the last digit of a second line (`4567/8`). `0xx11` means 0, any carrier, 11.
@@ -29,17 +19,9 @@ MAGIC = re.compile(r"\+1500555\d{4}")
 # Before 2016 mobiles had eight digits after the area code; people still have them in their books.
 WITHOUT_THE_NINE = re.compile(r"[1-9]{2}[6-9]\d{7}")
 
-# What Stripe counts in other units than hundredths; ISK and UGX, which have no hundredths, are counted in them.
-NO_DECIMALS = frozenset(
-    ["BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "VND", "VUV", "XAF", "XOF", "XPF"]
-)
-THREE_DECIMALS = frozenset(["BHD", "JOD", "KWD", "OMR", "TND"])
-
 
 def mobile(text: str, regions: Collection[str] = ("BR",), *, magic: bool = False) -> str:
     """Return it as E.164; InvalidValueError says why it is no mobile number of these regions, without the number."""
-    import phonenumbers
-
     compact = re.sub(r"[\s().-]", "", text)
     if magic and MAGIC.fullmatch(compact):
         return compact
@@ -59,17 +41,13 @@ def mobile(text: str, regions: Collection[str] = ("BR",), *, magic: bool = False
 
 def phone(text: str) -> str:
     """Return any number that exists as E.164; InvalidValueError says why it does not."""
-    import phonenumbers
-
     number = _parsed(text)
     if not phonenumbers.is_valid_number(number):
         raise InvalidValueError(Rule.NOT_A_PHONE_NUMBER)
     return _e164(number)
 
 
-def _parsed(text: str) -> "phonenumbers.PhoneNumber":
-    import phonenumbers
-
+def _parsed(text: str) -> phonenumbers.PhoneNumber:
     text = "".join(str(unicodedata.decimal(char, char)) for char in text)
     written = WRITTEN.match(text)
     rest = text[written.end() :] if written else text
@@ -83,29 +61,5 @@ def _parsed(text: str) -> "phonenumbers.PhoneNumber":
         raise InvalidValueError(Rule.NOT_A_PHONE_NUMBER) from None
 
 
-def _e164(number: "phonenumbers.PhoneNumber") -> str:
-    import phonenumbers
-
+def _e164(number: phonenumbers.PhoneNumber) -> str:
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
-
-
-def spoken_day(moment: datetime, zone: ZoneInfo) -> str:
-    """quinta-feira, 12 de março."""
-    from babel.dates import format_date
-
-    return format_date(moment.astimezone(zone).date(), "EEEE, d 'de' MMMM", locale="pt_BR")
-
-
-def clock(moment: datetime, zone: ZoneInfo) -> str:
-    """14h30, and 14h for the full hour."""
-    local = moment.astimezone(zone)
-    return f"{local.hour}h{local.minute:02d}" if local.minute else f"{local.hour}h"
-
-
-def reais(amount_minor: int, currency: str) -> str:
-    """R$ 150,00, or another currency the way Brazil writes it."""
-    from babel.numbers import format_currency
-
-    decimals = 0 if currency in NO_DECIMALS else 3 if currency in THREE_DECIMALS else 2
-    amount = Decimal(amount_minor).scaleb(-decimals)
-    return format_currency(amount, currency, locale="pt_BR").replace("\xa0", " ")
