@@ -46,9 +46,10 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
     ):
         breaker = CircuitBreaker("twilio")
         provider = TwilioProvider(http, base, account, sender, settings.public_url)
-        handler = Sender(database, provider, breaker, pepper).handle
+        handler = Sender(database, provider, breaker, pepper, settings.sms_quiet_hours).handle
         worker = Worker(database, Queue(store.QUEUE, handler, store.given_up, pace=pace), breaker.room)
-        servicer, admin = SmsServicer(database, worker.wake, pepper, numbers), SmsAdminServicer(database)
+        servicer = SmsServicer(database, worker.wake, pepper, numbers, settings.sms_quiet_hours)
+        admin = SmsAdminServicer(database)
         services = [
             Service("topsmile.sms.v1.SmsService", add_SmsServiceServicer_to_server, servicer),
             Service("topsmile.sms.v1.SmsAdminService", add_SmsAdminServiceServicer_to_server, admin),

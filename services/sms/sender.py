@@ -11,7 +11,7 @@ from services.sms import store
 from services.sms.message import CODE, REMINDER, milliseconds, moment_of
 from services.sms.pepper import Pepper
 from services.sms.provider import OptedOut, Receipt, SmsProvider, Text
-from services.sms.quiet_hours import allowed_at
+from services.sms.quiet_hours import QuietHours
 from services.sms.record import RANKS, Sms
 from topsmile.sms.v1 import sms_pb2 as pb
 
@@ -26,11 +26,19 @@ VALIDITY_LEAST, VALIDITY_MOST = 10, 36_000
 
 
 class Sender:
-    def __init__(self, database: Database, provider: SmsProvider, breaker: CircuitBreaker, pepper: Pepper) -> None:
+    def __init__(
+        self,
+        database: Database,
+        provider: SmsProvider,
+        breaker: CircuitBreaker,
+        pepper: Pepper,
+        quiet_hours: QuietHours,
+    ) -> None:
         self._database = database
         self._provider = provider
         self._breaker = breaker
         self._pepper = pepper
+        self._quiet_hours = quiet_hours
         self._retry = Retry()
 
     async def handle(self, job: Job, begin_act: BeginAct) -> Outcome:
@@ -45,7 +53,7 @@ class Sender:
                 return outcome
         elif job.expired:
             return Done.storing(store.expired, job.id, sms.trouble)
-        elif (wait := quiet_for(job, sms)) > 0:
+        elif (wait := self._quiet_for(job, sms)) > 0:
             return Later(wait, "QUIET_HOURS")
         left = (job.give_up_at - sms.now) // 1000
         text = Text(job.id, job.claims, sms.recipient, body, min(max(left, VALIDITY_LEAST), VALIDITY_MOST))
@@ -89,10 +97,12 @@ class Sender:
         await self._database.run(store.not_accepted, job.id)
         return None
 
-
-def quiet_for(job: Job, sms: Sms) -> float:
-    """Seconds of the recipient's night still to come, for a reminder that an outage has pushed into it."""
-    if sms.template != REMINDER:
-        return 0.0
-    allowed = allowed_at(moment_of(sms.now), sms.recipient, moment_of(job.give_up_at))
-    return (milliseconds(allowed) - sms.now) / 1000
+    def _quiet_for(self, job: Job, sms: Sms) -> float:
+        """Seconds of the recipient's night still to come, for a reminder that an outage has pushed into it."""
+        if sms.template != REMINDER:
+            return 0.0
+        now = moment_of(sms.now)
+        allowed_at = self._quiet_hours.allowed_at(
+            now, now=now, recipient=sms.recipient, start_at=moment_of(job.give_up_at)
+        )
+        return (milliseconds(allowed_at) - sms.now) / 1000

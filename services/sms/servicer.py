@@ -16,6 +16,7 @@ from services.chassis.violations import Rule
 from services.sms import message, store, twilio_events
 from services.sms.message import CODE, Message, Numbers
 from services.sms.pepper import Pepper
+from services.sms.quiet_hours import QuietHours
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.sms.v1 import sms_pb2 as pb
 from topsmile.sms.v1 import sms_pb2_grpc as pb_grpc
@@ -26,11 +27,19 @@ Rpc = grpc.aio.ServicerContext[Any, Any]
 
 
 class SmsServicer(pb_grpc.SmsServiceServicer):
-    def __init__(self, database: Database, wake: Callable[[], None], pepper: Pepper, numbers: Numbers) -> None:
+    def __init__(
+        self,
+        database: Database,
+        wake: Callable[[], None],
+        pepper: Pepper,
+        numbers: Numbers,
+        quiet_hours: QuietHours,
+    ) -> None:
         self._database = database
         self._wake = wake
         self._pepper = pepper
         self._numbers = numbers
+        self._quiet_hours = quiet_hours
 
     async def SendAppointmentConfirmation(
         self, request: pb.SendAppointmentConfirmationRequest, _rpc: Rpc
@@ -80,6 +89,7 @@ class SmsServicer(pb_grpc.SmsServiceServicer):
             fingerprint=fingerprint(message.asked, self._pepper.fingerprints),
             payload=pb.SendSmsRequest(body=body).SerializeToString(),
             trace=context.trace(),
+            quiet_hours=self._quiet_hours,
         )
         sms = await self._database.add(store.accept, new, message)
         self._wake()

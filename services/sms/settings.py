@@ -3,9 +3,10 @@
 from typing import Annotated, Self
 
 from phonenumbers import SUPPORTED_REGIONS
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, SecretStr, model_validator
 
 from services.chassis.settings import PerSecond, ProcessSettings, Secrets
+from services.sms.quiet_hours import QuietHours
 
 TWILIO = "https://api.twilio.com"
 
@@ -15,6 +16,10 @@ def _regions(text: object) -> object:
     if isinstance(regions, list) and not set(regions) <= SUPPORTED_REGIONS:
         raise ValueError("are no regions such as BR,PT")
     return regions
+
+
+def _quiet_hours(given: str | QuietHours) -> QuietHours:
+    return QuietHours.parse(given) if isinstance(given, str) else given
 
 
 class Settings(ProcessSettings, process="SMS", port=50053, operations_port=9103):
@@ -33,6 +38,10 @@ class Settings(ProcessSettings, process="SMS", port=50053, operations_port=9103)
     sms_pepper: SecretStr = Field(min_length=16)
     #: Whose mobile numbers are texted.
     sms_regions: Annotated[tuple[str, ...], BeforeValidator(_regions)] = ("BR",)
+
+    #: When reminders rest, on the recipient's clock: `21:00-08:00`, or `off`. A time zone behind it, otherwise
+    #: America/Sao_Paulo, counts for numbers of which no zone is known, or of so many that no hour is day in all.
+    sms_quiet_hours: Annotated[QuietHours, PlainValidator(_quiet_hours)] = QuietHours()
 
     @property
     def credentials(self) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from services.chassis.errors import NotFound
 from services.chassis.idempotency import same_request
 from services.sms.message import CODE, CODE_USEFUL_MS, CONFIRMATION, REMINDER, Message, milliseconds, moment_of
 from services.sms.provider import Receipt
-from services.sms.quiet_hours import allowed_at
+from services.sms.quiet_hours import QuietHours
 from services.sms.record import NOT_SENT, RANKS, REASONS, Change, Sms
 from services.sms.segments import size
 from services.sms.twilio_events import StatusEvent
@@ -96,11 +96,12 @@ class NewSms:
     fingerprint: str
     payload: bytes
     trace: str
+    quiet_hours: QuietHours
 
 
 async def accept(new: NewSms, message: Message) -> Sms:
     """Store a text and its job, or find what the same key stored before."""
-    due_at = await _due_at(message)
+    due_at = await _due_at(message, new.quiet_hours)
     encoding, segments = size(message.text)
     status = "QUEUED" if due_at is None else "SCHEDULED"
     row = await maybe_one(
@@ -124,14 +125,17 @@ async def accept(new: NewSms, message: Message) -> Sms:
     )  # fmt: skip
 
 
-async def _due_at(message: Message) -> int | None:
+async def _due_at(message: Message, quiet_hours: QuietHours) -> int | None:
     """When a text may go; None is at once."""
     if message.send_at is None and message.template != REMINDER:
         return None
     now: int = (await one("SELECT now_ms() AS now"))["now"]
     due_at = max(now, milliseconds(message.send_at)) if message.send_at else now
     if message.template == REMINDER and message.useless_at:
-        due_at = milliseconds(allowed_at(moment_of(due_at), message.recipient, message.useless_at))
+        allowed_at = quiet_hours.allowed_at(
+            moment_of(due_at), now=moment_of(now), recipient=message.recipient, start_at=message.useless_at
+        )
+        due_at = milliseconds(allowed_at)
     return due_at if due_at > now else None
 
 

@@ -14,6 +14,7 @@ from services.brazil.phones import mobile
 from services.chassis.database import connect
 from services.sms.__main__ import MIGRATIONS
 from services.sms.pepper import Pepper
+from services.sms.quiet_hours import QuietHours
 from services.sms.servicer import SmsAdminServicer, SmsServicer
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.sms.v1 import sms_pb2 as pb
@@ -59,7 +60,7 @@ async def test_every_rpc_of_the_contract_answers_its_type(tmp_path: Path) -> Non
     loop = asyncio.get_running_loop()
     services = pb.DESCRIPTOR.services_by_name
     async with connect(f"sqlite:///{tmp_path}/sms.db", MIGRATIONS) as database:
-        servicer = SmsServicer(database, lambda: None, Pepper("a pepper of sixteen"), mobile)
+        servicer = SmsServicer(database, lambda: None, Pepper("a pepper of sixteen"), mobile, QuietHours())
         server = grpc_testing.server_from_dictionary(
             {
                 services["SmsService"]: Bridge(servicer, loop),

@@ -261,7 +261,7 @@ async def test_a_time_outside_the_years_of_this_system_is_the_caller_s_error(des
     reminding = pb.SendAppointmentReminderRequest(idempotency_key="r", recipient=recipient(), appointment=appointment())
     reminding.appointment.start_time.FromDatetime(time)
     reminding.appointment.end_time.FromDatetime(time)
-    reminding.before.FromTimedelta(timedelta(days=900_000))
+    reminding.before.FromTimedelta(timedelta(days=3000))
     confirming = pb.SendAppointmentConfirmationRequest(idempotency_key="c", recipient=recipient())
     confirming.appointment.CopyFrom(reminding.appointment)
     later = custom()
@@ -349,6 +349,37 @@ async def test_a_reminder_asked_for_at_night_waits_for_the_morning(desk: Desk) -
     sms = (await desk.stub.SendAppointmentReminder(reminder("r", start_at, before=timedelta(hours=16)))).sms
 
     assert sms.scheduled_time.ToDatetime(UTC) == daytime(days=2, hour=8)
+
+
+@pytest.mark.parametrize(
+    ("start_hour", "before", "evening"),
+    [
+        (8, timedelta(hours=10), 20.5),
+        (7, timedelta(minutes=30), 20.5),
+        (6, timedelta(hours=9, minutes=1), 20 + 59 / 60),
+    ],
+)
+async def test_a_reminder_too_early_for_the_morning_is_scheduled_for_the_evening_before(
+    desk: Desk, start_hour: int, before: timedelta, evening: float
+) -> None:
+    start_at = daytime(days=2, hour=start_hour)
+    sms = (await desk.stub.SendAppointmentReminder(reminder("r", start_at, before=before))).sms
+
+    assert sms.scheduled_time.ToDatetime(UTC) == daytime(days=1, hour=0) + timedelta(hours=evening)
+
+
+async def test_a_reminder_late_for_its_evening_is_handed_over_an_hour_before_the_start(desk: Desk) -> None:
+    start_at = daytime(days=2, hour=8)
+    request = reminder("r", start_at, before=timedelta(hours=10))
+    sms = (await desk.stub.SendAppointmentReminder(request)).sms
+    await desk.until(daytime(days=1, hour=23))
+    await asyncio.sleep(1.0)
+    at_night = await desk.texts(request.recipient)
+    await desk.until(daytime(days=2, hour=7) + timedelta(seconds=1))
+    await desk.becomes(sms.sms_id, "SENT")
+
+    assert at_night == []
+    assert len(await desk.texts(request.recipient)) == 1
 
 
 async def test_a_reminder_that_an_outage_pushed_into_the_night_waits_too(desk: Desk) -> None:

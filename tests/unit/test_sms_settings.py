@@ -3,6 +3,7 @@
 import pytest
 
 from services.chassis.settings import load
+from services.sms.quiet_hours import QuietHours
 from services.sms.settings import Settings
 
 SET = {"TWILIO_ACCOUNT_SID": "AC1", "TWILIO_PHONE_NUMBER": "+15005550006", "SMS_PEPPER": "a pepper of sixteen"}
@@ -24,6 +25,12 @@ def test_magic_numbers_are_texted_at_a_double_only(monkeypatch: pytest.MonkeyPat
     assert loaded(monkeypatch, TWILIO_AUTH_TOKEN="t", TWILIO_API_BASE="http://127.0.0.1:8090").magic_numbers
 
 
+@pytest.mark.parametrize("text", ["22:30-07:00 America/Manaus", "01:00-06:00", "off"])
+def test_quiet_hours_are_a_setting(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    assert loaded(monkeypatch, TWILIO_AUTH_TOKEN="t").sms_quiet_hours == QuietHours.parse("21:00-08:00")
+    assert loaded(monkeypatch, TWILIO_AUTH_TOKEN="t", SMS_QUIET_HOURS=text).sms_quiet_hours == QuietHours.parse(text)
+
+
 def test_secrets_do_not_print(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "sixteen" not in repr(loaded(monkeypatch, TWILIO_AUTH_TOKEN="t"))
 
@@ -35,6 +42,9 @@ def test_secrets_do_not_print(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"TWILIO_API_KEY_SID": "SK1", "TWILIO_AUTH_TOKEN": "t"}, "TWILIO_API_KEY_SECRET"),
         ({"TWILIO_AUTH_TOKEN": "t", "SMS_PEPPER": "short"}, "SMS_PEPPER"),
         ({"TWILIO_AUTH_TOKEN": "t", "SMS_REGIONS": "BR,XX"}, "SMS_REGIONS"),
+        ({"TWILIO_AUTH_TOKEN": "t", "SMS_QUIET_HOURS": "21-8"}, "SMS_QUIET_HOURS"),
+        ({"TWILIO_AUTH_TOKEN": "t", "SMS_QUIET_HOURS": "21:00-25:00"}, "SMS_QUIET_HOURS"),
+        ({"TWILIO_AUTH_TOKEN": "t", "SMS_QUIET_HOURS": "21:00-08:00 Etc/GMT+3"}, "SMS_QUIET_HOURS"),
         ({"TWILIO_AUTH_TOKEN": "t", "TWILIO_PER_SECOND": "0"}, "TWILIO_PER_SECOND"),
     ],
 )

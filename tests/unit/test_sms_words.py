@@ -1,17 +1,13 @@
-"""What the texts say, and when reminders may be sent."""
+"""What the texts say."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
-
-import pytest
 
 from services.sms import words
 from services.sms.message import Appointment, Payment
-from services.sms.quiet_hours import allowed_at
 from services.sms.segments import fold, size
 
-SAO_PAULO, MANAUS = ZoneInfo("America/Sao_Paulo"), ZoneInfo("America/Manaus")
-IN_SAO_PAULO, IN_MANAUS, NOWHERE = "+5511912345678", "+5592991234567", "+15005550006"
+SAO_PAULO = ZoneInfo("America/Sao_Paulo")
 
 
 def appointment(**changes: str) -> Appointment:
@@ -49,41 +45,3 @@ def test_a_receipt_says_what_was_paid_for() -> None:
     paid = Payment("apt-1", 15000, "BRL", "Limpeza", "Ana", datetime(2026, 3, 13, 1, tzinfo=UTC), "CARD")
 
     assert words.receipt(paid) == "Pagamento recebido: R$ 150,00 em 12/03/2026 por cartão. Limpeza. Paciente: Ana"
-
-
-def at(hour: int, minute: int = 0, day: int = 12, zone: ZoneInfo = SAO_PAULO) -> datetime:
-    return datetime(2026, 3, day, hour, minute, tzinfo=zone)
-
-
-@pytest.mark.parametrize(
-    ("asked", "start", "allowed"),
-    [
-        (at(8), at(15), at(8)),
-        (at(20, 59), at(15, day=13), at(20, 59)),
-        (at(21), at(15, day=13), at(8, day=13)),
-        (at(3), at(15), at(8)),
-        (at(7, 59), at(8, 1), at(8)),
-        (at(2), at(7, 30), at(6, 30)),  # 08:00 would be too late: an hour before
-        (at(6, 50), at(7, 30), at(6, 50)),  # less than an hour is left: now
-        (at(23), at(8, day=13), at(7, day=13)),
-    ],
-)
-def test_reminders_wait_for_the_morning_while_that_is_before_the_appointment(
-    asked: datetime, start: datetime, allowed: datetime
-) -> None:
-    assert allowed_at(asked, IN_SAO_PAULO, start) == allowed
-
-
-def test_the_night_is_the_recipient_s() -> None:
-    start, evening = at(15, day=13), at(21, 30)
-
-    assert allowed_at(evening, IN_MANAUS, start) == evening  # 20:30 there
-    assert allowed_at(at(8), IN_MANAUS, start) == at(8, zone=MANAUS)
-    assert allowed_at(evening, NOWHERE, start) == at(8, day=13)
-
-
-def test_no_reminder_is_moved_past_the_start_or_back_in_time() -> None:
-    start = at(7, day=13)
-    for minutes in range(0, 24 * 60, 7):
-        asked = start - timedelta(minutes=minutes)
-        assert asked <= allowed_at(asked, IN_SAO_PAULO, start) <= start

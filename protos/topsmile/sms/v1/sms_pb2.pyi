@@ -87,7 +87,9 @@ class Sms(message.Message):
     """Why it was not sent: the name of an ErrorReason, as in ErrorInfo. Empty unless something went wrong."""
     @builtins.property
     def scheduled_time(self) -> timestamp_pb2.Timestamp:
-        """When it is, or was, to be handed over."""
+        """When it is, or was, to be handed over: for a reminder the time asked for, moved out of quiet hours where it fell
+        into them.
+        """
 
     @builtins.property
     def create_time(self) -> timestamp_pb2.Timestamp:
