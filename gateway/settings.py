@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 from urllib.parse import urlsplit
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -46,6 +46,8 @@ SomeSecrets = Annotated[Secrets, Field(min_length=1)]
 
 
 class Settings(ProcessSettings, process="GATEWAY", port=8080, operations_port=8081):
+    fingerprints: ClassVar[bool] = False
+
     stripe_webhook_secret: SomeSecrets
     sendgrid_webhook_public_key: PublicKeys
     twilio_auth_token: SomeSecrets

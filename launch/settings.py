@@ -101,13 +101,15 @@ def listen(port: int, *, free: bool) -> str:
 def made_up(folder: Path) -> dict[str, str]:
     """The secrets a system needs and nobody gave it: made at the first start, the same ever after."""
     file = folder / "secrets.env"
-    if not file.exists():
+    known = {name: value or "" for name, value in dotenv_values(file).items()} if file.exists() else {}
+    made = {**new_secrets(), **known}
+    if made != known:
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"secrets.{os.getpid()}"
         part.touch(mode=0o600)
-        part.write_text("".join(f"{name}={value}\n" for name, value in new_secrets().items()))
+        part.write_text("".join(f"{name}={value}\n" for name, value in made.items()))
         part.rename(file)
-    return {name: value or "" for name, value in dotenv_values(file).items()}
+    return made
 
 
 def new_secrets() -> dict[str, str]:
@@ -120,6 +122,7 @@ def new_secrets() -> dict[str, str]:
         "STRIPE_WEBHOOK_SECRET": f"whsec_{secrets.token_hex(24)}",
         "TWILIO_AUTH_TOKEN": secrets.token_hex(16),
         "SMS_PEPPER": secrets.token_hex(32),
+        **{f"{process}_FINGERPRINT_KEYS": secrets.token_hex(32) for process in ("PAYMENTS", "EMAIL", "SMS")},
         "SANDBOX_SENDGRID_PRIVATE_KEY": base64.b64encode(private).decode(),
         "SENDGRID_WEBHOOK_PUBLIC_KEY": base64.b64encode(public).decode(),
     }

@@ -2,33 +2,80 @@
 What a key's first request asked for, kept so that a repetition can be told from another request.
 
 Parsed fields are kept, not bytes, and a field at its default is left out: one that is added next year does not make old
-keys differ. Each value is a keyed hash, so that what was erased cannot be read back from here.
+keys differ. Each value is a keyed hash, since a phone number or a CPF could be found by trying them all.
 """
 
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from pydantic import SecretStr
 
 from services.chassis.errors import IdempotencyReuse
 
 
-def fingerprint(fields: Mapping[str, object], secret: bytes = b"topsmile") -> str:
-    """Hash each field by its path. Values are compared by `repr`: pass values, not objects with an identity."""
-    kept = {
-        path: hmac.new(secret, repr(value).encode(), hashlib.sha256).hexdigest()[:24]
-        for path, value in sorted(fields.items())
-        if value
-    }
-    return json.dumps(kept, separators=(",", ":"))
+class Key:
+    """A secret and the short name that its fingerprints carry, which tells nothing about the secret."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret.encode()
+        self.name = hmac.new(self._secret, b"name", hashlib.sha256).hexdigest()[:8]
+
+    def hash(self, fields: Mapping[str, object]) -> dict[str, str]:
+        return {
+            path: hmac.new(self._secret, repr(value).encode(), hashlib.sha256).hexdigest()[:24]
+            for path, value in sorted(fields.items())
+            if value
+        }
 
 
-def differing(stored: str, asked: str) -> list[str]:
-    before, now = json.loads(stored), json.loads(asked)
-    return sorted(path for path in before.keys() | now.keys() if before.get(path) != now.get(path))
+class Fingerprint:
+    """One request's fields. Values are compared by `repr`: pass values, not objects with an identity."""
+
+    def __init__(self, keys: Sequence[Key], fields: Mapping[str, object]) -> None:
+        self._keys = keys
+        self._fields = fields
+
+    @cached_property
+    def stored(self) -> str:
+        """The text to keep: `key name:{path: hash}`, under the first key."""
+        hashes = self._keys[0].hash(self._fields)
+        return f"{self._keys[0].name}:{json.dumps(hashes, separators=(',', ':'))}"
+
+    def differing(self, stored: str) -> list[str]:
+        """
+        Return the fields that differ from those of a stored fingerprint.
+
+        Where its key is no longer known, none: if the repeated request were refused, its caller would take a new key,
+        and would charge or send again.
+        """
+        if stored == self.stored:
+            return []
+        name, _, text = stored.partition(":")
+        key = next((key for key in self._keys if key.name == name), None)
+        if key is None:
+            return []
+        before, now = json.loads(text), key.hash(self._fields)
+        return sorted(path for path in before.keys() | now.keys() if before.get(path) != now.get(path))
+
+    def check(self, stored: str) -> None:
+        """Raise IdempotencyReuse, naming the fields, unless the stored fingerprint is of the same request."""
+        if fields := self.differing(stored):
+            raise IdempotencyReuse(fields)
 
 
-def same_request(stored: str, asked: str) -> None:
-    """Raise IdempotencyReuse, naming the fields, unless both fingerprints are of one request."""
-    if fields := differing(stored, asked):
-        raise IdempotencyReuse(fields)
+class Fingerprints:
+    """
+    The keys of one installation: the first makes new fingerprints, all are recognised.
+
+    Without any, this process makes one up, and cannot compare with what other processes have stored.
+    """
+
+    def __init__(self, keys: Sequence[SecretStr] = ()) -> None:
+        self._keys = [Key(key.get_secret_value()) for key in keys] or [Key(secrets.token_hex(32))]
+
+    def __call__(self, fields: Mapping[str, object]) -> Fingerprint:
+        return Fingerprint(self._keys, fields)

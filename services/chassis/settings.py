@@ -27,6 +27,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from services.chassis.authentication import Token, is_loopback, parse_tokens
 
+SHORTEST_KEY = 16
+
 
 class Address(NamedTuple):
     host: str
@@ -67,6 +69,12 @@ def _parse_limit(text: str) -> limits.RateLimitItem:
     return rate
 
 
+def _long(keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    if any(len(key.get_secret_value()) < SHORTEST_KEY for key in keys):
+        raise ValueError(f"must be random keys of {SHORTEST_KEY} or more characters, comma between them")
+    return keys
+
+
 def _stored_somewhere(url: str) -> str:
     if not re.fullmatch(r"(sqlite:///|postgres(ql)?://)[^\x00-\x1f\x7f]+", url):
         raise ValueError("must begin with sqlite:/// and a file, or with postgresql://")
@@ -100,6 +108,8 @@ class ProcessSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, validate_default=True)
 
     process: ClassVar[str]
+    #: Whether it keeps requests to compare repeated keys with.
+    fingerprints: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, str]]
 
     listen: Listen
@@ -110,6 +120,8 @@ class ProcessSettings(BaseSettings):
     #: With it, callers need a certificate of this authority, and `auth_tokens` says who they are.
     tls_client_ca: File | None = None
     auth_tokens: Tokens = Field(default=(), repr=False)
+    #: With the first, requests are fingerprinted; those of the others are still recognised, while keys rotate.
+    fingerprint_keys: Annotated[Secrets, AfterValidator(_long)] = ()
     #: For each caller and replica, "600/minute"; no limit when not set.
     caller_limit: RateLimit | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -175,6 +187,14 @@ class ProcessSettings(BaseSettings):
         if authority is None and any(token.identity for token in tokens):
             raise ValueError(f"must have no san= entries without {cls.variable('tls_client_ca')}")
         return tokens
+
+    @field_validator("fingerprint_keys")
+    @classmethod
+    def _own_keys(cls, keys: tuple[SecretStr, ...], info: ValidationInfo) -> tuple[SecretStr, ...]:
+        listen = info.data.get("listen")
+        if cls.fingerprints and not keys and listen is not None and not is_loopback(listen.host):
+            raise ValueError("must be set off loopback: a random key, which every replica has")
+        return keys
 
 
 class _Environment(PydanticBaseSettingsSource):

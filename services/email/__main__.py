@@ -2,6 +2,7 @@
 
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import connect
+from services.chassis.idempotency import Fingerprints
 from services.chassis.lifecycle import run
 from services.chassis.outbound import outbound
 from services.chassis.pace import Pace
@@ -38,7 +39,7 @@ async def main(settings: Settings) -> None:
                 Service(
                     "topsmile.email.v1.EmailService",
                     add_EmailServiceServicer_to_server,
-                    EmailServicer(database, worker.wake),
+                    EmailServicer(database, worker.wake, Fingerprints(settings.fingerprint_keys)),
                 ),
                 Service(
                     "topsmile.email.v1.EmailAdminService",

@@ -13,6 +13,7 @@ from services.chassis import context
 from services.chassis.database import Database
 from services.chassis.errors import InvalidRequest
 from services.chassis.fields import Fields
+from services.chassis.idempotency import Fingerprints
 from services.chassis.violations import Rule
 from services.email import sendgrid_events, store
 from services.email.message import Message, Request
@@ -30,8 +31,9 @@ Rpc = grpc.aio.ServicerContext[Any, Any]
 class EmailServicer(EmailServiceServicer):
     """`wake` is called when there is something to hand over."""
 
-    def __init__(self, database: Database, wake: Callable[[], None]) -> None:
+    def __init__(self, database: Database, wake: Callable[[], None], fingerprints: Fingerprints) -> None:
         self._database = database
+        self._fingerprints = fingerprints
         self._wake = wake
 
     async def SendAppointmentConfirmation(
@@ -50,7 +52,10 @@ class EmailServicer(EmailServiceServicer):
     async def _accept(self, request: Request) -> pb.Email:
         message = Message.from_request(request)
         email_id = f"eml_{secrets.token_hex(12)}"
-        email = await self._database.add(store.accept, email_id, context.caller.get(), message, context.trace())
+        fingerprint = self._fingerprints(message.asked)
+        email = await self._database.add(
+            store.accept, email_id, context.caller.get(), message, fingerprint, context.trace()
+        )
         self._wake()
         return email
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.chassis import idempotency, jobs
+from services.chassis import jobs
 from services.chassis.database import Row, maybe_one, one, rows
 from services.chassis.errors import NotFound
+from services.chassis.idempotency import Fingerprint
 from services.chassis.jobs import Job
 from services.email.message import CONFIRMATION, REMINDER, Message, milliseconds
 from services.email.sendgrid_events import Fact
@@ -109,11 +110,11 @@ class Standing:
     doubted_for: float | None
 
 
-async def accept(email_id: str, caller: str, message: Message, trace: str) -> pb.Email:
+async def accept(email_id: str, caller: str, message: Message, fingerprint: Fingerprint, trace: str) -> pb.Email:
     """Store an email and its job, or find what the same key stored before."""
-    fingerprint = idempotency.fingerprint(message.asked)
     row = await maybe_one(
-        INSERT, email_id=email_id, caller=caller, key=message.key, fingerprint=fingerprint, template=message.template,
+        INSERT, email_id=email_id, caller=caller, key=message.key, fingerprint=fingerprint.stored,
+        template=message.template,
         subject=message.subject, address=message.recipient.address, name=message.recipient.name,
         appointment_id=message.about.appointment_id,
         send_at=None if message.send_at is None else milliseconds(message.send_at),
@@ -121,7 +122,7 @@ async def accept(email_id: str, caller: str, message: Message, trace: str) -> pb
     )  # fmt: skip
     if row is None:
         before = await one(BY_KEY, caller=caller, key=message.key)
-        idempotency.same_request(before["fingerprint"], fingerprint)
+        fingerprint.check(before["fingerprint"])
         return await find(before["email_id"])
     accepted = {"status": row["status"], "changed_at": row["created_at"], "detail": ""}
     await rows(CHANGE, email_id=email_id, **accepted)

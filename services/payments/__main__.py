@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import Database, connect
+from services.chassis.idempotency import Fingerprints
 from services.chassis.jobs import Queue
 from services.chassis.lifecycle import run
 from services.chassis.outbound import outbound
@@ -45,8 +46,8 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         provider = StripeProvider(http, base, settings.stripe_secret_key.get_secret_value())
         sender = Sender(database, provider, breaker, Retry())
         worker = Worker(database, Queue(store.QUEUE, sender.handle, store.gave_up, pace=pace), breaker.room)
-        changes = ChangeLog(database)
-        servicer = PaymentServicer(database, worker, provider, changes, livemode=settings.livemode)
+        changes, fingerprints = ChangeLog(database), Fingerprints(settings.fingerprint_keys)
+        servicer = PaymentServicer(database, worker, provider, changes, fingerprints, livemode=settings.livemode)
         admin = PaymentAdminServicer(database, worker, changes, livemode=settings.livemode)
         package = "topsmile.payments.v1"
         services = [

@@ -10,7 +10,6 @@ from services.brazil.money import THREE_DECIMALS
 from services.brazil.phones import phone
 from services.brazil.tax_ids import tax_id
 from services.chassis.fields import Fields, printable
-from services.chassis.idempotency import fingerprint
 from services.chassis.violations import Rule
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
@@ -81,24 +80,23 @@ class Order:
         fields.check()
         return order
 
-    def fingerprint(self) -> str:
-        """Defaults are left out, so saying one is the same request as leaving it out."""
+    @property
+    def asked(self) -> dict[str, object]:
+        """What a repeated key has to ask for again. A default is as good as nothing."""
         payer = {f"payer.{name}": value for name, value in vars(self.payer).items()}
-        return fingerprint(
-            {
-                "amount.amount_minor": self.amount_minor,
-                "amount.currency": self.currency,
-                "appointment_id": self.appointment_id,
-                "patient_id": self.patient_id,
-                "description": self.description,
-                "methods": self.methods,
-                "capture": self.manual_capture,
-                "allow_another": self.allow_another,
-                "metadata": sorted(self.metadata.items()),
-                **payer,
-                "payer.locale": "" if self.payer.locale == DEFAULT_LOCALE else self.payer.locale,
-            }
-        )
+        return {
+            "amount.amount_minor": self.amount_minor,
+            "amount.currency": self.currency,
+            "appointment_id": self.appointment_id,
+            "patient_id": self.patient_id,
+            "description": self.description,
+            "methods": self.methods,
+            "capture": self.manual_capture,
+            "allow_another": self.allow_another,
+            "metadata": sorted(self.metadata.items()),
+            **payer,
+            "payer.locale": "" if self.payer.locale == DEFAULT_LOCALE else self.payer.locale,
+        }
 
     def record(self, payment_id: str, *, livemode: bool) -> pb.Payment:
         """The payment before anything is known of it at the provider."""

@@ -11,6 +11,7 @@ import grpc
 from services.chassis import context
 from services.chassis.database import Database
 from services.chassis.errors import InvalidRequest, OutcomeUnknown
+from services.chassis.idempotency import Fingerprints
 from services.chassis.violations import Rule
 from services.chassis.worker import Worker
 from services.payments import learning, store, stripe_events
@@ -32,10 +33,18 @@ YOUNG = 600.0
 
 class PaymentServicer(PaymentServiceServicer):
     def __init__(
-        self, database: Database, worker: Worker, provider: Provider, changes: ChangeLog, *, livemode: bool
+        self,
+        database: Database,
+        worker: Worker,
+        provider: Provider,
+        changes: ChangeLog,
+        fingerprints: Fingerprints,
+        *,
+        livemode: bool,
     ) -> None:
         self._database = database
         self._worker = worker
+        self._fingerprints = fingerprints
         self._provider = provider
         self._changes = changes
         self._livemode = livemode
@@ -75,7 +84,7 @@ class PaymentServicer(PaymentServiceServicer):
             record=order.record(payment_id, livemode=self._livemode),
             caller=context.caller.get(),
             idempotency_key=order.idempotency_key,
-            fingerprint=order.fingerprint(),
+            fingerprint=self._fingerprints(order.asked),
             allow_another=order.allow_another,
             confirmed=order.confirmed_here,
             prepared=self._provider.prepare(payment_id, order),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from services.chassis import job_operations, jobs
 from services.chassis.database import maybe_one, one, rows
 from services.chassis.errors import AlreadyExists, InProgress, NotFound
-from services.chassis.idempotency import same_request
+from services.chassis.idempotency import Fingerprint
 from services.chassis.jobs import Job, Queue
 from services.chassis.pace import take_turn
 from services.payments import change_log
@@ -87,7 +87,7 @@ class Opening:
     record: pb.Payment
     caller: str
     idempotency_key: str
-    fingerprint: str
+    fingerprint: Fingerprint
     allow_another: bool
     confirmed: bool
     prepared: bytes
@@ -144,7 +144,7 @@ async def open_payment(queue: Queue, new: Opening) -> Opened:
             raise AlreadyExists("the appointment has an open payment", reason="PAYMENT_OPEN", metadata=open_one)
     inserted = await maybe_one(
         INSERT, payment_id=record.payment_id, caller=new.caller, idempotency_key=new.idempotency_key,
-        fingerprint=new.fingerprint, appointment_id=appointment_id, sole=int(not new.allow_another),
+        fingerprint=new.fingerprint.stored, appointment_id=appointment_id, sole=int(not new.allow_another),
         confirmed=int(new.confirmed), record=record.SerializeToString(),
     )  # fmt: skip
     if inserted is None:  # somebody was faster, by this key or for this appointment
@@ -156,7 +156,7 @@ async def open_payment(queue: Queue, new: Opening) -> Opened:
 
 async def _again(queue: Queue, known: Stored, new: Opening) -> Opened:
     """Repeat a key: the same request only, and not beside the call that is still at work on it."""
-    same_request(known.fingerprint, new.fingerprint)
+    new.fingerprint.check(known.fingerprint)
     if known.settled:
         return Opened(known.payment_id)
     recovering = await take_turn(queue.name, queue.pace)

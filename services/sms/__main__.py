@@ -9,6 +9,7 @@ from typing import NamedTuple
 from services.brazil.phones import mobile
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import Database, connect
+from services.chassis.idempotency import Fingerprints
 from services.chassis.jobs import Queue
 from services.chassis.lifecycle import run
 from services.chassis.outbound import outbound
@@ -48,7 +49,14 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         provider = TwilioProvider(http, base, account, sender, settings.public_url)
         handler = Sender(database, provider, breaker, pepper, settings.sms_quiet_hours).handle
         worker = Worker(database, Queue(store.QUEUE, handler, store.given_up, pace=pace), breaker.room)
-        servicer = SmsServicer(database, worker.wake, pepper, numbers, settings.sms_quiet_hours)
+        servicer = SmsServicer(
+            database,
+            worker.wake,
+            pepper,
+            fingerprints=Fingerprints(settings.fingerprint_keys),
+            numbers=numbers,
+            quiet_hours=settings.sms_quiet_hours,
+        )
         admin = SmsAdminServicer(database)
         services = [
             Service("topsmile.sms.v1.SmsService", add_SmsServiceServicer_to_server, servicer),

@@ -1,4 +1,4 @@
-"""What the secret SMS_PEPPER keeps: codes that wait, and the fingerprints of requests that held one."""
+"""What the secret SMS_PEPPER keeps: codes that wait."""
 
 import base64
 import hmac
@@ -8,7 +8,6 @@ from cryptography.fernet import Fernet
 
 class Pepper:
     def __init__(self, secret: str) -> None:
-        self.fingerprints = hmac.digest(secret.encode(), b"fingerprints", "sha256")
         self._fernet = Fernet(base64.urlsafe_b64encode(hmac.digest(secret.encode(), b"waiting codes", "sha256")))
 
     def seal(self, text: str) -> str:

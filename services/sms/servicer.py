@@ -11,7 +11,7 @@ from services.chassis import context
 from services.chassis.database import Database
 from services.chassis.errors import InvalidRequest
 from services.chassis.fields import Fields
-from services.chassis.idempotency import fingerprint
+from services.chassis.idempotency import Fingerprints
 from services.chassis.violations import Rule
 from services.sms import message, store, twilio_events
 from services.sms.message import CODE, Message, Numbers
@@ -32,10 +32,13 @@ class SmsServicer(pb_grpc.SmsServiceServicer):
         database: Database,
         wake: Callable[[], None],
         pepper: Pepper,
+        *,
+        fingerprints: Fingerprints,
         numbers: Numbers,
         quiet_hours: QuietHours,
     ) -> None:
         self._database = database
+        self._fingerprints = fingerprints
         self._wake = wake
         self._pepper = pepper
         self._numbers = numbers
@@ -86,7 +89,7 @@ class SmsServicer(pb_grpc.SmsServiceServicer):
         new = store.NewSms(
             sms_id=f"sms_{secrets.token_hex(12)}",
             caller=context.caller.get(),
-            fingerprint=fingerprint(message.asked, self._pepper.fingerprints),
+            fingerprint=self._fingerprints(message.asked),
             payload=pb.SendSmsRequest(body=body).SerializeToString(),
             trace=context.trace(),
             quiet_hours=self._quiet_hours,

@@ -34,7 +34,7 @@ class Settings(ProcessSettings, process="SMS", port=50053, operations_port=9103)
     twilio_per_second: PerSecond = 10.0
     #: Where the gateway is reached from outside; without it nobody tells what became of a text.
     public_url: str = ""
-    #: Seals codes that wait. Once changed, those are lost, and repeated keys of messages before it look different.
+    #: Seals codes that wait: once it is changed, those are lost.
     sms_pepper: SecretStr = Field(min_length=16)
     #: Whose mobile numbers are texted.
     sms_regions: Annotated[tuple[str, ...], BeforeValidator(_regions)] = ("BR",)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from services.chassis import jobs
 from services.chassis.database import maybe_one, one, rows
 from services.chassis.errors import NotFound
-from services.chassis.idempotency import same_request
+from services.chassis.idempotency import Fingerprint
 from services.sms.message import CODE, CODE_USEFUL_MS, CONFIRMATION, REMINDER, Message, milliseconds, moment_of
 from services.sms.provider import Receipt
 from services.sms.quiet_hours import QuietHours
@@ -93,7 +93,7 @@ class NewSms:
 
     sms_id: str
     caller: str
-    fingerprint: str
+    fingerprint: Fingerprint
     payload: bytes
     trace: str
     quiet_hours: QuietHours
@@ -105,13 +105,13 @@ async def accept(new: NewSms, message: Message) -> Sms:
     encoding, segments = size(message.text)
     status = "QUEUED" if due_at is None else "SCHEDULED"
     row = await maybe_one(
-        INSERT, sms_id=new.sms_id, caller=new.caller, key=message.key, fingerprint=new.fingerprint,
+        INSERT, sms_id=new.sms_id, caller=new.caller, key=message.key, fingerprint=new.fingerprint.stored,
         template=message.template, recipient=message.recipient, appointment_id=message.appointment_id,
         encoding=encoding, segments=segments, status=status, rank=RANKS[status], due_at=due_at,
     )  # fmt: skip
     if row is None:
         before = await one(SAME_KEY, caller=new.caller, key=message.key)
-        same_request(before["fingerprint"], new.fingerprint)
+        new.fingerprint.check(before["fingerprint"])
         return await get(before["sms_id"])
     scheduled_at, now = row["scheduled_at"], row["created_at"]
     give_up_at = milliseconds(message.useless_at) if message.useless_at else None

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from services.brazil.phones import mobile
 from services.chassis.database import connect
+from services.chassis.idempotency import Fingerprints
 from services.sms.__main__ import MIGRATIONS
 from services.sms.pepper import Pepper
 from services.sms.quiet_hours import QuietHours
@@ -60,7 +61,14 @@ async def test_every_rpc_of_the_contract_answers_its_type(tmp_path: Path) -> Non
     loop = asyncio.get_running_loop()
     services = pb.DESCRIPTOR.services_by_name
     async with connect(f"sqlite:///{tmp_path}/sms.db", MIGRATIONS) as database:
-        servicer = SmsServicer(database, lambda: None, Pepper("a pepper of sixteen"), mobile, QuietHours())
+        servicer = SmsServicer(
+            database,
+            lambda: None,
+            Pepper("a pepper of sixteen"),
+            fingerprints=Fingerprints(),
+            numbers=mobile,
+            quiet_hours=QuietHours(),
+        )
         server = grpc_testing.server_from_dictionary(
             {
                 services["SmsService"]: Bridge(servicer, loop),

@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import Database, connect, one
 from services.chassis.health import Readiness
+from services.chassis.idempotency import Fingerprints
 from services.chassis.outbound import outbound
 from services.chassis.pace import Pace
 from services.chassis.retry import Retry
@@ -118,7 +119,9 @@ async def email_service(database_url: str, folder: Path, sendgrid: str | None = 
         sender = Sender(database, provider, breaker, Renderer(settings.from_email), Retry())
         worker = Worker(database, sender.queue(Pace(50.0, burst=20)), breaker.room)
         services = [
-            Service("email", rpc.add_EmailServiceServicer_to_server, EmailServicer(database, worker.wake)),
+            Service(
+                "email", rpc.add_EmailServiceServicer_to_server, EmailServicer(database, worker.wake, Fingerprints())
+            ),
             Service("admin", rpc.add_EmailAdminServiceServicer_to_server, EmailAdminServicer(database)),
         ]
         loop = asyncio.create_task(worker.run())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from services.chassis import jobs
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import Database, connect, rows
+from services.chassis.idempotency import Fingerprints
 from services.chassis.jobs import Done, Queue
 from services.chassis.retry import Retry
 from services.payments import learning, store
@@ -72,7 +73,7 @@ class World:
             record=wanted.record(ID, livemode=False),
             caller="local",
             idempotency_key="key-1",
-            fingerprint=wanted.fingerprint(),
+            fingerprint=Fingerprints()(wanted.asked),
             allow_another=False,
             confirmed=False,
             prepared=b"",

@@ -6,9 +6,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.chassis.errors import IdempotencyReuse, InvalidRequest
+from services.chassis.errors import InvalidRequest
 from services.chassis.fields import Fields
-from services.chassis.idempotency import differing, fingerprint, same_request
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2
 
@@ -106,15 +105,3 @@ def test_a_time_outside_the_years_of_this_system_is_refused(seconds: int) -> Non
     assert fields.time("start_time") is None
     with pytest.raises(InvalidRequest, match="start_time: must be a time between the years 2000 and 2199"):
         fields.check()
-
-
-def test_a_fingerprint_tells_which_fields_differ_and_holds_none_of_them() -> None:
-    first = fingerprint({"recipient": "+5511912345678", "code": "123456", "note": ""}, b"pepper")
-    second = fingerprint({"recipient": "+5511912345678", "code": "654321", "added_next_year": False}, b"pepper")
-
-    assert differing(first, second) == ["code"]
-    assert "123456" not in first
-    assert "5511912345678" not in first
-    with pytest.raises(IdempotencyReuse, match="different: code"):
-        same_request(first, second)
-    same_request(first, first)

@@ -113,6 +113,8 @@ def test_half_a_tls_setting_is_refused(
         ("SMS_CALLER_LIMIT", "5/minute;1/second"),
         ("SMS_AUTH_TOKENS", f"clinic:read:{hashlib.sha256(b'').hexdigest()}"),
         ("SMS_AUTH_TOKENS", "clinic:read:san=clinic.example"),
+        ("SMS_FINGERPRINT_KEYS", "short"),
+        ("SMS_FINGERPRINT_KEYS", f"{'k' * 32},{'k' * 15}"),
         ("TWILIO_TIMEOUT", "inf"),
         ("TWILIO_TIMEOUT", "-Infinity"),
         ("TWILIO_TIMEOUT", "nan"),
@@ -141,9 +143,15 @@ def test_a_setting_that_is_out_of_its_range_is_named(
 )
 def test_an_address_may_be_of_either_family_or_a_name(value: str, address: Address) -> None:
     tokens = f"clinic:read:{hashlib.sha256(b't').hexdigest()}"
-    given = {"twilio_account_sid": "AC1", "twilio_auth_token": "t", "auth_tokens": tokens, "listen": value}
+    given = {
+        "fingerprint_keys": "k" * 16,
+        "twilio_account_sid": "AC1",
+        "twilio_auth_token": "t",
+        "auth_tokens": tokens,
+        "listen": value,
+    }
 
-    assert Settings.model_validate(given).listen == address
+    assert Settings.model_validate({**given, "auth_tokens": tokens, "listen": value}).listen == address
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:1", "[::]:1", "10.1.2.3:1", "sms.internal:1"])
@@ -152,7 +160,9 @@ def test_a_listener_off_loopback_needs_callers(
 ) -> None:
     complete.setenv("SMS_LISTEN", listen)
 
-    assert listen in problems(capsys)["SMS_AUTH_TOKENS"]
+    told = problems(capsys)
+    assert listen in told["SMS_AUTH_TOKENS"]
+    assert "SMS_FINGERPRINT_KEYS" in told
 
 
 def test_rules_between_settings_are_told_in_the_same_round_as_the_rest(
@@ -163,7 +173,9 @@ def test_rules_between_settings_are_told_in_the_same_round_as_the_rest(
     complete.setenv("TWILIO_TIMEOUT", "soon")
     complete.delenv("TWILIO_ACCOUNT_SID")
 
-    assert set(problems(capsys)) == {"SMS_AUTH_TOKENS", "SMS_TLS_KEY", "TWILIO_TIMEOUT", "TWILIO_ACCOUNT_SID"}
+    assert set(problems(capsys)) == {
+        "SMS_AUTH_TOKENS", "SMS_FINGERPRINT_KEYS", "SMS_TLS_KEY", "TWILIO_TIMEOUT", "TWILIO_ACCOUNT_SID"
+    }  # fmt: skip
 
 
 def test_client_certificates_need_entries_that_say_who_they_are(
