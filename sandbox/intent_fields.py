@@ -74,7 +74,7 @@ def voucher(kind: str, intent: Json, params: Json, origin: str) -> Json:
     page = f"{origin}/pay/{intent['id']}"
     if kind == "pix":
         expires: Any = options.get("expires_at") or int(time.time()) + int(
-            options.get("expires_after_seconds") or 86_400
+            options.get("expires_after_seconds") or 14_400
         )
         details: Json = {
             "data": f"00020101021226990014br.gov.bcb.pix2577sandbox.example/pix/{intent['id']}5204000053039865802BR",
@@ -84,7 +84,7 @@ def voucher(kind: str, intent: Json, params: Json, origin: str) -> Json:
             "image_url_svg": f"{page}.svg",
         }
         return {"type": "pix_display_qr_code", "pix_display_qr_code": details}
-    days = int(options.get("expires_after_days") or 3)
+    days = int(options.get("expires_after_days", 3))
     # 23:59:59 in São Paulo, which is three hours behind UTC all year.
     last_second = (int(time.time()) - 3 * 3600) // 86_400 * 86_400 + (days + 1) * 86_400 + 3 * 3600 - 1
     number = f"{intent['amount']:047d}"

@@ -65,6 +65,25 @@ TABLES = (
 #: Taken and not looked at.
 OPAQUE = ("amount_details", "hooks", "mandate_data", "payment_details", "radar_options", "transfer_data")
 LISTS = ("allowed_payment_method_types", "excluded_payment_method_types", "types")
+#: https://docs.stripe.com/currencies
+CURRENCIES = names(
+    "aed afn all amd ang aoa ars aud awg azn bam bbd bdt bgn bhd bif bmd bnd bob brl bsd bwp byn bzd cad cdf chf clp"
+    " cny cop crc cve czk djf dkk dop dzd egp etb eur fjd fkp gbp gel gip gmd gnf gtq gyd hkd hnl htg huf idr ils inr"
+    " isk jmd jod jpy kes kgs khr kmf krw kwd kyd kzt lak lbp lkr lrd lsl mad mdl mga mkd mmk mnt mop mur mvr mwk mxn"
+    " myr mzn nad ngn nio nok npr nzd omr pab pen pgk php pkr pln pyg qar ron rsd rub rwf sar sbd scr sek sgd shp sle"
+    " sos srd std szl thb tjs tnd top try ttd twd tzs uah ugx usd uyu uzs vnd vuv wst xaf xcd xcg xof xpf yer zar zmw"
+)
+#: What a voucher needs, below billing_details.
+BOLETO_NEEDS = (
+    "name",
+    "email",
+    "address.line1",
+    "address.city",
+    "address.state",
+    "address.postal_code",
+    "address.country",
+)
+EXPIRIES = {"expires_after_seconds": (60, 1_209_600), "expires_after_days": (0, 60)}
 CHOICES = {
     "cancellation_reason": ("abandoned", "duplicate", "fraudulent", "requested_by_customer"),
     "capture_method": ("automatic", "automatic_async", "manual"),
@@ -148,7 +167,7 @@ def _check_money(params: Json) -> None:
     if limit is not None and not 1 <= limit <= 100:
         raise wrong("limit", "A limit is between 1 and 100.", "parameter_invalid_integer")
     currency = params.get("currency")
-    if currency is not None and not (isinstance(currency, str) and re.fullmatch(r"[a-zA-Z]{3}", currency)):
+    if currency is not None and not (isinstance(currency, str) and currency.lower() in CURRENCIES):
         raise wrong("currency", f"Invalid currency: {currency}")
     if currency is not None:
         params["currency"] = currency.lower()
@@ -169,7 +188,25 @@ def _check_methods(params: Json) -> None:
             str(text).isdecimal() for key, text in options.items() if "expires" in key
         ):
             raise wrong(f"payment_method_options[{name}]", f"Invalid payment_method_options[{name}]")
-    if kind == "boleto" and not value_at(made, "boleto", "tax_id"):
-        raise wrong("payment_method_data[boleto][tax_id]", "Missing required param: tax_id.", "parameter_missing")
+        for key, (least, most) in EXPIRIES.items():
+            if key in options and not least <= int(options[key]) <= most:
+                path = f"payment_method_options[{name}][{key}]"
+                raise wrong(path, f"Must be between {least} and {most}.", "parameter_invalid_integer")
+    if kind == "boleto":
+        _check_voucher(made)
     if kind == "pix" and params.get("capture_method") == "manual":
         raise StripeError(400, "Pix cannot be captured later.", param="capture_method")
+
+
+def _check_voucher(made: Json) -> None:
+    if not value_at(made, "boleto", "tax_id"):
+        raise wrong("payment_method_data[boleto][tax_id]", "Missing required param: tax_id.", "parameter_missing")
+    for need in BOLETO_NEEDS:
+        path = "".join(f"[{part}]" for part in f"billing_details.{need}".split("."))
+        value = value_at(made, "billing_details", *need.split("."))
+        if not value:
+            raise wrong(f"payment_method_data{path}", f"Missing required param: {need}.", "parameter_missing")
+        if not str(value).isascii():
+            raise wrong(f"payment_method_data{path}", "Only ASCII characters can be printed on a boleto.")
+    if value_at(made, "billing_details", "address", "country") != "BR":
+        raise wrong("payment_method_data[billing_details][address][country]", "A boleto's country is BR.")

@@ -2,11 +2,7 @@
 
 from decimal import Decimal
 
-# What Stripe counts in other units than hundredths; ISK and UGX, which have no hundredths, are counted in them.
-NO_DECIMALS = frozenset(
-    ["BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "VND", "VUV", "XAF", "XOF", "XPF"]
-)
-THREE_DECIMALS = frozenset(["BHD", "JOD", "KWD", "OMR", "TND"])
+from services.chassis.currencies import NO_DECIMALS, THREE_DECIMALS
 
 
 def reais(amount_minor: int, currency: str) -> str:

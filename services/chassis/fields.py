@@ -18,6 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.chassis.currencies import CURRENCIES
 from services.chassis.errors import InvalidRequest
 from services.chassis.violations import InvalidValueError, Rule, Violation
 
@@ -145,7 +146,7 @@ class Fields:
         if amount <= 0:
             money.wrong("amount_minor", Rule.NOT_POSITIVE)
         currency = money.text("currency", least=3, most=3)
-        if currency and not re.fullmatch("[A-Z]{3}", currency):
+        if currency and currency not in CURRENCIES:
             money.wrong("currency", Rule.NOT_A_CURRENCY)
         return amount, currency
 

@@ -51,12 +51,23 @@ class Rule(Enum):
     NOT_A_CHOICE = "must be one of {choices}", "Escolha uma das opções: {choices}."
     TOO_MANY_ENTRIES = "must have at most {limit} entries, not {length}", "Envie no máximo {limit} itens."
     # Money and people.
-    NOT_A_CURRENCY = "must be an ISO 4217 code in upper case", "A moeda não é válida."
+    NOT_A_CURRENCY = (
+        "must be the ISO 4217 code, in upper case, of a currency that Stripe takes payments in",
+        "A moeda não é válida.",
+    )
     NOT_A_MULTIPLE = "must be a multiple of {step} for {currency}", "O valor em {currency} deve ser múltiplo de {step}."
     NOT_BRL = "must be BRL for PIX and BOLETO", "Pix e boleto só aceitam reais (BRL)."
     NO_MANUAL_CAPTURE = "must be AUTOMATIC for PIX and BOLETO", "Pix e boleto não permitem captura manual."
     AUTOMATIC_STANDS_ALONE = "must be AUTOMATIC alone or without it", "Escolha o modo automático ou formas específicas."
     NOT_A_TAX_ID = "must be a CPF or CNPJ with right check digits", "O CPF ou CNPJ não é válido. Confira os números."
+    NOT_LATIN = "must be in Latin letters for BOLETO", "Escreva em letras latinas para pagar com boleto."
+    NOT_A_COUNTRY = "must be an ISO 3166-1 code of two letters in upper case", "O país não é válido."
+    NOT_BRAZIL = "must be BR for BOLETO", "O boleto precisa de um endereço no Brasil."
+    NOT_A_STATE = "must be the two letters of a Brazilian state, such as SP", "Informe a UF, como SP."
+    NOT_A_CEP = "must be a CEP of 8 digits, such as 01310-100", "O CEP não é válido. Confira os 8 números."
+    NOTHING_EXPIRES = "must be left out unless methods names PIX or BOLETO", "Só Pix e boleto têm prazo de pagamento."
+    NOT_A_PIX_EXPIRY = "must be 60 seconds to 14 days in whole seconds for PIX", "Um Pix vale de 60 segundos a 14 dias."
+    NOT_A_BOLETO_EXPIRY = "must be 1 to 60 whole days for BOLETO", "Um boleto vale de 1 a 60 dias inteiros."
     NOT_A_LANGUAGE = "must be a BCP 47 language tag such as pt-BR", "O idioma não é válido."
     NOT_AN_EMAIL_ADDRESS = "must be an email address", "Este e-mail não é válido. Confira."
     NOT_A_TIME_ZONE = (

@@ -4,22 +4,50 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import NamedTuple
 
-from services.brazil.money import THREE_DECIMALS
 from services.brazil.phones import phone
 from services.brazil.tax_ids import tax_id
+from services.chassis.currencies import step_of
 from services.chassis.fields import Fields, printable
 from services.chassis.violations import Rule
+from services.payments.latin import to_ascii
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 
 LARGEST = 99_999_999
-#: Sent in hundredths that have to be zero: https://docs.stripe.com/currencies#special-cases
-WHOLE_ONLY = frozenset(["ISK", "UGX"])
 DEFAULT_LOCALE = "pt-BR"
 BRL_ONLY = ("PIX", "BOLETO")
+STATES = "AC AL AP AM BA CE DF ES GO MA MT MS MG PA PB PR PE PI RJ RN RS RO RR SC SP SE TO"
+
+
+class Expiry(NamedTuple):
+    """What Stripe takes as the life of a code or voucher, in whole units; `default` is ours and always sent."""
+
+    unit: timedelta
+    least: int
+    most: int
+    default: int
+    rule: Rule
+
+
+EXPIRIES = {
+    "PIX": Expiry(timedelta(seconds=1), 60, 1_209_600, 86_400, Rule.NOT_A_PIX_EXPIRY),
+    "BOLETO": Expiry(timedelta(days=1), 1, 60, 3, Rule.NOT_A_BOLETO_EXPIRY),
+}
 LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+
+
+@dataclass(frozen=True)
+class Address:
+    line1: str
+    line2: str
+    city: str
+    state: str
+    postal_code: str
+    country: str
 
 
 @dataclass(frozen=True)
@@ -29,6 +57,10 @@ class Payer:
     phone: str = ""
     tax_id: str = ""
     locale: str = ""
+    address: Address | None = None
+
+    def to_proto(self) -> pb.Payer:
+        return pb.Payer(**{**vars(self), "address": self.address and pb.Address(**vars(self.address))})
 
 
 @dataclass(frozen=True)
@@ -44,6 +76,8 @@ class Order:
     methods: tuple[str, ...]
     manual_capture: bool
     allow_another: bool
+    #: By method, in the method's own unit (EXPIRIES).
+    expiry: Mapping[str, int] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -69,6 +103,7 @@ class Order:
             methods=methods,
             manual_capture=manual,
             allow_another=request.allow_another,
+            expiry=_expiry(fields, methods),
             metadata=_metadata(fields, request.metadata),
         )
         _check_amount(fields, amount, currency)
@@ -83,7 +118,8 @@ class Order:
     @property
     def asked(self) -> dict[str, object]:
         """What a repeated key has to ask for again. A default is as good as nothing."""
-        payer = {f"payer.{name}": value for name, value in vars(self.payer).items()}
+        payer = {f"payer.{name}": value for name, value in vars(self.payer).items() if name != "address"}
+        address = vars(self.payer.address) if self.payer.address else {}
         return {
             "amount.amount_minor": self.amount_minor,
             "amount.currency": self.currency,
@@ -94,8 +130,10 @@ class Order:
             "capture": self.manual_capture,
             "allow_another": self.allow_another,
             "metadata": sorted(self.metadata.items()),
+            "expiry": [(name, length) for name, length in self.expiry.items() if length != EXPIRIES[name].default],
             **payer,
             "payer.locale": "" if self.payer.locale == DEFAULT_LOCALE else self.payer.locale,
+            **{f"payer.address.{name}": value for name, value in address.items()},
         }
 
     def record(self, payment_id: str, *, livemode: bool) -> pb.Payment:
@@ -109,7 +147,7 @@ class Order:
             appointment_id=self.appointment_id,
             patient_id=self.patient_id,
             description=self.description,
-            payer=pb.Payer(**vars(self.payer)),
+            payer=self.payer.to_proto(),
             capture=pb.CAPTURE_METHOD_MANUAL if self.manual_capture else pb.CAPTURE_METHOD_AUTOMATIC,
             method=common.PaymentMethod.Value(
                 f"PAYMENT_METHOD_{self.methods[0] if self.confirmed_here else 'UNSPECIFIED'}"
@@ -124,10 +162,25 @@ def _check_amount(fields: Fields, amount: int, currency: str) -> None:
     """Refuse what Stripe's minor units cannot say; nothing is rounded."""
     if amount > LARGEST:
         fields.wrong("amount.amount_minor", Rule.OUT_OF_RANGE, least=1, most=LARGEST)
-    if currency in WHOLE_ONLY and amount % 100:
-        fields.wrong("amount.amount_minor", Rule.NOT_A_MULTIPLE, step=100, currency=currency)
-    if currency in THREE_DECIMALS and amount % 10:
-        fields.wrong("amount.amount_minor", Rule.NOT_A_MULTIPLE, step=10, currency=currency)
+    if amount % (step := step_of(currency)):
+        fields.wrong("amount.amount_minor", Rule.NOT_A_MULTIPLE, step=step, currency=currency)
+
+
+def _expiry(fields: Fields, methods: tuple[str, ...]) -> dict[str, int]:
+    """Return for each method that expires its expiry in the method's own unit."""
+    named = [method for method in methods if method in EXPIRIES]
+    if not fields.has("expiry"):
+        return {method: EXPIRIES[method].default for method in named}
+    length = fields.duration("expiry")
+    if not named:
+        fields.wrong("expiry", Rule.NOTHING_EXPIRES)
+    expiry = {}
+    for method in named if length else ():
+        unit, least, most, _, rule = EXPIRIES[method]
+        expiry[method], rest = divmod(length or timedelta(0), unit)
+        if rest or not least <= expiry[method] <= most:
+            fields.wrong("expiry", rule)
+    return expiry
 
 
 def _methods(fields: Fields, request: pb.CreatePaymentRequest) -> tuple[str, ...]:
@@ -144,13 +197,50 @@ def _payer(fields: Fields, *, required: bool) -> Payer:
     locale = payer.text("locale", most=35) or DEFAULT_LOCALE
     if not LOCALE.fullmatch(locale):
         payer.wrong("locale", Rule.NOT_A_LANGUAGE)
+    name = payer.text("name", least=int(required), most=200)
+    if required and not to_ascii(name).isascii():
+        payer.wrong("name", Rule.NOT_LATIN)
     return Payer(
-        name=payer.text("name", least=int(required), most=200),
+        name=name,
         email=payer.email("email", required=required),
         phone=_phone(payer),
         tax_id=_tax_id(payer, required=required),
         locale=locale,
+        address=_address(payer, required=required),
     )
+
+
+def _address(payer: Fields, *, required: bool) -> Address | None:
+    """Read an address; `required` is that of a boleto, which Stripe takes whole, of Brazil and in ASCII only."""
+    fields = payer.child("address", required=required)
+    if fields is None:
+        return None
+    least = int(required)
+    address = Address(
+        line1=fields.text("line1", least=least, most=200),
+        line2=fields.text("line2", most=200),
+        city=fields.text("city", least=least, most=100),
+        state=fields.text("state", least=least, most=50),
+        postal_code=fields.text("postal_code", least=least, most=20),
+        country=fields.text("country", most=2) or "BR",
+    )
+    if not re.fullmatch("[A-Z]{2}", address.country):
+        fields.wrong("country", Rule.NOT_A_COUNTRY)
+    elif required and address.country != "BR":
+        fields.wrong("country", Rule.NOT_BRAZIL)
+    for name, value in vars(address).items() if required else ():
+        if not to_ascii(value).isascii():
+            fields.wrong(name, Rule.NOT_LATIN)
+    return _in_brazil(fields, address) if address.country == "BR" else address
+
+
+def _in_brazil(fields: Fields, address: Address) -> Address:
+    state, digits = address.state.upper(), re.sub(r"[\s.-]", "", address.postal_code)
+    if state and state not in STATES.split():
+        fields.wrong("state", Rule.NOT_A_STATE)
+    if digits and not re.fullmatch("[0-9]{8}", digits):
+        fields.wrong("postal_code", Rule.NOT_A_CEP)
+    return replace(address, state=state, postal_code=f"{digits[:5]}-{digits[5:]}" if digits else "")
 
 
 def _phone(payer: Fields) -> str:

@@ -25,6 +25,7 @@ from services.chassis.errors import (
 )
 from services.chassis.outbound import Outbound, retry_after
 from services.chassis.violations import Rule
+from services.payments.latin import to_ascii
 from services.payments.payment import Order
 from services.payments.provider import Standing
 from services.payments.stripe_intents import OURS, decline_of, standing_of
@@ -49,6 +50,7 @@ REFUSALS: list[tuple[int, str | None, str | None, type[ExternalServiceError]]] =
     (429, "lock_timeout", None, ProviderBusy),
     (429, None, None, ProviderThrottled),
 ]
+EXPIRIES = {"PIX": "expires_after_seconds", "BOLETO": "expires_after_days"}
 # Stripe's parameters by the names they have in our contract.
 FIELDS = {
     "amount": "amount.amount_minor",
@@ -62,6 +64,12 @@ FIELDS = {
     "payment_method_data[billing_details][email]": "payer.email",
     "payment_method_data[billing_details][name]": "payer.name",
     "payment_method_data[billing_details][phone]": "payer.phone",
+    "payment_method_options[pix][expires_after_seconds]": "expiry",
+    "payment_method_options[boleto][expires_after_days]": "expiry",
+    **{
+        f"payment_method_data[billing_details][address][{name}]": f"payer.address.{name}"
+        for name in ("line1", "line2", "city", "state", "postal_code", "country")
+    },
 }
 
 
@@ -106,6 +114,10 @@ class StripeProvider:
             params["allowed_payment_method_types"] = [method.lower() for method in order.methods]
         else:
             params["automatic_payment_methods"] = {"enabled": True}
+        if order.expiry:
+            params["payment_method_options"] = {
+                method.lower(): {EXPIRIES[method]: length} for method, length in order.expiry.items()
+            }
         if order.confirmed_here:
             params |= {"confirm": True, "payment_method_data": _method_data(order)}
         return json.dumps(params).encode()
@@ -175,9 +187,15 @@ def refuse(error: StripeError) -> NoReturn:
 
 
 def _method_data(order: Order) -> dict[str, Any]:
-    kind = order.methods[0].lower()
-    about = {"name": order.payer.name, "email": order.payer.email, "phone": order.payer.phone}
-    data: dict[str, Any] = {"type": kind, "billing_details": {key: value for key, value in about.items() if value}}
-    if kind == "boleto":
-        data["boleto"] = {"tax_id": order.payer.tax_id}
-    return data
+    kind, payer = order.methods[0].lower(), order.payer
+    about = _filled({"name": payer.name, "email": payer.email, "phone": payer.phone})
+    if kind == "pix":
+        return {"type": kind, "billing_details": about}
+    # A boleto is printed in ASCII.
+    about["name"] = to_ascii(payer.name)
+    about["address"] = _filled({name: to_ascii(value) for name, value in vars(payer.address).items()})
+    return {"type": kind, "billing_details": about, "boleto": {"tax_id": payer.tax_id}}
+
+
+def _filled(values: Mapping[str, str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value}

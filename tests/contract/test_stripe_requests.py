@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from services.chassis.outbound import outbound
 from services.payments.payment import Order
@@ -25,7 +26,7 @@ ORDERS: dict[str, dict[str, Any]] = {
     "cards, held": {"methods": ["PAYMENT_METHOD_CARD"], "capture": pb.CAPTURE_METHOD_MANUAL},
     "cards and pix": {"methods": ["PAYMENT_METHOD_CARD", "PAYMENT_METHOD_PIX"]},
     "pix": {"methods": ["PAYMENT_METHOD_PIX"]},
-    "boleto": {"methods": ["PAYMENT_METHOD_BOLETO"]},
+    "boleto": {"methods": ["PAYMENT_METHOD_BOLETO"], "expiry": Duration(seconds=5 * 86_400)},
 }
 
 
@@ -66,6 +67,16 @@ def test_a_payment_is_asked_for_with_stripes_own_parameters(changes: dict[str, A
             assert value in allowed[name].get("enum", [value])
     assert params["metadata"]["topsmile_payment_id"] == "pay_1"
     assert "receipt_email" not in params  # the receipt is ours to send
+
+
+def test_a_boleto_sends_every_billing_detail_that_stripe_needs_in_ascii() -> None:
+    params = json.loads(stripe().prepare("pay_1", Order.from_request(order(methods=["PAYMENT_METHOD_BOLETO"]))))
+    billing = params["payment_method_data"]["billing_details"]
+    sent = {**billing, **billing["address"]}
+
+    for name in ("name", "email", "line1", "city", "state", "postal_code", "country"):
+        assert sent[name]
+        assert sent[name].isascii()
 
 
 def test_a_search_in_time_uses_stripes_own_parameters() -> None:

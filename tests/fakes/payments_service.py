@@ -93,12 +93,22 @@ async def payments_service(
         await asyncio.gather(*loops)
 
 
+def payer(**changes: Any) -> pb.Payer:
+    given = {"name": "Ana Souza", "email": "ana@example.com", "phone": "11 91234-5678", "tax_id": CPF, **changes}
+    return pb.Payer(**{"address": address(), **given})
+
+
+def address(**changes: str) -> pb.Address:
+    given = {"line1": "Rua São João, 5", "city": "São Paulo", "state": "SP", "postal_code": "01310-100", **changes}
+    return pb.Address(**given)
+
+
 def order(key: str = "key-1", *, amount: int = 15000, currency: str = "BRL", **changes: Any) -> pb.CreatePaymentRequest:
     given = {
         "appointment_id": "apt-1",
         "patient_id": "pat-1",
         "description": "Limpeza",
-        "payer": pb.Payer(name="Ana Souza", email="ana@example.com", phone="11 91234-5678", tax_id=CPF),
+        "payer": payer(),
         "metadata": {"clinic": "Clínica São José"},
         **changes,
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from services.chassis import job_operations
 from services.chassis.errors import (
@@ -25,7 +26,17 @@ from services.chassis.errors import (
     Unavailable,
 )
 from services.payments.store import QUEUE
-from tests.fakes.payments_service import Payments, attempt, eventually, order, payments_service, refusal, status
+from tests.fakes.payments_service import (
+    Payments,
+    address,
+    attempt,
+    eventually,
+    order,
+    payer,
+    payments_service,
+    refusal,
+    status,
+)
 from tests.fakes.sandbox_bench import Bench
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
@@ -69,6 +80,67 @@ async def test_boleto_alone_answers_its_line(payments: Payments) -> None:
     assert payment.method == common.PAYMENT_METHOD_BOLETO
     assert len(payment.boleto.line) == 47
     assert payment.boleto.url
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "sent"),
+    [
+        ("Ana Conceição", {"city": "São Paulo"}, ("Ana Conceicao", "Rua Sao Joao, 5", "Sao Paulo")),
+        (
+            "Łukasz Müller",
+            {"line1": "Praça nº 5 \N{EN DASH} Bloco 2ª"},
+            ("Lukasz Muller", "Praca no 5 - Bloco 2a", "Sao Paulo"),
+        ),
+        (
+            "Þór Nguyễn",
+            {"city": "Açaí d\N{RIGHT SINGLE QUOTATION MARK}Água"},
+            ("Thor Nguyen", "Rua Sao Joao, 5", "Acai d'Agua"),
+        ),
+    ],
+)
+async def test_boleto_sends_name_and_address_in_ascii_and_keeps_them_as_given(
+    tmp_path: Path, bench: Bench, name: str, place: dict[str, str], sent: tuple[str, str, str]
+) -> None:
+    async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
+        boleto = payer(name=name, address=address(**place, state="sp", postal_code="01.310100"))
+        payment = await payments.create(methods=["PAYMENT_METHOD_BOLETO"], payer=boleto)
+    billing = (await accepted(bench))[0]["request"]["payment_method_data"]["billing_details"]
+
+    assert (billing["name"], billing["address"]["line1"], billing["address"]["city"]) == sent
+    assert (billing["address"]["state"], billing["address"]["country"]) == ("SP", "BR")
+    assert (payment.payer.name, payment.payer.address.postal_code) == (name, "01310-100")
+    for key, value in place.items():
+        assert getattr(payment.payer.address, key) == value
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "sent"),
+    [
+        ("PIX", None, {"pix": {"expires_after_seconds": "86400"}}),
+        ("PIX", 60, {"pix": {"expires_after_seconds": "60"}}),
+        ("PIX", 1_209_600, {"pix": {"expires_after_seconds": "1209600"}}),
+        ("BOLETO", None, {"boleto": {"expires_after_days": "3"}}),
+        ("BOLETO", 10 * 86_400, {"boleto": {"expires_after_days": "10"}}),
+    ],
+)
+async def test_expiry_of_a_code_or_voucher_is_always_sent(
+    tmp_path: Path, bench: Bench, method: str, given: int | None, sent: dict[str, dict[str, str]]
+) -> None:
+    more: dict[str, Any] = {} if given is None else {"expiry": Duration(seconds=given)}
+    async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
+        payment = await payments.create(methods=[f"PAYMENT_METHOD_{method}"], **more)
+        again = await payments.create(methods=[f"PAYMENT_METHOD_{method}"], **more)
+        error = await refusal(
+            payments.create(methods=[f"PAYMENT_METHOD_{method}"], expiry=Duration(seconds=11 * 86_400))
+        )
+    made = (await accepted(bench))[0]
+
+    assert made["request"]["payment_method_options"] == sent
+    if method == "PIX":
+        life = payment.expires_time.ToSeconds() - payment.create_time.ToSeconds()
+        assert abs(life - (given or 86_400)) < 5
+    assert again == payment
+    assert [violation.field for violation in error.violations] == ["expiry"]
 
 
 async def test_two_clicks_with_two_keys_open_one_payment(payments: Payments, bench: Bench) -> None:
@@ -123,12 +195,14 @@ async def test_the_same_key_with_another_amount_names_the_field(payments: Paymen
 
 async def test_saying_a_default_is_the_same_request_as_leaving_it_out(payments: Payments) -> None:
     first = await payments.create()
-    payer = pb.Payer(
-        name=" Ana Souza", email="ana@example.com", phone="+55 (11) 91234-5678", tax_id="52998224725", locale="pt-BR"
+    same = payer(
+        name=" Ana Souza",
+        phone="+55 (11) 91234-5678",
+        tax_id="52998224725",
+        locale="pt-BR",
+        address=address(country="BR", postal_code="01310100"),
     )
-    again = await payments.create(
-        capture=pb.CAPTURE_METHOD_AUTOMATIC, methods=["PAYMENT_METHOD_AUTOMATIC"], payer=payer
-    )
+    again = await payments.create(capture=pb.CAPTURE_METHOD_AUTOMATIC, methods=["PAYMENT_METHOD_AUTOMATIC"], payer=same)
 
     assert again == first
 
@@ -343,8 +417,48 @@ WRONG: dict[str, tuple[dict[str, Any], set[str]]] = {
     "boleto of nobody": ({"methods": ["PAYMENT_METHOD_BOLETO"], "payer": None}, {"payer"}),
     "boleto of somebody": (
         {"methods": ["PAYMENT_METHOD_BOLETO"], "payer": pb.Payer()},
-        {"payer.name", "payer.email", "payer.tax_id"},
+        {"payer.name", "payer.email", "payer.tax_id", "payer.address"},
     ),
+    "boleto of an empty address": (
+        {"methods": ["PAYMENT_METHOD_BOLETO"], "payer": payer(address=pb.Address())},
+        {f"payer.address.{name}" for name in ("line1", "city", "state", "postal_code")},
+    ),
+    "boleto to elsewhere": (
+        {"methods": ["PAYMENT_METHOD_BOLETO"], "payer": payer(address=address(country="PT"))},
+        {"payer.address.country"},
+    ),
+    "boleto in other scripts": (
+        {
+            "methods": ["PAYMENT_METHOD_BOLETO"],
+            "payer": payer(name="山田太郎", address=address(city="Москва", line1="Rua Ω")),
+        },
+        {"payer.name", "payer.address.city", "payer.address.line1"},
+    ),
+    "an address that is none": (
+        {"payer": payer(address=address(state="XX", postal_code="0131", country="BR"))},
+        {"payer.address.state", "payer.address.postal_code"},
+    ),
+    "a country that is none": ({"payer": payer(address=address(country="br"))}, {"payer.address.country"}),
+    "an expiry of nothing": ({"expiry": Duration(seconds=3600)}, {"expiry"}),
+    "an expiry too short": ({"methods": ["PAYMENT_METHOD_PIX"], "expiry": Duration(seconds=59)}, {"expiry"}),
+    "an expiry too long": ({"methods": ["PAYMENT_METHOD_PIX"], "expiry": Duration(seconds=1_209_601)}, {"expiry"}),
+    "an expiry in parts of a second": (
+        {"methods": ["PAYMENT_METHOD_PIX"], "expiry": Duration(seconds=90, nanos=500_000_000)},
+        {"expiry"},
+    ),
+    "an expiry in parts of a day": (
+        {"methods": ["PAYMENT_METHOD_BOLETO"], "expiry": Duration(seconds=90_000)},
+        {"expiry"},
+    ),
+    "an expiry of 61 days": (
+        {"methods": ["PAYMENT_METHOD_BOLETO"], "expiry": Duration(seconds=61 * 86_400)},
+        {"expiry"},
+    ),
+    "a negative expiry": ({"methods": ["PAYMENT_METHOD_PIX"], "expiry": Duration(seconds=-1)}, {"expiry"}),
+    "a currency of nobody": ({"currency": "BRX"}, {"amount.currency"}),
+    "a currency of the past": ({"currency": "HRK"}, {"amount.currency"}),
+    "a currency of metal": ({"currency": "XAU"}, {"amount.currency"}),
+    "a currency of no country": ({"currency": "BTC"}, {"amount.currency"}),
     "a payer who is not one": (
         {"payer": pb.Payer(email="ana", phone="12", tax_id="529.982.247-26", locale="!")},
         {"payer.email", "payer.phone", "payer.tax_id", "payer.locale"},
@@ -373,7 +487,10 @@ async def test_every_wrong_field_is_named_at_once(
     assert await bench.ledger() == []
 
 
-@pytest.mark.parametrize("amount", [(1500, "JPY"), (100, "ISK"), (1000, "KWD"), (99_999_999, "BRL")])
+@pytest.mark.parametrize(
+    "amount",
+    [(1500, "JPY"), (100, "ISK"), (1000, "KWD"), (99_999_999, "BRL"), (500, "XCG"), (300, "UGX"), (150, "SLE")],
+)
 async def test_what_stripes_minor_units_can_say_is_sent_as_it_is(
     tmp_path: Path, bench: Bench, amount: tuple[int, str]
 ) -> None:

@@ -19,6 +19,19 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         yield bench
 
 
+BILLING = "payment_method_data[billing_details]"
+VOUCHER = {
+    "payment_method_data[boleto][tax_id]": "000.000.000-00",
+    f"{BILLING}[name]": "Ana Souza",
+    f"{BILLING}[email]": "ana@example.com",
+    f"{BILLING}[address][line1]": "Rua Sao Joao, 5",
+    f"{BILLING}[address][city]": "Sao Paulo",
+    f"{BILLING}[address][state]": "SP",
+    f"{BILLING}[address][postal_code]": "01310-100",
+    f"{BILLING}[address][country]": "BR",
+}
+
+
 def events(received: list[Received]) -> list[str]:
     return [json.loads(webhook.body)["type"] for webhook in received]
 
@@ -141,6 +154,7 @@ async def test_a_refused_parameter_does_not_use_up_the_key(bench: Bench) -> None
         ({"amount": "49"}, "amount_too_small", "amount"),
         ({"amount": "100000000"}, "amount_too_large", "amount"),
         ({"currency": ""}, "parameter_missing", "currency"),
+        ({"currency": "brx"}, None, "currency"),
         ({"metadata": "x"}, "parameter_invalid_hash", "metadata"),
         ({"description[]": "x"}, "parameter_invalid_string", "description"),
         ({"capture_method": "never"}, None, "capture_method"),
@@ -184,7 +198,7 @@ async def test_a_manual_capture_holds_then_takes(bench: Bench) -> None:
         ("pix", {}, "pix_display_qr_code", "payment_intent.succeeded"),
         (
             "boleto",
-            {"payment_method_data[boleto][tax_id]": "000.000.000-00"},
+            VOUCHER,
             "boleto_display_details",
             "payment_intent.processing",
         ),
@@ -203,6 +217,32 @@ async def test_pix_and_boleto_wait_for_the_customer(
     assert paid.json["status"] == "succeeded"
     assert "payment_intent.requires_action" in events(received)
     assert happened in events(received)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        *(({name: ""}, name) for name in VOUCHER),
+        ({f"{BILLING}[name]": "Ana Conceição"}, f"{BILLING}[name]"),
+        ({f"{BILLING}[address][city]": "São Paulo"}, f"{BILLING}[address][city]"),
+        ({f"{BILLING}[address][country]": "PT"}, f"{BILLING}[address][country]"),
+        (
+            {"payment_method_options[boleto][expires_after_days]": "61"},
+            "payment_method_options[boleto][expires_after_days]",
+        ),
+        (
+            {"payment_method_options[pix][expires_after_seconds]": "59"},
+            "payment_method_options[pix][expires_after_seconds]",
+        ),
+    ],
+)
+async def test_boleto_with_a_billing_detail_missing_or_not_ascii_is_refused(
+    bench: Bench, changes: dict[str, str], param: str
+) -> None:
+    form: dict[str, Any] = {"amount": 1500, "currency": "brl", "confirm": "true", "payment_method_data[type]": "boleto"}
+    answer = await bench.stripe("POST", "/v1/payment_intents", **{**form, **VOUCHER, **changes})
+
+    assert (answer.status, answer.json["error"]["param"]) == (400, param)
 
 
 async def test_a_person_pays_on_the_page(bench: Bench) -> None:

@@ -367,7 +367,7 @@ class Money(message.Message):
     amount_minor: builtins.int
     """Minor units. In requests 1–99999999. An amount that Stripe cannot take is refused, never rounded."""
     currency: builtins.str
-    """ISO 4217, upper case: `BRL`."""
+    """ISO 4217, upper case: `BRL`. One that Stripe takes payments in."""
     def __init__(
         self,
         *,

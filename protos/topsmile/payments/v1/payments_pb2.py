@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from topsmile.common.v1 import common_pb2 as topsmile_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#topsmile/payments/v1/payments.proto\x12\x14topsmile.payments.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftopsmile/common/v1/common.proto\"S\n\x05Payer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65mail\x18\x02 \x01(\t\x12\r\n\x05phone\x18\x03 \x01(\t\x12\x0e\n\x06tax_id\x18\x04 \x01(\t\x12\x0e\n\x06locale\x18\x05 \x01(\t\"8\n\x07\x44\x65\x63line\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x64vice\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\\\n\x07PixStep\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\timage_url\x18\x02 \x01(\t\x12\x30\n\x0c\x65xpires_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\nBoletoStep\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\t\x12\x30\n\x0c\x65xpires_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x94\x08\n\x07Payment\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12 \n\x18stripe_payment_intent_id\x18\x02 \x01(\t\x12\x33\n\x06status\x18\x03 \x01(\x0e\x32#.topsmile.payments.v1.PaymentStatus\x12)\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x19.topsmile.common.v1.Money\x12\x32\n\x0f\x61mount_captured\x18\x05 \x01(\x0b\x32\x19.topsmile.common.v1.Money\x12\x32\n\x0f\x61mount_refunded\x18\x06 \x01(\x0b\x32\x19.topsmile.common.v1.Money\x12\x16\n\x0e\x61ppointment_id\x18\x07 \x01(\t\x12\x12\n\npatient_id\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\t\x12*\n\x05payer\x18\n \x01(\x0b\x32\x1b.topsmile.payments.v1.Payer\x12\x15\n\rclient_secret\x18\x0b \x01(\t\x12\x34\n\x07\x63\x61pture\x18\x0c \x01(\x0e\x32#.topsmile.payments.v1.CaptureMethod\x12\x31\n\x06method\x18\r \x01(\x0e\x32!.topsmile.common.v1.PaymentMethod\x12.\n\x07\x64\x65\x63line\x18\x0e \x01(\x0b\x32\x1d.topsmile.payments.v1.Decline\x12,\n\x03pix\x18\x0f \x01(\x0b\x32\x1d.topsmile.payments.v1.PixStepH\x00\x12\x32\n\x06\x62oleto\x18\x10 \x01(\x0b\x32 .topsmile.payments.v1.BoletoStepH\x00\x12:\n\x0clast_attempt\x18\x11 \x01(\x0e\x32$.topsmile.payments.v1.AttemptOutcome\x12\x10\n\x08livemode\x18\x12 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x65xpires_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tpaid_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\x08metadata\x18\x17 \x03(\x0b\x32+.topsmile.payments.v1.Payment.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\tnext_step\"\xd6\x03\n\x14\x43reatePaymentRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12)\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x19.topsmile.common.v1.Money\x12\x16\n\x0e\x61ppointment_id\x18\x03 \x01(\t\x12\x12\n\npatient_id\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12*\n\x05payer\x18\x06 \x01(\x0b\x32\x1b.topsmile.payments.v1.Payer\x12\x32\n\x07methods\x18\x07 \x03(\x0e\x32!.topsmile.common.v1.PaymentMethod\x12\x39\n\x07\x63\x61pture\x18\x08 \x01(\x0e\x32#.topsmile.payments.v1.CaptureMethodH\x00\x88\x01\x01\x12\x15\n\rallow_another\x18\t \x01(\x08\x12J\n\x08metadata\x18\n \x03(\x0b\x32\x38.topsmile.payments.v1.CreatePaymentRequest.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08_capture\"G\n\x15\x43reatePaymentResponse\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.topsmile.payments.v1.Payment\"Z\n\x11GetPaymentRequest\x12\x14\n\npayment_id\x18\x01 \x01(\tH\x00\x12\"\n\x18stripe_payment_intent_id\x18\x02 \x01(\tH\x00\x42\x0b\n\treference\"D\n\x12GetPaymentResponse\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.topsmile.payments.v1.Payment\"&\n\x14WatchPaymentsRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\"\\\n\x15WatchPaymentsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x33\n\x06\x63hange\x18\x02 \x01(\x0b\x32#.topsmile.payments.v1.PaymentChange\"\xae\x01\n\rPaymentChange\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.topsmile.payments.v1.Payment\x12<\n\x0fprevious_status\x18\x02 \x01(\x0e\x32#.topsmile.payments.v1.PaymentStatus\x12/\n\x0b\x63hange_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"G\n\x12\x41pplyEventsRequest\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.topsmile.common.v1.ProviderEvent\"G\n\x13\x41pplyEventsResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.topsmile.common.v1.EventResult*h\n\rCaptureMethod\x12\x1e\n\x1a\x43\x41PTURE_METHOD_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41PTURE_METHOD_AUTOMATIC\x10\x01\x12\x19\n\x15\x43\x41PTURE_METHOD_MANUAL\x10\x02*\xc5\x02\n\rPaymentStatus\x12\x1e\n\x1aPAYMENT_STATUS_UNSPECIFIED\x10\x00\x12\"\n\x1ePAYMENT_STATUS_AWAITING_METHOD\x10\x01\x12$\n PAYMENT_STATUS_AWAITING_CUSTOMER\x10\x02\x12\x1d\n\x19PAYMENT_STATUS_PROCESSING\x10\x03\x12\x1d\n\x19PAYMENT_STATUS_AUTHORIZED\x10\x04\x12\x1c\n\x18PAYMENT_STATUS_SUCCEEDED\x10\x05\x12\x1b\n\x17PAYMENT_STATUS_CANCELED\x10\x06\x12\x19\n\x15PAYMENT_STATUS_FAILED\x10\x07\x12\x1a\n\x16PAYMENT_STATUS_EXPIRED\x10\x08\x12\x1a\n\x16PAYMENT_STATUS_UNKNOWN\x10\t*\xa4\x01\n\x0e\x41ttemptOutcome\x12\x1f\n\x1b\x41TTEMPT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41TTEMPT_OUTCOME_NOT_SENT\x10\x01\x12\x1c\n\x18\x41TTEMPT_OUTCOME_DECLINED\x10\x02\x12\x1b\n\x17\x41TTEMPT_OUTCOME_UNKNOWN\x10\x03\x12\x18\n\x14\x41TTEMPT_OUTCOME_DONE\x10\x04\x32\xcd\x02\n\x0ePaymentService\x12j\n\rCreatePayment\x12*.topsmile.payments.v1.CreatePaymentRequest\x1a+.topsmile.payments.v1.CreatePaymentResponse\"\x00\x12\x61\n\nGetPayment\x12\'.topsmile.payments.v1.GetPaymentRequest\x1a(.topsmile.payments.v1.GetPaymentResponse\"\x00\x12l\n\rWatchPayments\x12*.topsmile.payments.v1.WatchPaymentsRequest\x1a+.topsmile.payments.v1.WatchPaymentsResponse\"\x00\x30\x01\x32{\n\x13PaymentAdminService\x12\x64\n\x0b\x41pplyEvents\x12(.topsmile.payments.v1.ApplyEventsRequest\x1a).topsmile.payments.v1.ApplyEventsResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#topsmile/payments/v1/payments.proto\x12\x14topsmile.payments.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftopsmile/common/v1/common.proto\"j\n\x07\x41\x64\x64ress\x12\r\n\x05line1\x18\x01 \x01(\t\x12\r\n\x05line2\x18\x02 \x01(\t\x12\x0c\n\x04\x63ity\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x13\n\x0bpostal_code\x18\x05 \x01(\t\x12\x0f\n\x07\x63ountry\x18\x06 \x01(\t\"\x83\x01\n\x05Payer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65mail\x18\x02 \x01(\t\x12\r\n\x05phone\x18\x03 \x01(\t\x12\x0e\n\x06tax_id\x18\x04 \x01(\t\x12\x0e\n\x06locale\x18\x05 \x01(\t\x12.\n\x07\x61\x64\x64ress\x18\x06 \x01(\x0b\x32\x1d.topsmile.payments.v1.Address\"8\n\x07\x44\x65\x63line\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x64vice\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\\\n\x07PixStep\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\timage_url\x18\x02 \x01(\t\x12\x30\n\x0c\x65xpires_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\nBoletoStep\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\t\x12\x30\n\x0c\x65xpires_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x94\x08\n\x07Payment\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12 \n\x18stripe_payment_intent_id\x18\x02 \x01(\t\x12\x33\n\x06status\x18\x03 \x01(\x0e\x32#.topsmile.payments.v1.PaymentStatus\x12)\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x19.topsmile.common.v1.Money\x12\x32\n\x0f\x61mount_captured\x18\x05 \x01(\x0b\x32\x19.topsmile.common.v1.Money\x12\x32\n\x0f\x61mount_refunded\x18\x06 \x01(\x0b\x32\x19.topsmile.common.v1.Money\x12\x16\n\x0e\x61ppointment_id\x18\x07 \x01(\t\x12\x12\n\npatient_id\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\t\x12*\n\x05payer\x18\n \x01(\x0b\x32\x1b.topsmile.payments.v1.Payer\x12\x15\n\rclient_secret\x18\x0b \x01(\t\x12\x34\n\x07\x63\x61pture\x18\x0c \x01(\x0e\x32#.topsmile.payments.v1.CaptureMethod\x12\x31\n\x06method\x18\r \x01(\x0e\x32!.topsmile.common.v1.PaymentMethod\x12.\n\x07\x64\x65\x63line\x18\x0e \x01(\x0b\x32\x1d.topsmile.payments.v1.Decline\x12,\n\x03pix\x18\x0f \x01(\x0b\x32\x1d.topsmile.payments.v1.PixStepH\x00\x12\x32\n\x06\x62oleto\x18\x10 \x01(\x0b\x32 .topsmile.payments.v1.BoletoStepH\x00\x12:\n\x0clast_attempt\x18\x11 \x01(\x0e\x32$.topsmile.payments.v1.AttemptOutcome\x12\x10\n\x08livemode\x18\x12 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x65xpires_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tpaid_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\x08metadata\x18\x17 \x03(\x0b\x32+.topsmile.payments.v1.Payment.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\tnext_step\"\x81\x04\n\x14\x43reatePaymentRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12)\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x19.topsmile.common.v1.Money\x12\x16\n\x0e\x61ppointment_id\x18\x03 \x01(\t\x12\x12\n\npatient_id\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12*\n\x05payer\x18\x06 \x01(\x0b\x32\x1b.topsmile.payments.v1.Payer\x12\x32\n\x07methods\x18\x07 \x03(\x0e\x32!.topsmile.common.v1.PaymentMethod\x12\x39\n\x07\x63\x61pture\x18\x08 \x01(\x0e\x32#.topsmile.payments.v1.CaptureMethodH\x00\x88\x01\x01\x12\x15\n\rallow_another\x18\t \x01(\x08\x12J\n\x08metadata\x18\n \x03(\x0b\x32\x38.topsmile.payments.v1.CreatePaymentRequest.MetadataEntry\x12)\n\x06\x65xpiry\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08_capture\"G\n\x15\x43reatePaymentResponse\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.topsmile.payments.v1.Payment\"Z\n\x11GetPaymentRequest\x12\x14\n\npayment_id\x18\x01 \x01(\tH\x00\x12\"\n\x18stripe_payment_intent_id\x18\x02 \x01(\tH\x00\x42\x0b\n\treference\"D\n\x12GetPaymentResponse\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.topsmile.payments.v1.Payment\"&\n\x14WatchPaymentsRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\"\\\n\x15WatchPaymentsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x33\n\x06\x63hange\x18\x02 \x01(\x0b\x32#.topsmile.payments.v1.PaymentChange\"\xae\x01\n\rPaymentChange\x12.\n\x07payment\x18\x01 \x01(\x0b\x32\x1d.topsmile.payments.v1.Payment\x12<\n\x0fprevious_status\x18\x02 \x01(\x0e\x32#.topsmile.payments.v1.PaymentStatus\x12/\n\x0b\x63hange_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"G\n\x12\x41pplyEventsRequest\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.topsmile.common.v1.ProviderEvent\"G\n\x13\x41pplyEventsResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.topsmile.common.v1.EventResult*h\n\rCaptureMethod\x12\x1e\n\x1a\x43\x41PTURE_METHOD_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41PTURE_METHOD_AUTOMATIC\x10\x01\x12\x19\n\x15\x43\x41PTURE_METHOD_MANUAL\x10\x02*\xc5\x02\n\rPaymentStatus\x12\x1e\n\x1aPAYMENT_STATUS_UNSPECIFIED\x10\x00\x12\"\n\x1ePAYMENT_STATUS_AWAITING_METHOD\x10\x01\x12$\n PAYMENT_STATUS_AWAITING_CUSTOMER\x10\x02\x12\x1d\n\x19PAYMENT_STATUS_PROCESSING\x10\x03\x12\x1d\n\x19PAYMENT_STATUS_AUTHORIZED\x10\x04\x12\x1c\n\x18PAYMENT_STATUS_SUCCEEDED\x10\x05\x12\x1b\n\x17PAYMENT_STATUS_CANCELED\x10\x06\x12\x19\n\x15PAYMENT_STATUS_FAILED\x10\x07\x12\x1a\n\x16PAYMENT_STATUS_EXPIRED\x10\x08\x12\x1a\n\x16PAYMENT_STATUS_UNKNOWN\x10\t*\xa4\x01\n\x0e\x41ttemptOutcome\x12\x1f\n\x1b\x41TTEMPT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41TTEMPT_OUTCOME_NOT_SENT\x10\x01\x12\x1c\n\x18\x41TTEMPT_OUTCOME_DECLINED\x10\x02\x12\x1b\n\x17\x41TTEMPT_OUTCOME_UNKNOWN\x10\x03\x12\x18\n\x14\x41TTEMPT_OUTCOME_DONE\x10\x04\x32\xcd\x02\n\x0ePaymentService\x12j\n\rCreatePayment\x12*.topsmile.payments.v1.CreatePaymentRequest\x1a+.topsmile.payments.v1.CreatePaymentResponse\"\x00\x12\x61\n\nGetPayment\x12\'.topsmile.payments.v1.GetPaymentRequest\x1a(.topsmile.payments.v1.GetPaymentResponse\"\x00\x12l\n\rWatchPayments\x12*.topsmile.payments.v1.WatchPaymentsRequest\x1a+.topsmile.payments.v1.WatchPaymentsResponse\"\x00\x30\x01\x32{\n\x13PaymentAdminService\x12\x64\n\x0b\x41pplyEvents\x12(.topsmile.payments.v1.ApplyEventsRequest\x1a).topsmile.payments.v1.ApplyEventsResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,46 +38,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENT_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_CREATEPAYMENTREQUEST_METADATAENTRY']._loaded_options = None
   _globals['_CREATEPAYMENTREQUEST_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_CAPTUREMETHOD']._serialized_start=2667
-  _globals['_CAPTUREMETHOD']._serialized_end=2771
-  _globals['_PAYMENTSTATUS']._serialized_start=2774
-  _globals['_PAYMENTSTATUS']._serialized_end=3099
-  _globals['_ATTEMPTOUTCOME']._serialized_start=3102
-  _globals['_ATTEMPTOUTCOME']._serialized_end=3266
-  _globals['_PAYER']._serialized_start=127
-  _globals['_PAYER']._serialized_end=210
-  _globals['_DECLINE']._serialized_start=212
-  _globals['_DECLINE']._serialized_end=268
-  _globals['_PIXSTEP']._serialized_start=270
-  _globals['_PIXSTEP']._serialized_end=362
-  _globals['_BOLETOSTEP']._serialized_start=364
-  _globals['_BOLETOSTEP']._serialized_end=453
-  _globals['_PAYMENT']._serialized_start=456
-  _globals['_PAYMENT']._serialized_end=1500
-  _globals['_PAYMENT_METADATAENTRY']._serialized_start=1440
-  _globals['_PAYMENT_METADATAENTRY']._serialized_end=1487
-  _globals['_CREATEPAYMENTREQUEST']._serialized_start=1503
-  _globals['_CREATEPAYMENTREQUEST']._serialized_end=1973
-  _globals['_CREATEPAYMENTREQUEST_METADATAENTRY']._serialized_start=1440
-  _globals['_CREATEPAYMENTREQUEST_METADATAENTRY']._serialized_end=1487
-  _globals['_CREATEPAYMENTRESPONSE']._serialized_start=1975
-  _globals['_CREATEPAYMENTRESPONSE']._serialized_end=2046
-  _globals['_GETPAYMENTREQUEST']._serialized_start=2048
-  _globals['_GETPAYMENTREQUEST']._serialized_end=2138
-  _globals['_GETPAYMENTRESPONSE']._serialized_start=2140
-  _globals['_GETPAYMENTRESPONSE']._serialized_end=2208
-  _globals['_WATCHPAYMENTSREQUEST']._serialized_start=2210
-  _globals['_WATCHPAYMENTSREQUEST']._serialized_end=2248
-  _globals['_WATCHPAYMENTSRESPONSE']._serialized_start=2250
-  _globals['_WATCHPAYMENTSRESPONSE']._serialized_end=2342
-  _globals['_PAYMENTCHANGE']._serialized_start=2345
-  _globals['_PAYMENTCHANGE']._serialized_end=2519
-  _globals['_APPLYEVENTSREQUEST']._serialized_start=2521
-  _globals['_APPLYEVENTSREQUEST']._serialized_end=2592
-  _globals['_APPLYEVENTSRESPONSE']._serialized_start=2594
-  _globals['_APPLYEVENTSRESPONSE']._serialized_end=2665
-  _globals['_PAYMENTSERVICE']._serialized_start=3269
-  _globals['_PAYMENTSERVICE']._serialized_end=3602
-  _globals['_PAYMENTADMINSERVICE']._serialized_start=3604
-  _globals['_PAYMENTADMINSERVICE']._serialized_end=3727
+  _globals['_CAPTUREMETHOD']._serialized_start=2899
+  _globals['_CAPTUREMETHOD']._serialized_end=3003
+  _globals['_PAYMENTSTATUS']._serialized_start=3006
+  _globals['_PAYMENTSTATUS']._serialized_end=3331
+  _globals['_ATTEMPTOUTCOME']._serialized_start=3334
+  _globals['_ATTEMPTOUTCOME']._serialized_end=3498
+  _globals['_ADDRESS']._serialized_start=159
+  _globals['_ADDRESS']._serialized_end=265
+  _globals['_PAYER']._serialized_start=268
+  _globals['_PAYER']._serialized_end=399
+  _globals['_DECLINE']._serialized_start=401
+  _globals['_DECLINE']._serialized_end=457
+  _globals['_PIXSTEP']._serialized_start=459
+  _globals['_PIXSTEP']._serialized_end=551
+  _globals['_BOLETOSTEP']._serialized_start=553
+  _globals['_BOLETOSTEP']._serialized_end=642
+  _globals['_PAYMENT']._serialized_start=645
+  _globals['_PAYMENT']._serialized_end=1689
+  _globals['_PAYMENT_METADATAENTRY']._serialized_start=1629
+  _globals['_PAYMENT_METADATAENTRY']._serialized_end=1676
+  _globals['_CREATEPAYMENTREQUEST']._serialized_start=1692
+  _globals['_CREATEPAYMENTREQUEST']._serialized_end=2205
+  _globals['_CREATEPAYMENTREQUEST_METADATAENTRY']._serialized_start=1629
+  _globals['_CREATEPAYMENTREQUEST_METADATAENTRY']._serialized_end=1676
+  _globals['_CREATEPAYMENTRESPONSE']._serialized_start=2207
+  _globals['_CREATEPAYMENTRESPONSE']._serialized_end=2278
+  _globals['_GETPAYMENTREQUEST']._serialized_start=2280
+  _globals['_GETPAYMENTREQUEST']._serialized_end=2370
+  _globals['_GETPAYMENTRESPONSE']._serialized_start=2372
+  _globals['_GETPAYMENTRESPONSE']._serialized_end=2440
+  _globals['_WATCHPAYMENTSREQUEST']._serialized_start=2442
+  _globals['_WATCHPAYMENTSREQUEST']._serialized_end=2480
+  _globals['_WATCHPAYMENTSRESPONSE']._serialized_start=2482
+  _globals['_WATCHPAYMENTSRESPONSE']._serialized_end=2574
+  _globals['_PAYMENTCHANGE']._serialized_start=2577
+  _globals['_PAYMENTCHANGE']._serialized_end=2751
+  _globals['_APPLYEVENTSREQUEST']._serialized_start=2753
+  _globals['_APPLYEVENTSREQUEST']._serialized_end=2824
+  _globals['_APPLYEVENTSRESPONSE']._serialized_start=2826
+  _globals['_APPLYEVENTSRESPONSE']._serialized_end=2897
+  _globals['_PAYMENTSERVICE']._serialized_start=3501
+  _globals['_PAYMENTSERVICE']._serialized_end=3834
+  _globals['_PAYMENTADMINSERVICE']._serialized_start=3836
+  _globals['_PAYMENTADMINSERVICE']._serialized_end=3959
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ Payments: one service per clinic platform between its applications and Stripe.""
 
 from collections import abc as abc
 from google.protobuf import descriptor as descriptor
+from google.protobuf import duration_pb2 as duration_pb2
 from google.protobuf import message as message
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
@@ -127,6 +128,48 @@ ATTEMPT_OUTCOME_DONE: AttemptOutcome.ValueType  # 4
 """Stripe did what it was asked."""
 
 @typing.final
+class Address(message.Message):
+    """A postal address."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    LINE1_FIELD_NUMBER: builtins.int
+    LINE2_FIELD_NUMBER: builtins.int
+    CITY_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    POSTAL_CODE_FIELD_NUMBER: builtins.int
+    COUNTRY_FIELD_NUMBER: builtins.int
+    line1: builtins.str
+    """Street, number; required for BOLETO. At most 200 characters."""
+    line2: builtins.str
+    """Flat, building; at most 200 characters."""
+    city: builtins.str
+    """Required for BOLETO. At most 100 characters."""
+    state: builtins.str
+    """In BR the two letters of a state, `SP`; elsewhere at most 50 characters. Required for BOLETO."""
+    postal_code: builtins.str
+    """In BR a CEP, with or without punctuation, answered as `01310-100`; elsewhere at most 20 characters. Required for
+    BOLETO.
+    """
+    country: builtins.str
+    """ISO 3166-1 alpha-2, upper case. Empty: `BR`, which BOLETO needs."""
+    def __init__(
+        self,
+        *,
+        line1: builtins.str = ...,
+        line2: builtins.str = ...,
+        city: builtins.str = ...,
+        state: builtins.str = ...,
+        postal_code: builtins.str = ...,
+        country: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["city", b"city", "country", b"country", "line1", b"line1", "line2", b"line2", "postal_code", b"postal_code", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class Payer(message.Message):
     """Who pays. Stripe and the receipt need it; nothing of it is written to a log."""
 
@@ -137,6 +180,7 @@ class Payer(message.Message):
     PHONE_FIELD_NUMBER: builtins.int
     TAX_ID_FIELD_NUMBER: builtins.int
     LOCALE_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """As on a document; required for BOLETO. At most 200 characters."""
     email: builtins.str
@@ -147,6 +191,12 @@ class Payer(message.Message):
     """CPF or CNPJ, with or without punctuation; check digits are verified. Required for BOLETO."""
     locale: builtins.str
     """BCP 47. Empty: `pt-BR`."""
+    @builtins.property
+    def address(self) -> Address:
+        """Required for BOLETO. A boleto's name and address are sent to Stripe in ASCII, `São` as `Sao`; the answer has them
+        as given. For BOLETO both must therefore be in Latin letters.
+        """
+
     def __init__(
         self,
         *,
@@ -155,10 +205,11 @@ class Payer(message.Message):
         phone: builtins.str = ...,
         tax_id: builtins.str = ...,
         locale: builtins.str = ...,
+        address: Address | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["address", b"address"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["email", b"email", "locale", b"locale", "name", b"name", "phone", b"phone", "tax_id", b"tax_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["address", b"address", "email", b"email", "locale", b"locale", "name", b"name", "phone", b"phone", "tax_id", b"tax_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -442,6 +493,7 @@ class CreatePaymentRequest(message.Message):
     CAPTURE_FIELD_NUMBER: builtins.int
     ALLOW_ANOTHER_FIELD_NUMBER: builtins.int
     METADATA_FIELD_NUMBER: builtins.int
+    EXPIRY_FIELD_NUMBER: builtins.int
     idempotency_key: builtins.str
     """Chosen by the caller, 1–255 printable characters, kept for ever. Repeating it answers the same payment, as it
     stands by then, and never charges again. With another request: ALREADY_EXISTS, and the differing fields are named.
@@ -474,6 +526,13 @@ class CreatePaymentRequest(message.Message):
         `topsmile_`, values of at most 500.
         """
 
+    @builtins.property
+    def expiry(self) -> duration_pb2.Duration:
+        """How long a code or voucher can be paid, from the moment it is made; only where `methods` names PIX or BOLETO.
+        PIX: 60 seconds to 14 days in whole seconds, left out: 24 hours. BOLETO: 1 to 60 whole days, left out: 3 days; it
+        runs out at 23:59:59 in São Paulo on the last day. With AUTOMATIC, Stripe's own default holds (4 hours for a Pix).
+        """
+
     def __init__(
         self,
         *,
@@ -487,10 +546,11 @@ class CreatePaymentRequest(message.Message):
         capture: CaptureMethod.ValueType | None = ...,
         allow_another: builtins.bool = ...,
         metadata: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        expiry: duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_capture", b"_capture", "amount", b"amount", "capture", b"capture", "payer", b"payer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_capture", b"_capture", "amount", b"amount", "capture", b"capture", "expiry", b"expiry", "payer", b"payer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_capture", b"_capture", "allow_another", b"allow_another", "amount", b"amount", "appointment_id", b"appointment_id", "capture", b"capture", "description", b"description", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "methods", b"methods", "patient_id", b"patient_id", "payer", b"payer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_capture", b"_capture", "allow_another", b"allow_another", "amount", b"amount", "appointment_id", b"appointment_id", "capture", b"capture", "description", b"description", "expiry", b"expiry", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "methods", b"methods", "patient_id", b"patient_id", "payer", b"payer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__capture: _TypeAlias = typing.Literal["capture"]  # noqa: Y015
     _WhichOneofArgType__capture: _TypeAlias = typing.Literal["_capture", b"_capture"]  # noqa: Y015
