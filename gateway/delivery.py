@@ -60,7 +60,7 @@ class Delivery:
         except InvalidRequest as refusal:  # of the call, not of the event: no repetition mends it, but a release may
             return Never(refusal.reason)
         if outcome == "RETRY":
-            raise Unavailable("the service wants the event later", reason="RETRY")
+            raise Unavailable("the service wants the event later")
         return Done.storing(inbox.learn, self._provider, event_id, outcome, detail)
 
     async def _ask_for_notice(self, job: Job, notify: Callable[[bytes], Awaitable[Message]]) -> Outcome:

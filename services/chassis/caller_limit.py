@@ -16,10 +16,10 @@ class CallerLimit:
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     async def count(self, caller: str) -> None:
-        """Count one more; raises Throttled, reason QUOTA, when that is one too many."""
+        """Count one more; raises Throttled, when that is one too many."""
         if self._rate is None or await self._limiter.hit(self._rate, caller):
             return
-        metrics.rpcs_shed_total.labels("QUOTA").inc()
+        metrics.rpcs_shed_total.labels("THROTTLED").inc()
         again_at, _ = await self._limiter.get_window_stats(self._rate, caller)
         wait = max(0.1, again_at - time.time())
-        raise Throttled(f"{caller} may call {self._rate}", reason="QUOTA", retry_after=wait)
+        raise Throttled(f"{caller} may call {self._rate}", retry_after=wait)

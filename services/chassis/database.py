@@ -61,8 +61,8 @@ class Database(Protocol):
     Where a process keeps what it must not lose.
 
     `run` commits before it returns or raises what the transaction raised; errors.Unavailable means that the database
-    could not take it (reason STORE_FULL: too many wait, nothing was done; STORE_UNAVAILABLE: the commit may or may not
-    have happened, repeating is safe). Cancelling the caller does not stop the transaction.
+    could not take it (reason STORE_FULL: the disk is full, nothing was stored; STORE_UNAVAILABLE: the commit may or may
+    not have happened, repeating is safe). Cancelling the caller does not stop the transaction.
     """
 
     #: Milliseconds added to the database's clock, the only clock there is. Tests move time with it.

@@ -14,7 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.chassis.errors import NotFound, ServiceError, Unavailable
 
-LOOK_EVERY = 5.0
+LOOK_EVERY = 5.0  # seconds
+FRESH = 1.0  # seconds for which an answer is told again: whoever may ask has no token, and may ask often
 
 log = structlog.get_logger()
 
@@ -30,19 +31,38 @@ class Readiness:
     def __init__(self, database: Store) -> None:
         self._database = database
         self._changed = asyncio.Event()
+        self._checking: asyncio.Task[None] | None = None
+        self._checked_at = -FRESH
         self.ready = False
         self.draining = False
 
     async def check(self) -> None:
         """Try to store something now; raises what stands in the way."""
-        if self.draining:
-            raise Unavailable("this process is being stopped", reason="DRAINING")
+        self._refuse_while_draining()
         try:
             await self._database.ready()
         except ServiceError:
             self._turn(ready=False)
             raise
         self._turn(ready=True)
+
+    async def recent(self) -> None:
+        """Raise what `check` found at most a second ago. However many ask, one check runs at a time."""
+        self._refuse_while_draining()
+        loop = asyncio.get_running_loop()
+        if self._checking is None or (self._checking.done() and loop.time() - self._checked_at >= FRESH):
+            self._checking = loop.create_task(self.check())
+            self._checking.add_done_callback(self._checked)
+        await asyncio.shield(self._checking)  # one who goes away does not end it for the others
+
+    def _checked(self, checking: asyncio.Task[None]) -> None:
+        self._checked_at = checking.get_loop().time()
+        if not checking.cancelled():
+            checking.exception()  # whoever asked may have gone
+
+    def _refuse_while_draining(self) -> None:
+        if self.draining:
+            raise Unavailable("this process is being stopped")
 
     def drain(self) -> None:
         self.draining = True

@@ -34,7 +34,7 @@ def operations(
     async def readyz(_request: Request) -> Response:
         told = {name: fact() for name, fact in facts.items()}
         try:
-            await readiness.check()
+            await readiness.recent()
         except ServiceError as error:
             return JSONResponse({"status": "not ready", "reason": error.reason, **told}, 503)
         return JSONResponse({"status": "ready", **told})

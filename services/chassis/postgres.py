@@ -23,7 +23,7 @@ import asyncpg
 import structlog
 from asyncpg.connect_utils import SessionAttribute
 
-from services.chassis.database import Transaction, next_statement, rows
+from services.chassis.database import Transaction, next_statement
 from services.chassis.errors import Unavailable
 
 T = TypeVar("T")
@@ -129,27 +129,28 @@ class Waiting(NamedTuple):
 class Postgres:
     """A pool of connections to whichever host takes writes."""
 
-    def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record], probe: asyncpg.Pool[asyncpg.Record]) -> None:
         self.offset_ms = 0
         self._pool = pool
+        self._probe = probe
         self._waiting: deque[Waiting] = deque()
         self._committing: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(cls, url: str, connections: int = 10, timeout: float = STATEMENT_TIMEOUT) -> Postgres:
         started = asyncio.get_running_loop().time()
+        pool_of = partial(
+            asyncpg.create_pool,
+            url,
+            command_timeout=timeout,
+            timeout=ACQUIRE_TIMEOUT,
+            reset=keep_session,
+            connect=cast("Any", connect_to_primary),
+            target_session_attrs=SessionAttribute.primary if "," in url else SessionAttribute.any,
+            server_settings={"application_name": "topsmile", "idle_in_transaction_session_timeout": FROZEN_MS},
+        )
         while True:
-            pool = asyncpg.create_pool(
-                url,
-                min_size=1,
-                max_size=connections,
-                command_timeout=timeout,
-                timeout=ACQUIRE_TIMEOUT,
-                reset=keep_session,
-                connect=cast("Any", connect_to_primary),
-                target_session_attrs=SessionAttribute.primary if "," in url else SessionAttribute.any,
-                server_settings={"application_name": "topsmile", "idle_in_transaction_session_timeout": FROZEN_MS},
-            )
+            pool = pool_of(min_size=1, max_size=connections)
             try:
                 await pool  # type: ignore[unused-awaitable]  # awaiting it is how it is opened
                 async with pool.acquire() as connection:
@@ -164,7 +165,7 @@ class Postgres:
                 pool.terminate()
                 raise
             else:
-                return cls(pool)
+                return cls(pool, await pool_of(min_size=0, max_size=1))
 
     async def run(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         running = asyncio.ensure_future(self._run(partial(transaction, *args, **kwargs)))
@@ -188,13 +189,16 @@ class Postgres:
             return await drive(connection, transaction(*args, **kwargs))
 
     async def ready(self) -> None:
-        await self.run(rows, "UPDATE schema_lock SET touched_at = now_ms()")
+        """Write on a connection of its own, which never waits for one of the pool."""
+        async with self._connection(self._probe) as connection:
+            await connection.execute("UPDATE schema_lock SET touched_at = now_ms()")
 
     async def close(self) -> None:
-        try:
-            await asyncio.wait_for(self._pool.close(), 5.0)
-        except GONE:
-            self._pool.terminate()
+        for pool in (self._probe, self._pool):
+            try:
+                await asyncio.wait_for(pool.close(), 5.0)
+            except GONE:
+                pool.terminate()
 
     async def _commit_what_waits(self) -> None:
         while self._waiting:
@@ -232,10 +236,11 @@ class Postgres:
             return [await drive(connection, transaction()) for transaction in transactions]
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
+    async def _connection(self, pool: asyncpg.Pool[asyncpg.Record] | None = None) -> AsyncIterator[Any]:
         """Lend a connection; one that met an outage is not lent again."""
+        pool = pool or self._pool
         try:
-            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT) as connection:
+            async with pool.acquire(timeout=ACQUIRE_TIMEOUT) as connection:
                 try:
                     yield connection
                 except GONE:
@@ -248,10 +253,9 @@ class Postgres:
         except GONE as error:
             if isinstance(error, asyncpg.ReadOnlySQLTransactionError | TimeoutError | ConnectionError):
                 # Demoted, frozen or gone: every connection of the pool leads to that host.
-                await self._pool.expire_connections()
-            raise Unavailable(
-                f"the database: {type(error).__name__}", reason="STORE_UNAVAILABLE", retry_after=1.0
-            ) from error
+                await pool.expire_connections()
+            reason = "STORE_FULL" if isinstance(error, asyncpg.DiskFullError) else "STORE_UNAVAILABLE"
+            raise Unavailable(f"the database: {type(error).__name__}", reason=reason, retry_after=1.0) from error
 
 
 async def drive(connection: Any, transaction: Transaction[T]) -> T:

@@ -21,7 +21,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from services.chassis.database import Transaction, next_statement, rows
+from services.chassis.database import Transaction, next_statement
 from services.chassis.errors import Unavailable
 
 T = TypeVar("T")
@@ -31,6 +31,8 @@ P = ParamSpec("P")
 WAITING = 10_000
 #: Transactions committed with one fsync.
 TOGETHER = 500
+#: Seconds for which a commit proves that the file takes writes.
+COMMITTED_LATELY = 1.0
 
 
 class Waiting(NamedTuple):
@@ -65,7 +67,9 @@ def drive(connection: sqlite3.Connection, transaction: Transaction[T]) -> T:
 def storable(error: Exception) -> Exception:
     """Say in our words that the file cannot take a write: full, locked, unreadable."""
     if isinstance(error, sqlite3.OperationalError) and "syntax" not in str(error) and "no such" not in str(error):
-        return Unavailable(f"the database refused: {error}", reason="STORE_UNAVAILABLE", retry_after=1.0)
+        full = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
+        reason = "STORE_FULL" if full else "STORE_UNAVAILABLE"
+        return Unavailable(f"the database refused: {error}", reason=reason, retry_after=1.0)
     return error
 
 
@@ -81,6 +85,9 @@ class SQLite:
         self._local = threading.local()
         self._reads: list[sqlite3.Connection] = []
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="sqlite-read")
+        self._probes = ThreadPoolExecutor(1, thread_name_prefix="sqlite-ready")
+        self._probing: sqlite3.Connection | None = None
+        self._committed_at = -COMMITTED_LATELY
         self._writing = self._connection()
         self._thread = threading.Thread(target=self._write, name="sqlite-write", daemon=True)
         self._thread.start()
@@ -100,7 +107,7 @@ class SQLite:
         try:
             self._queue.put_nowait(Waiting(partial(transaction, *args, **kwargs), answer))
         except queue.Full:
-            raise Unavailable("too many writes are waiting", reason="STORE_FULL", retry_after=1.0) from None
+            raise Unavailable("too many writes are waiting", reason="STORE_UNAVAILABLE", retry_after=1.0) from None
         return await asyncio.shield(answer)
 
     add = run
@@ -109,14 +116,19 @@ class SQLite:
         return await self._loop.run_in_executor(self._readers, self._read, partial(transaction, *args, **kwargs))
 
     async def ready(self) -> None:
-        await self.run(rows, "UPDATE schema_lock SET touched_at = now_ms()")
+        """Write on a connection of its own, unless the writer has just committed and so keeps the lock busy."""
+        if time.monotonic() - self._committed_at < COMMITTED_LATELY:
+            return
+        await self._loop.run_in_executor(self._probes, self._probe)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._queue.put, None)
         await asyncio.to_thread(self._thread.join)
         await asyncio.to_thread(self._readers.shutdown)
-        for connection in [*self._reads, self._writing]:
-            connection.close()
+        await asyncio.to_thread(self._probes.shutdown)
+        for connection in [*self._reads, self._probing, self._writing]:
+            if connection is not None:
+                connection.close()
         os.close(self._lock)
 
     def _connection(self) -> sqlite3.Connection:
@@ -127,6 +139,17 @@ class SQLite:
         connection.execute("PRAGMA busy_timeout=5000")
         connection.create_function("now_ms", 0, self._now_ms)
         return connection
+
+    def _probe(self) -> None:
+        if self._probing is None:
+            self._probing = self._connection()
+        asked_at = time.monotonic()
+        try:
+            self._probing.execute("UPDATE schema_lock SET touched_at = now_ms()")
+        except sqlite3.Error as error:
+            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            if not (busy and self._committed_at > asked_at):  # the writer is at work
+                raise storable(error) from error
 
     def _now_ms(self) -> int:
         return time.time_ns() // 1_000_000 + self.offset_ms
@@ -185,6 +208,7 @@ class SQLite:
                         break
                 else:
                     db.execute("COMMIT")
+                    self._committed_at = time.monotonic()
                     return spoilt + answers
             except sqlite3.Error as error:
                 if db.in_transaction:

@@ -93,8 +93,12 @@ class FakeStore:
     """Takes everything, unless told what to fail with."""
 
     fail_with: ServiceError | None = None
+    checks = 0
+    takes = 0.0  #: Seconds for one check.
 
     async def ready(self) -> None:
+        self.checks += 1
+        await asyncio.sleep(self.takes)
         if self.fail_with is not None:
             raise self.fail_with
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 import asyncpg
@@ -219,7 +220,7 @@ async def test_a_full_queue_of_writes_refuses_instead_of_growing(tmp_path: Path)
     answers = await asyncio.gather(*(database.run(add, str(n)) for n in range(200)), return_exceptions=True)
 
     refused = [answer for answer in answers if isinstance(answer, Unavailable)]
-    assert {"STORE_FULL"} == {error.reason for error in refused}
+    assert {"STORE_UNAVAILABLE"} == {error.reason for error in refused}
     assert await database.read(count) == 200 - len(refused)
     await database.close()
 
@@ -241,9 +242,51 @@ async def test_a_full_disk_refuses_the_one_that_met_it_and_keeps_the_others(tmp_
 
     [refused] = [answer for answer in answers if isinstance(answer, BaseException)]
     assert isinstance(refused, Unavailable)
-    assert refused.reason == "STORE_UNAVAILABLE"
+    assert refused.reason == "STORE_FULL"
     assert await database.read(count) == 10
     await database.close()
+
+
+@pytest.mark.parametrize("seconds", [2.0, 3.0, 4.0])
+async def test_readiness_is_checked_while_every_connection_of_the_pool_is_taken(
+    request: pytest.FixtureRequest, seconds: float
+) -> None:
+    async with connect(request.getfixturevalue("postgres").database()) as database:
+        taken = [
+            asyncio.create_task(database.run(rows, "SELECT CAST(pg_sleep(:seconds) AS TEXT)", seconds=seconds))
+            for _ in range(12)
+        ]
+        await asyncio.sleep(0.5)
+        started = time.monotonic()
+        await database.ready()
+
+        assert time.monotonic() - started < 1.0
+        assert not any(task.done() for task in taken)
+        await asyncio.gather(*taken)
+
+
+@pytest.mark.parametrize("writes", [500, 2_000, 5_000])
+async def test_readiness_never_waits_behind_the_writes(notes: Database, writes: int) -> None:
+    waiting = [asyncio.create_task(notes.add(add, str(number))) for number in range(writes)]
+    await asyncio.sleep(0)
+    await notes.ready()
+
+    assert not all(task.done() for task in waiting)
+    await asyncio.gather(*waiting)
+
+
+async def test_a_file_that_another_connection_keeps_locked_is_not_ready(tmp_path: Path) -> None:
+    async with connect(f"sqlite:///{tmp_path}/locked.db") as database:
+        await asyncio.sleep(1.1)  # the last commit is then too long ago to prove anything
+        other = sqlite3.connect(f"{tmp_path}/locked.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Unavailable) as refused:
+            await database.ready()
+        other.execute("ROLLBACK")
+        other.close()
+        await database.ready()
+
+    assert refused.value.reason == "STORE_UNAVAILABLE"
 
 
 async def test_a_frozen_process_does_not_keep_its_locks_for_ever(request: pytest.FixtureRequest) -> None:

@@ -298,7 +298,7 @@ async def test_a_caller_above_its_limit_is_429(tmp_path: Path) -> None:
         for _ in range(2):
             assert (await call(gateway, "/v1/payments/pay_9", method="GET"))[0] == 404
         status, problem, headers = await call(gateway, "/v1/payments/pay_9", method="GET")
-        assert (status, problem["reason"]) == (429, "QUOTA")
+        assert (status, problem["reason"]) == (429, "THROTTLED")
         assert int(headers["retry-after"]) >= 1
 
 

@@ -235,7 +235,7 @@ async def test_a_cancelled_stream_is_cleaned_up_at_once(stub: Stub, servicer: Ec
 
 
 async def test_one_line_for_each_rpc_names_method_code_reason_and_caller(stub: Stub, servicer: EchoServicer) -> None:
-    servicer.fail_with = Throttled("later", reason="QUOTA")
+    servicer.fail_with = Throttled("later")
     with capture_logs() as lines:
         await refused(stub.SendEcho(text()))
         await told(lines)
@@ -244,7 +244,7 @@ async def test_one_line_for_each_rpc_names_method_code_reason_and_caller(stub: S
     assert line.pop("seconds") < 1
     assert line == {
         "event": "rpc", "log_level": "info", "method": f"/{NAME}/SendEcho", "code": "RESOURCE_EXHAUSTED",
-        "reason": "QUOTA", "caller": "local", "exc_info": None,
+        "reason": "THROTTLED", "caller": "local", "exc_info": None,
     }  # fmt: skip
 
 
@@ -339,7 +339,7 @@ async def test_a_caller_over_its_limit_is_told_when_to_come_back_and_others_go_o
         error = from_rpc_error(await refused(stub.GetEcho(text(), metadata=bearer("t1"))))
         await stub.GetEcho(text(), metadata=bearer("t2"))
 
-    assert (type(error), error.reason) == (Throttled, "QUOTA")
+    assert (type(error), error.reason) == (Throttled, "THROTTLED")
     assert error.retry_after is not None
     assert 0 < error.retry_after <= 60
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ import pytest
 
 from services.chassis import web
 from services.chassis.errors import Unavailable
-from services.chassis.health import Readiness
+from services.chassis.health import FRESH, Readiness
 from services.chassis.operations import operations
 from services.chassis.settings import Address
 from tests.fakes.echo_service import FakeStore, Settings
@@ -37,12 +38,40 @@ async def test_ready_is_whether_it_can_store_and_a_provider_is_only_a_fact() -> 
     store = FakeStore()
     async with operator(store) as http:
         ready = await http.get("/readyz")
-        store.fail_with = Unavailable("no space left", reason="STORE_UNAVAILABLE")
+        store.fail_with = Unavailable("no space left", reason="STORE_FULL")
+        await asyncio.sleep(FRESH)
         full, alive = await http.get("/readyz"), await http.get("/healthz")
 
         assert (ready.status, await ready.json()) == (200, {"status": "ready", "provider": "OPEN"})
-        assert (full.status, (await full.json())["reason"]) == (503, "STORE_UNAVAILABLE")
+        assert (full.status, (await full.json())["reason"]) == (503, "STORE_FULL")
         assert alive.status == 200
+
+
+@pytest.mark.parametrize(("askers", "takes"), [(300, 0.0), (50, 0.3), (1, 0.0)])
+async def test_readiness_is_checked_once_a_second_however_many_ask(askers: int, takes: float) -> None:
+    store = FakeStore()
+    store.takes = takes
+    async with operator(store) as http:
+        for _ in range(2):
+            answers = await asyncio.gather(*(http.get("/readyz") for _ in range(askers)))
+            assert {answer.status for answer in answers} == {200}
+        assert store.checks == 1
+        await asyncio.sleep(FRESH)
+        await http.get("/readyz")
+
+    assert store.checks == 2
+
+
+async def test_one_who_goes_away_does_not_end_the_check_for_the_others() -> None:
+    store = FakeStore()
+    store.takes = 0.5
+    readiness = Readiness(store)
+    first, *others = [asyncio.create_task(readiness.recent()) for _ in range(4)]
+    await asyncio.sleep(0.1)
+    first.cancel()
+    await asyncio.gather(*others)
+
+    assert (first.cancelled(), store.checks, readiness.ready) == (True, 1, True)
 
 
 @pytest.mark.parametrize(
