@@ -12,6 +12,7 @@ from gateway import problems
 from gateway.bodies import fill, idempotency_key, json_object
 from gateway.clients import Clients, Service
 from services.chassis.errors import InvalidRequest, ServiceError
+from services.chassis.fields import normalized, printable
 from services.chassis.violations import Rule, Violation
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2
@@ -98,16 +99,18 @@ def _patient(given: object, wrong: list[Violation]) -> Mapping[str, str]:
     for name, value in given.items():
         if name not in patient:
             wrong.append(Rule.UNKNOWN_FIELD.at(f"patient.{name}"))
-        elif isinstance(value, str) and value.isprintable():
-            patient[name] = value.strip()
+        elif isinstance(value, str):
+            patient[name] = normalized(value)
+            if not printable(patient[name]):
+                wrong.append(Rule.NOT_PRINTABLE.at(f"patient.{name}"))
         elif value is not None:
-            wrong.append(Rule.NOT_PRINTABLE.at(f"patient.{name}"))
+            wrong.append(Rule.WRONG_TYPE.at(f"patient.{name}", form="a text"))
     return patient
 
 
 def _place(appointment: Any, field: str, value: str, wrong: list[Violation]) -> None:
     """Set what has its own place in the request; said there and here, it has to be the same."""
-    if getattr(appointment, field) not in {"", value}:
+    if normalized(getattr(appointment, field)) not in {"", normalized(value)}:
         wrong.append(Rule.DIFFERENT.at(f"appointment.{field}", other=NAMES[f"appointment.{field}"]))
     setattr(appointment, field, value)
 

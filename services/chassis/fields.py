@@ -36,11 +36,53 @@ FIRST_YEAR, LAST_YEAR = 2000, 2199
 MAX_DURATION = timedelta(days=3660)
 
 
+# What text processors and web pages leave in copied text, and nobody sees: soft hyphens, direction marks, zero-width
+# spaces. A zero-width joiner (or its opposite) stays between letters that it shapes, and inside an emoji.
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0"
+    "\ufff9-\ufffb\U000e0000-\U000e007f]"
+    "|(?<![^\0-\u024f\u2000-\u200f])[\u200c\u200d]|[\u200c\u200d](?![^\0-\u024f\u2000-\u200f])"
+)
+LINE_BREAK = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
+
+
+def normalized(text: str) -> str:
+    r"""
+    Return what a person sees in the text: composed (NFC), without invisible characters and outer spaces.
+
+    All spaces and tabs are plain spaces, all line breaks are `\n`.
+    """
+    text = LINE_BREAK.sub("\n", text)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
+        text = re.sub(r"[^\S\n\x1c-\x1f]", " ", text)
+    return text.replace("\t", " ").strip(" \n")
+
+
 def printable(text: str, *, multiline: bool = False) -> bool:
-    """No control characters, no lone surrogates, nothing unassigned; line breaks only where they are allowed."""
+    """No control characters, lone surrogates or noncharacters; line breaks only where they are allowed."""
     return text.isprintable() or all(
-        (char == "\n" and multiline) or not unicodedata.category(char).startswith(("Cc", "Cs", "Cn")) for char in text
+        (char == "\n" and multiline)
+        or not (
+            unicodedata.category(char) in {"Cc", "Cs"} or "\ufdd0" <= char <= "\ufdef" or ord(char) & 0xFFFE == 0xFFFE
+        )
+        for char in text
     )
+
+
+def email_address(text: str) -> str:
+    """
+    Return an address as it may stand in a header, its domain in ASCII; whether it takes mail is not asked.
+
+    Raises InvalidValueError.
+    """
+    from email_validator import EmailNotValidError, validate_email  # noqa: PLC0415 - not in every image
+
+    try:
+        valid = validate_email(text, check_deliverability=False, test_environment=True)
+    except EmailNotValidError:
+        raise InvalidValueError(Rule.NOT_AN_EMAIL_ADDRESS) from None
+    return f"{valid.local_part}@{valid.ascii_domain}"
 
 
 def choices(enum: Any) -> dict[str, int]:
@@ -84,17 +126,38 @@ class Fields:
         return Fields(getattr(self._message, field), f"{self._prefix}{field}.", self._violations)
 
     def key(self) -> str:
-        return self.text("idempotency_key", least=1, most=255)
+        return self.identifier("idempotency_key", most=255)
+
+    def identifier(self, field: str, *, most: int = 100, required: bool = True) -> str:
+        """Return somebody else's name of a thing as it was given, save for outer white space."""
+        value: str = getattr(self._message, field).strip()
+        return self._checked(field, value, least=int(required), most=most)
 
     def text(self, field: str, *, most: int, least: int = 0, multiline: bool = False) -> str:
-        value: str = getattr(self._message, field)
-        value = value.strip()
+        """
+        Return a text for people, normalized.
+
+        It replaces the request's, so that what is stored of the request, and what tells a repeated key from another
+        request, does not depend on how the text was typed.
+        """
+        given: str = getattr(self._message, field)
+        value = normalized(given)
+        self._replace(field, given, value)
+        return self._checked(field, value, least=least, most=most, multiline=multiline)
+
+    def _replace(self, field: str, given: str, value: str) -> None:
+        if value != given:
+            setattr(self._message, field, value)
+
+    def _checked(self, field: str, value: str, *, least: int, most: int, multiline: bool = False) -> str:
         if len(value) < least:
             self.wrong(field, Rule.TOO_SHORT if value else Rule.REQUIRED, limit=least)
         elif len(value) > most:
             self.wrong(field, Rule.TOO_LONG, limit=most, length=len(value))
         elif not printable(value, multiline=multiline):
-            self.wrong(field, Rule.NOT_PRINTABLE)
+            self.wrong(
+                field, Rule.NOT_PRINTABLE if multiline or not printable(value, multiline=True) else Rule.ONE_LINE
+            )
         else:
             return value
         return ""
@@ -151,17 +214,11 @@ class Fields:
         return amount, currency
 
     def email(self, field: str, *, required: bool = True) -> str:
-        """An address as it may stand in a header; what lies behind it is not asked."""
-        from email_validator import EmailNotValidError, validate_email  # noqa: PLC0415 - not in every image
-
-        value = self.text(field, least=1 if required else 0, most=254)
-        if not value:
-            return ""
-        try:
-            return validate_email(value, check_deliverability=False, test_environment=True).normalized
-        except EmailNotValidError:
-            self.wrong(field, Rule.NOT_AN_EMAIL_ADDRESS)
-            return ""
+        given = self.text(field, least=int(required), most=254)
+        address = self.read(field, email_address, given) if given else ""
+        if address:
+            self._replace(field, given, address)
+        return address
 
     def zone(self, field: str) -> ZoneInfo:
         name = self.text(field, most=64) or CLINIC_ZONE

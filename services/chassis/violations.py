@@ -35,6 +35,7 @@ class Rule(Enum):
     TOO_SHORT = "must have at least {limit} characters", "Escreva pelo menos {limit} caracteres."
     TOO_LONG = "must have at most {limit} characters, not {length}", "Escreva no máximo {limit} caracteres."
     NOT_PRINTABLE = "must hold printable characters only", "Este campo contém caracteres que não podem ser usados."
+    ONE_LINE = "must be one line", "Escreva em uma só linha."
     # Numbers, times, choices.
     OUT_OF_RANGE = "must be between {least} and {most}", "O valor deve estar entre {least} e {most}."
     NOT_POSITIVE = "must be greater than zero", "O valor deve ser maior que zero."

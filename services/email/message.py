@@ -62,7 +62,7 @@ class Appointment:
         if start_at and end_at and end_at <= start_at:
             fields.wrong("end_time", Rule.END_BEFORE_START)
         return cls(
-            appointment_id=fields.text("appointment_id", least=1, most=100),
+            appointment_id=fields.identifier("appointment_id"),
             patient_name=fields.text("patient_name", least=1, most=200),
             professional=fields.text("professional", most=200),
             clinic=fields.text("clinic", most=200),
@@ -90,11 +90,11 @@ class Payment:
     def read(cls, fields: Fields) -> Payment:
         amount_minor, currency = fields.money("amount")
         return cls(
-            payment_id=fields.text("payment_id", least=1, most=100),
+            payment_id=fields.identifier("payment_id"),
             amount_minor=amount_minor,
             currency=currency,
             description=fields.text("description", most=500),
-            appointment_id=fields.text("appointment_id", most=100),
+            appointment_id=fields.identifier("appointment_id", required=False),
             patient_name=fields.text("patient_name", most=200),
             paid_at=fields.time("paid_time", required=True) or NEVER,
             method=fields.choice("method", excluded=UNNAMED_METHODS) if fields.has("method") else "",

@@ -61,14 +61,14 @@ class EmailServicer(EmailServiceServicer):
 
     async def GetEmail(self, request: pb.GetEmailRequest, _rpc: Rpc) -> pb.GetEmailResponse:
         fields = Fields(request)
-        email_id = fields.text("email_id", least=1, most=100)
+        email_id = fields.identifier("email_id")
         fields.check()
         return pb.GetEmailResponse(email=await self._database.read(store.find, email_id))
 
     async def CancelEmails(self, request: pb.CancelEmailsRequest, _rpc: Rpc) -> pb.CancelEmailsResponse:
         fields = Fields(request)
         reference = request.WhichOneof("reference") or "email_id"
-        found = {reference: fields.text(reference, least=1, most=100)}
+        found = {reference: fields.identifier(reference)}
         fields.check()
         canceled, too_late = await self._database.run(
             store.cancel, found.get("email_id", ""), found.get("appointment_id", "")

@@ -3,10 +3,11 @@
 from email.utils import parseaddr
 from typing import Annotated
 
-from email_validator import EmailNotValidError, validate_email
 from pydantic import PlainValidator, SecretStr
 
+from services.chassis.fields import email_address
 from services.chassis.settings import PerSecond, ProcessSettings
+from services.chassis.violations import InvalidValueError
 from services.email.message import Mailbox
 
 
@@ -15,10 +16,9 @@ def _mailbox(text: str | Mailbox) -> Mailbox:
         return text
     name, address = parseaddr(text)
     try:
-        checked = validate_email(address, check_deliverability=False, test_environment=True)
-    except EmailNotValidError:
-        raise ValueError("is no address such as clinica@example.com or Clínica <clinica@example.com>") from None
-    return Mailbox(checked.normalized, name)
+        return Mailbox(email_address(address), name)
+    except InvalidValueError:
+        raise ValueError("must be an address such as clinica@example.com or Clínica <clinica@example.com>") from None
 
 
 class Settings(ProcessSettings, process="EMAIL", port=50052, operations_port=9102):

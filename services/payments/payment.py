@@ -11,7 +11,7 @@ from typing import NamedTuple
 from services.brazil.phones import phone
 from services.brazil.tax_ids import tax_id
 from services.chassis.currencies import step_of
-from services.chassis.fields import Fields, printable
+from services.chassis.fields import Fields, normalized, printable
 from services.chassis.violations import Rule
 from services.payments.latin import to_ascii
 from topsmile.common.v1 import common_pb2 as common
@@ -96,8 +96,8 @@ class Order:
             idempotency_key=key,
             amount_minor=amount,
             currency=currency,
-            appointment_id=fields.text("appointment_id", least=1, most=100),
-            patient_id=fields.text("patient_id", least=1, most=100),
+            appointment_id=fields.identifier("appointment_id"),
+            patient_id=fields.identifier("patient_id"),
             description=fields.text("description", most=500),
             payer=_payer(fields, required="BOLETO" in methods),
             methods=methods,
@@ -256,11 +256,12 @@ def _tax_id(payer: Fields, *, required: bool) -> str:
 def _metadata(fields: Fields, given: Mapping[str, str]) -> dict[str, str]:
     if len(given) > 20:
         fields.wrong("metadata", Rule.TOO_MANY_ENTRIES, limit=20, length=len(given))
-    for key, value in given.items():
+    entries = {key: normalized(value) for key, value in given.items()}
+    for key, value in entries.items():
         if not 1 <= len(key) <= 40 or not printable(key) or set(key) & set("[]"):
             fields.wrong("metadata", Rule.NOT_A_METADATA_KEY)
         elif key.startswith("topsmile_"):
             fields.wrong(f"metadata.{key}", Rule.RESERVED_METADATA_KEY)
         if len(value) > 500 or not printable(value, multiline=True):
             fields.wrong(f"metadata.{key[:40]}", Rule.NOT_A_METADATA_VALUE)
-    return dict(given)
+    return entries

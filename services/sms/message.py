@@ -72,7 +72,7 @@ class Appointment:
             fields.wrong("end_time", Rule.END_BEFORE_START)
         fields.text("notes", most=1000, multiline=True)
         return cls(
-            appointment_id=fields.text("appointment_id", least=1, most=100),
+            appointment_id=fields.identifier("appointment_id"),
             patient_name=fields.text("patient_name", least=1, most=200),
             professional=fields.text("professional", most=200),
             clinic=fields.text("clinic", most=200),
@@ -95,10 +95,10 @@ class Payment:
 
     @classmethod
     def read(cls, fields: Fields) -> Payment:
-        fields.text("payment_id", least=1, most=100)
+        fields.identifier("payment_id")
         amount_minor, currency = fields.money("amount")
         return cls(
-            appointment_id=fields.text("appointment_id", most=100),
+            appointment_id=fields.identifier("appointment_id", required=False),
             amount_minor=amount_minor,
             currency=currency,
             description=fields.text("description", most=500),

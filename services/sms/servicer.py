@@ -70,7 +70,7 @@ class SmsServicer(pb_grpc.SmsServiceServicer):
 
     async def GetSms(self, request: pb.GetSmsRequest, _rpc: Rpc) -> pb.GetSmsResponse:
         fields = Fields(request)
-        sms_id = fields.text("sms_id", least=1, most=100)
+        sms_id = fields.identifier("sms_id")
         fields.check()
         sms = await self._database.read(store.get, sms_id)
         return pb.GetSmsResponse(sms=sms.to_proto())
@@ -78,7 +78,7 @@ class SmsServicer(pb_grpc.SmsServiceServicer):
     async def CancelSms(self, request: pb.CancelSmsRequest, _rpc: Rpc) -> pb.CancelSmsResponse:
         fields = Fields(request)
         reference = request.WhichOneof("reference") or "sms_id"
-        id = fields.text(reference, least=1, most=100)
+        id = fields.identifier(reference)
         fields.check()
         transaction = store.cancel if reference == "sms_id" else store.cancel_appointment
         canceled, too_late = await self._database.run(transaction, id)

@@ -274,7 +274,7 @@ async def test_a_time_outside_the_years_of_this_system_is_the_caller_s_error(des
     ):
         error = await refused(call, InvalidRequest)
         assert {violation.field for violation in error.violations} <= {
-            "appointment.start_time", "appointment.end_time", "send_time"
+            "appointment.start_time", "appointment.end_time", "send_time", "before"
         }  # fmt: skip
 
 

@@ -5,9 +5,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis.strategies import text
 
 from services.chassis.errors import InvalidRequest
-from services.chassis.fields import Fields
+from services.chassis.fields import Fields, normalized
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2
 
@@ -105,3 +107,95 @@ def test_a_time_outside_the_years_of_this_system_is_refused(seconds: int) -> Non
     assert fields.time("start_time") is None
     with pytest.raises(InvalidRequest, match="start_time: must be a time between the years 2000 and 2199"):
         fields.check()
+
+
+@pytest.mark.parametrize(
+    ("typed", "seen"),
+    [
+        ("Ana\u00a0Souza", "Ana Souza"),
+        ("\ufeffAna \u200eSouza\u200f", "Ana Souza"),
+        ("Concei\u00ad\u00e7\u00e3o", "Conceição"),
+        ("Jose\u0301", "José"),
+        ("Ana\tMaria\u2003Luz\u202f", "Ana Maria Luz"),
+        ("Rua A, 1\r\n", "Rua A, 1"),
+        ("\u202eanA", "anA"),
+        ("(11)\u00a091234\u20605678", "(11) 912345678"),
+        ("A\u200dna", "Ana"),
+        ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e"),
+        ("👩\u200d⚕️", "👩\u200d⚕️"),
+        ("👩\u200d", "👩"),
+    ],
+)
+def test_one_line_text_is_read_as_a_person_sees_it(typed: str, seen: str) -> None:
+    fields = Fields(email_pb2.Recipient(name=typed))
+
+    assert fields.text("name", most=200) == seen
+    fields.check()
+
+
+@pytest.mark.parametrize(
+    ("typed", "seen"),
+    [
+        ("Jejum\r\nde 8 h", "Jejum\nde 8 h"),
+        ("RG\te CPF\r", "RG e CPF"),
+        ("Traga:\u2028exames\u2029", "Traga:\nexames"),
+        ("a\x0bb\x0cc\x85d", "a\nb\nc\nd"),
+        ("Família 👨\u200d👩\u200d👧 \u00adok", "Família 👨\u200d👩\u200d👧 ok"),
+        ("🫨 🪽", "🫨 🪽"),
+    ],
+)
+def test_notes_keep_their_lines_and_their_emoji(typed: str, seen: str) -> None:
+    fields = Fields(common.Appointment(notes=typed))
+
+    assert fields.text("notes", most=1000, multiline=True) == seen
+    fields.check()
+
+
+@pytest.mark.parametrize("garbage", ["a\0b", "\x1b[2J", "a\x7f", "\ufdd0", "x\U0010ffff", "\x1c"])
+def test_characters_that_nobody_can_see_or_type_are_refused(garbage: str) -> None:
+    fields = Fields(common.Appointment(notes=f"a{garbage}b"))
+
+    fields.text("notes", most=1000, multiline=True)
+    with pytest.raises(InvalidRequest, match="notes: must hold printable characters only"):
+        fields.check()
+
+
+@given(text(max_size=60))
+def test_normalizing_twice_changes_nothing(typed: str) -> None:
+    assert normalized(normalized(typed)) == normalized(typed)
+
+
+@pytest.mark.parametrize("typed", ["Ana\r\nBcc: todos@example.com", "Ana\rSouza", "Ana\u2028Souza"])
+def test_a_line_break_inside_one_line_text_is_refused(typed: str) -> None:
+    fields = Fields(email_pb2.Recipient(name=typed))
+
+    fields.text("name", most=200)
+    with pytest.raises(InvalidRequest, match="name: must be one line"):
+        fields.check()
+
+
+def test_reading_replaces_the_text_in_the_request_and_leaves_an_identifier_as_given() -> None:
+    message = common.Appointment(appointment_id="apt\u00ad 1", clinic="Clínica\u00a0Luz")
+    fields = Fields(message)
+
+    assert (fields.identifier("appointment_id"), fields.text("clinic", most=200)) == ("apt\u00ad 1", "Clínica Luz")
+    assert (message.appointment_id, message.clinic) == ("apt\u00ad 1", "Clínica Luz")
+
+
+@pytest.mark.parametrize(
+    ("typed", "address"),
+    [
+        ("ana@clínica.com.br", "ana@xn--clnica-4va.com.br"),
+        ("ana@BÜCHER.example", "ana@xn--bcher-kva.example"),
+        ("ana@例え.jp", "ana@xn--r8jz45g.jp"),
+        ("joão@saúde.org.br", "joão@xn--sade-rra.org.br"),
+        ("\u200eana@example.com\u00a0", "ana@example.com"),
+    ],
+)
+def test_an_address_has_the_ascii_form_of_its_domain(typed: str, address: str) -> None:
+    message = email_pb2.Recipient(address=typed)
+    fields = Fields(message)
+
+    assert fields.email("address") == address
+    assert message.address == address
+    fields.check()
