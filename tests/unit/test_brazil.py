@@ -8,11 +8,12 @@ from zoneinfo import ZoneInfo
 
 import phonenumbers
 import pytest
-from hypothesis import given
+from babel.numbers import list_currencies, parse_decimal
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.brazil.dates import clock, spoken_day
-from services.brazil.money import reais
+from services.brazil.money import NO_DECIMALS, THREE_DECIMALS, reais
 from services.brazil.phones import mobile, phone
 from services.chassis.violations import InvalidValueError, Rule
 
@@ -153,3 +154,29 @@ def test_times_are_told_in_the_clinic_s_zone() -> None:
 )
 def test_money_is_told_from_the_minor_units_it_is_counted_in(amount: int, currency: str, told: str) -> None:
     assert reais(amount, currency) == told
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "told"),
+    [
+        (1250, "RSD", "RSD 12,50"),
+        (999, "LBP", "LBP 9,99"),
+        (100_001, "IQD", "IQD 1.000,01"),
+        (150, "ISK", "ISK 1,50"),
+        (12345, "XOF", "F CFA 12.345"),
+        (1, "TND", "TND 0,001"),
+    ],
+)
+def test_money_of_a_currency_that_is_written_without_cents_keeps_them(amount: int, currency: str, told: str) -> None:
+    assert reais(amount, currency) == told
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 99_999_999))
+def test_money_in_words_is_the_same_amount_in_every_currency(amount: int) -> None:
+    for currency in list_currencies():
+        decimals = 0 if currency in NO_DECIMALS else 3 if currency in THREE_DECIMALS else 2
+        told = reais(amount, currency)
+        number = told[told.rindex(" ") + 1 :]
+        assert parse_decimal(number, locale="pt_BR", strict=True).scaleb(decimals) == amount, told
+        assert len(number.partition(",")[2]) == decimals, told
