@@ -92,9 +92,9 @@ class Rule(Enum):
     COUNTRY_NOT_SERVED = "must be a number of {regions}", "Não enviamos para números deste país."
     # Messages.
     NOT_A_CODE = "must be 4 to 10 ASCII letters or digits", "O código deve ter de 4 a 10 letras ou números."
-    NOTHING_LEFT = (
-        "must have letters that a plain text message can hold; keep_accents sends it as it is",
-        "Este texto não pode ser enviado por SMS.",
+    NOT_WRITABLE = (
+        "must not hold {characters} (not in GSM-7), or be sent with keep_accents",
+        "Um SMS simples não pode conter {characters}. Retire estes caracteres.",
     )
     # Keys, entries, events.
     NOT_A_KEY = "must be 1 to 255 printable characters", "A chave do pedido deve ter de 1 a 255 caracteres."

@@ -15,7 +15,7 @@ from services.chassis import jobs
 from services.chassis.fields import Fields
 from services.chassis.violations import Rule
 from services.sms import words
-from services.sms.segments import composed, fold
+from services.sms.folding import composed, fold
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.sms.v1 import sms_pb2 as pb
 
@@ -25,6 +25,8 @@ PRIORITIES = {CODE: jobs.CODES, REMINDER: jobs.REMINDERS}
 
 #: What Twilio takes in one message.
 LONGEST = 1600
+#: Characters that cannot be sent which a refusal names.
+NAMED = 20
 #: A code that has not left by then would only confuse.
 CODE_USEFUL_MS = 10 * 60 * 1000
 # Stands for a moment that is missing, until `check` says so.
@@ -148,7 +150,7 @@ def confirmation(request: pb.SendAppointmentConfirmationRequest, numbers: Number
     reading = Reading(request, numbers)
     about = reading.appointment()
     reading.check()
-    return reading.message(CONFIRMATION, fold(words.confirmation(about)), appointment_id=about.appointment_id)
+    return reading.message(CONFIRMATION, words.confirmation(about), appointment_id=about.appointment_id)
 
 
 def reminder(request: pb.SendAppointmentReminderRequest, numbers: Numbers) -> Message:
@@ -160,7 +162,7 @@ def reminder(request: pb.SendAppointmentReminderRequest, numbers: Numbers) -> Me
     reading.check()
     return reading.message(
         REMINDER,
-        fold(words.reminder(about)),
+        words.reminder(about),
         appointment_id=about.appointment_id,
         send_at=send_at if before is None else about.start_at - before,
         useless_at=about.start_at,
@@ -172,7 +174,7 @@ def verification_code(request: pb.SendVerificationCodeRequest, numbers: Numbers)
     if not re.fullmatch("[A-Za-z0-9]{4,10}", request.code):
         reading.fields.wrong("code", Rule.NOT_A_CODE)
     reading.check()
-    return reading.message(CODE, fold(words.verification(request.code)))
+    return reading.message(CODE, words.verification(request.code))
 
 
 def payment_notice(request: pb.SendPaymentNoticeRequest, numbers: Numbers) -> Message:
@@ -180,16 +182,18 @@ def payment_notice(request: pb.SendPaymentNoticeRequest, numbers: Numbers) -> Me
     reading.fields.choice("kind")
     about = reading.payment()
     reading.check()
-    return reading.message(RECEIPT, fold(words.receipt(about)), appointment_id=about.appointment_id)
+    return reading.message(RECEIPT, words.receipt(about), appointment_id=about.appointment_id)
 
 
 def custom(request: pb.SendSmsRequest, numbers: Numbers) -> Message:
     reading = Reading(request, numbers)
     body = reading.fields.text("body", least=1, most=4 * LONGEST, multiline=True)
     send_at = reading.fields.time("send_time")
-    text = composed(body) if request.keep_accents else fold(body)
-    if body and not text:
-        reading.fields.wrong("body", Rule.NOTHING_LEFT)
+    text, lost = (composed(body), "") if request.keep_accents else fold(body)
+    if lost:
+        reading.fields.wrong("body", Rule.NOT_WRITABLE, characters=" ".join(lost[:NAMED]))
+    elif body and not text:
+        reading.fields.wrong("body", Rule.REQUIRED)
     if len(text) > LONGEST:
         reading.fields.wrong("body", Rule.TOO_LONG, limit=LONGEST, length=len(text))
     reading.check()

@@ -1,14 +1,10 @@
 """
-What a text is billed as, and how to make it cheaper.
+What a text is billed as.
 
 One letter outside the GSM alphabet, and `ã` is one, turns 160 characters a segment into 70.
 https://www.twilio.com/docs/glossary/what-is-gsm-7-character-encoding
 """
 
-# ruff: noqa: RUF001 - look-alikes are the subject
-
-import re
-import unicodedata
 from typing import NamedTuple
 
 GSM_7, UCS_2 = "GSM_7", "UCS_2"
@@ -20,36 +16,10 @@ ALPHABET = frozenset(
 # Behind an escape, hence two septets each, which no segment's end may part.
 EXTENSION = frozenset("\f^{}\\[~]|€")
 
-# What Unicode does not take apart by itself.
-PLAIN = str.maketrans({
-    **dict.fromkeys("‐‑‒–—―−", "-"), **dict.fromkeys("‘’‚‛′´`", "'"), **dict.fromkeys("“”„‟″«»", '"'),
-    **dict.fromkeys("•·▪", "-"), "×": "x", "ı": "i", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "\t": " ",
-})  # fmt: skip
-
 
 class Size(NamedTuple):
     encoding: str
     segments: int
-
-
-def fold(text: str) -> str:
-    """
-    Write it in plain letters: accents go, typography becomes its typewriter's form, emoji vanish.
-
-    Letters of other scripts stay: a text without them would say something else.
-    """
-    apart = unicodedata.normalize("NFKD", unicodedata.normalize("NFC", text).translate(PLAIN))
-    kept = "".join(filter(_survives, apart.replace("\N{FRACTION SLASH}", "/")))
-    return re.sub(" {2,}", " ", unicodedata.normalize("NFC", kept)).strip()
-
-
-def _survives(char: str) -> bool:
-    return char in ALPHABET or char in EXTENSION or unicodedata.category(char).startswith(("L", "N"))
-
-
-def composed(text: str) -> str:
-    """Keep its letters, each as one character."""
-    return unicodedata.normalize("NFC", text).strip()
 
 
 def size(text: str) -> Size:

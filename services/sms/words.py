@@ -1,19 +1,23 @@
-"""What the texts say, in pt-BR. They are folded afterwards: write them with their accents."""
+"""What the texts say, in pt-BR. Each is folded in the end: write them with their accents."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+from unicodedata import category
 from zoneinfo import ZoneInfo
 
 from services.brazil.dates import clock, spoken_day
 from services.brazil.money import reais
-from services.sms.segments import fold, size
+from services.sms.folding import fold
+from services.sms.segments import size
 
 if TYPE_CHECKING:
     from services.sms.message import Appointment, Payment
 
 METHODS = {"CARD": "cartão", "PIX": "Pix", "BOLETO": "boleto"}
+#: Unicode's categories of what decorates a name: emoji, their skin tones, and frames.
+PICTURES = frozenset({"So", "Sk", "Me"})
 PAYMENTS_ZONE = ZoneInfo("America/Sao_Paulo")
 
 
@@ -26,7 +30,7 @@ def confirmation(appointment: Appointment) -> str:
 
 
 def verification(code: str) -> str:
-    return f"Seu código de verificação: {code}"
+    return fold(f"Seu código de verificação: {code}").text
 
 
 def receipt(payment: Payment) -> str:
@@ -54,9 +58,15 @@ def _details(appointment: Appointment) -> Iterator[str]:
     yield f". Paciente: {appointment.patient_name}"
 
 
-def _one_segment(text: str, details: Iterator[str]) -> str:
-    """Add what still fits; the opening is sent however long it is."""
+def _one_segment(opening: str, details: Iterator[str]) -> str:
+    """
+    Add what still fits; the opening is sent however long it is.
+
+    A detail loses its pictures. One with letters of another script is left out whole.
+    """
+    text = fold(opening).text
     for detail in details:
-        if size(fold(text + detail)).segments == 1:
-            text += detail
+        longer = fold(text + detail)
+        if size(longer.text).segments == 1 and all(category(char) in PICTURES for char in longer.lost):
+            text = longer.text
     return text

@@ -183,13 +183,13 @@ async def refused(call: Awaitable[object], kind: type[ServiceError]) -> ServiceE
 
 
 async def test_a_text_is_folded_sent_once_and_told_of(desk: Desk) -> None:
-    request = custom(body="Olá, seu orçamento está pronto \N{EN DASH} até amanhã 😀")
+    request = custom(body="Olá, seu orçamento está pronto \N{EN DASH} até amanhã")
     accepted = (await desk.stub.SendSms(request)).sms
 
     sms = await desk.becomes(accepted.sms_id, "SENT")
 
     (text,) = await desk.texts(request.recipient)
-    assert text["body"] == "Ola, seu orcamento esta pronto - ate amanha"
+    assert text["body"] == "Ola, seu orcamento esta pronto - até amanha"
     assert (sms.provider, sms.provider_message_id, sms.segments) == ("twilio", text["sid"], 1)
     assert sms.encoding == pb.SMS_ENCODING_GSM_7
     assert [common.MessageStatus.Name(change.status) for change in sms.history] == [
@@ -278,7 +278,46 @@ async def test_a_time_outside_the_years_of_this_system_is_the_caller_s_error(des
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("body", ["", "  \n ", "😀", "x" * 1601])
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        ("Tome 2½ comprimidos às 8h", "Tome 2 1/2 comprimidos às 8h"),
+        ("≥ 500 µg, 36,5 °C, 10³ ml", ">= 500 mcg, 36,5 oC, 10^3 ml"),
+        ("Sala ③, 1º andar · R$ 5±1", "Sala 3, 1o andar * R$ 5+/-1"),
+    ],
+)
+async def test_a_folded_text_keeps_its_numbers_apart(desk: Desk, body: str, sent: str) -> None:
+    request = custom(body=body)
+    sms = (await desk.stub.SendSms(request)).sms
+    await desk.becomes(sms.sms_id, "SENT")
+
+    assert [text["body"] for text in await desk.texts(request.recipient)] == [sent]
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ("Sua consulta é amanhã 😀", "😀"),
+        ("한글", "한 글"),
+        ("pago ✓, não ✗", "✓ ✗"),
+        ("a ≠ b", "≠"),
+        ("请", "请"),
+    ],
+)
+async def test_characters_that_cannot_be_sent_are_named_unless_accents_are_kept(
+    desk: Desk, body: str, named: str
+) -> None:
+    error = await refused(desk.stub.SendSms(custom(body=body)), InvalidRequest)
+    request = custom("kept", body=body, keep_accents=True)
+    sms = (await desk.stub.SendSms(request)).sms
+    await desk.becomes(sms.sms_id, "SENT")
+
+    ((field, description, *_),) = error.violations
+    assert (field, named in description, "keep_accents" in description) == ("body", True, True)
+    assert [text["body"] for text in await desk.texts(request.recipient)] == [body]
+
+
+@pytest.mark.parametrize("body", ["", "  \n ", "\N{ZERO WIDTH SPACE}", "😀", "x" * 1601])
 async def test_a_body_that_cannot_be_sent_is_refused(desk: Desk, body: str) -> None:
     error = await refused(desk.stub.SendSms(custom(body=body)), InvalidRequest)
 
@@ -307,7 +346,7 @@ async def test_the_texts_say_what_they_should(desk: Desk) -> None:
         await desk.becomes(sms.sms_id, "SENT")
 
     assert [(await desk.texts(sms.recipient))[0]["body"] for sms in sent] == [
-        "Confirmacao: Consulta agendada para quinta-feira, 13 de marco as 14h30 com Dra. Rita. Paciente: Ana Souza",
+        "Confirmacao: Consulta agendada para quinta-feira, 13 de marco às 14h30 com Dra. Rita. Paciente: Ana Souza",
         "Seu codigo de verificacao: 493021",
         "Pagamento recebido: R$ 150,00 em 12/03/2036 por Pix",
     ]
@@ -341,7 +380,7 @@ async def test_a_reminder_waits_here_at_any_horizon(desk: Desk) -> None:
     await desk.becomes(sms.sms_id, "SENT")
     (text,) = await desk.texts(request.recipient)
     assert text["body"].startswith("Lembrete: Consulta agendada para ")
-    assert " as 14h com Dra. Rita" in text["body"]
+    assert " às 14h com Dra. Rita" in text["body"]
 
 
 async def test_a_reminder_asked_for_at_night_waits_for_the_morning(desk: Desk) -> None:

@@ -1,11 +1,16 @@
 """What the texts say."""
 
+import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
+import pytest
+from babel.numbers import list_currencies
+
 from services.sms import words
 from services.sms.message import Appointment, Payment
-from services.sms.segments import fold, size
+from services.sms.segments import size
 
 SAO_PAULO = ZoneInfo("America/Sao_Paulo")
 
@@ -26,22 +31,49 @@ def appointment(**changes: str) -> Appointment:
 
 def test_a_reminder_begins_with_the_agreed_words() -> None:
     bare = words.reminder(appointment(professional="", clinic=""))
-    assert bare == "Lembrete: Consulta agendada para quinta-feira, 12 de março às 14h30. Paciente: Ana"
+    assert bare == "Lembrete: Consulta agendada para quinta-feira, 12 de marco às 14h30. Paciente: Ana"
 
 
 def test_details_are_left_out_before_a_second_segment_is_begun() -> None:
     text = words.reminder(appointment(address="Avenida Brigadeiro Faria Lima " * 9, clinic_phone="(11) 3123-4567"))
 
     assert "Faria Lima" not in text
-    assert text.endswith("Clínica Riso. Dúvidas: (11) 3123-4567. Paciente: Ana")
-    assert size(fold(text)).segments == 1
+    assert text.endswith("Clinica Riso. Duvidas: (11) 3123-4567. Paciente: Ana")
+    assert size(text).segments == 1
 
 
 def test_a_code_s_text_is_the_agreed_one() -> None:
-    assert words.verification("493021") == "Seu código de verificação: 493021"
+    assert words.verification("493021") == "Seu codigo de verificacao: 493021"
 
 
 def test_a_receipt_says_what_was_paid_for() -> None:
     paid = Payment("apt-1", 15000, "BRL", "Limpeza", "Ana", datetime(2026, 3, 13, 1, tzinfo=UTC), "CARD")
 
-    assert words.receipt(paid) == "Pagamento recebido: R$ 150,00 em 12/03/2026 por cartão. Limpeza. Paciente: Ana"
+    assert words.receipt(paid) == "Pagamento recebido: R$ 150,00 em 12/03/2026 por cartao. Limpeza. Paciente: Ana"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Đặng Thị Hồng", "Paciente: Dang Thi Hong"),
+        ("Łukasz Øyen", "Paciente: Lukasz Øyen"),
+        ("José Müller 🦷👩🏽‍⚕️", "Paciente: José Müller"),
+        ("Ana 1️⃣", "Paciente: Ana 1"),
+        ("Иван Петров", ""),
+        ("李明 Li", ""),
+        ("A\N{COMBINING LONG STROKE OVERLAY}na", ""),
+    ],
+)
+def test_a_detail_is_written_in_latin_letters_or_left_out(name: str, told: str) -> None:
+    about = replace(appointment(professional="", clinic=""), patient_name=name)
+    bare = "Lembrete: Consulta agendada para quinta-feira, 12 de marco às 14h30"
+
+    assert words.reminder(about) == (f"{bare}. {told}" if told else bare)
+
+
+def test_a_receipt_keeps_the_currency_of_every_amount() -> None:
+    for currency in list_currencies():
+        paid = Payment("apt-1", 15000, currency, "", "", datetime(2026, 3, 13, 1, tzinfo=UTC), "")
+        told = words.receipt(paid)
+        assert size(told).encoding == "GSM_7"
+        assert re.search(r"recebido: \D{1,5} [\d.,]+ em 12/03/2026$", told), told

@@ -399,7 +399,9 @@ class Appointment(message.Message):
     appointment_id: builtins.str
     """The caller's id, 1–100 printable characters; required. Messages can be canceled by it."""
     patient_name: builtins.str
-    """Required, at most 200 characters. Texts are short: a text may leave out every field below except start_time."""
+    """Required, at most 200 characters. Texts are short: a text may leave out every field below except start_time,
+    and leaves out names in other scripts than Latin.
+    """
     professional: builtins.str
     """Who treats: `Dra. Beatriz Lima`. At most 200 characters, may be empty."""
     clinic: builtins.str

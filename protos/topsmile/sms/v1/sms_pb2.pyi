@@ -379,9 +379,12 @@ class SendSmsRequest(message.Message):
     recipient: builtins.str
     """A mobile number, as SendAppointmentConfirmationRequest says; required."""
     body: builtins.str
-    """1–1,600 characters, counted as they will be sent; not only white space."""
+    """1–1,600 characters, counted as they will be sent; not only white space. Written in GSM-7, which is cheaper: `ã`
+    becomes `a`, `1½` becomes `1 1/2`, `é` stays. What cannot be written so (emoji, other scripts) is INVALID_ARGUMENT,
+    which names the characters, unless keep_accents is set.
+    """
     keep_accents: builtins.bool
-    """True: send the body's letters as they are, at the price of more segments."""
+    """True: send the body's characters as they are, at the price of more segments."""
     @builtins.property
     def send_time(self) -> timestamp_pb2.Timestamp:
         """Left out or past: at once."""
