@@ -8,13 +8,14 @@ from zoneinfo import ZoneInfo
 
 import phonenumbers
 import pytest
-from babel.numbers import list_currencies, parse_decimal
+from babel.numbers import parse_decimal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.brazil.dates import clock, spoken_day
-from services.brazil.money import NO_DECIMALS, THREE_DECIMALS, reais
+from services.brazil.money import reais
 from services.brazil.phones import mobile, phone
+from services.chassis.currencies import CURRENCIES, NO_DECIMALS, THREE_DECIMALS
 from services.chassis.violations import InvalidValueError, Rule
 
 SAO_PAULO = ZoneInfo("America/Sao_Paulo")
@@ -174,7 +175,7 @@ def test_money_of_a_currency_that_is_written_without_cents_keeps_them(amount: in
 @settings(max_examples=20)
 @given(st.integers(1, 99_999_999))
 def test_money_in_words_is_the_same_amount_in_every_currency(amount: int) -> None:
-    for currency in list_currencies():
+    for currency in CURRENCIES:
         decimals = 0 if currency in NO_DECIMALS else 3 if currency in THREE_DECIMALS else 2
         told = reais(amount, currency)
         number = told[told.rindex(" ") + 1 :]

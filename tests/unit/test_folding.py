@@ -106,14 +106,14 @@ def test_a_text_in_gsm_7_is_only_stripped_of_spaces(text: str) -> None:
     assert fold(text) == (re.sub(" {2,}", " ", text).strip(), "")
 
 
-NUMBERS = st.text("0123456789½¼⅓²³⁴₂①⑩Ⅳ٣７₩R ", max_size=30)
+NUMBERS = st.text("0123456789½¼⅓²³⁴①⑩Ⅳ٣７₩R ", max_size=30)
 
 
 @given(NUMBERS)
 def test_the_numbers_of_a_text_are_those_that_were_written(text: str) -> None:
     """Each run of digits stands alone before and after: none is cut, none is joined to another."""
     apart = re.sub("([½¼⅓①⑩Ⅳ₩])", r" \1 ", text)
-    spaced = re.sub("(?<=[0-9٣７])(?=[²³⁴₂])|(?<=[²³⁴₂])(?=[0-9٣７])", " ", apart)
+    spaced = re.sub("(?<=[0-9٣７])(?=[²³⁴])|(?<=[²³⁴])(?=[0-9٣７])", " ", apart)
 
     assert re.findall(r"\d+", fold(text).text) == re.findall(
         r"\d+", unicodedata.normalize("NFKC", spaced).translate({0x663: "3"})

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 import pytest
-from babel.numbers import list_currencies
 
+from services.chassis.currencies import CURRENCIES
 from services.sms import words
 from services.sms.message import Appointment, Payment
 from services.sms.segments import size
@@ -72,7 +72,7 @@ def test_a_detail_is_written_in_latin_letters_or_left_out(name: str, told: str) 
 
 
 def test_a_receipt_keeps_the_currency_of_every_amount() -> None:
-    for currency in list_currencies():
+    for currency in CURRENCIES:
         paid = Payment("apt-1", 15000, currency, "", "", datetime(2026, 3, 13, 1, tzinfo=UTC), "")
         told = words.receipt(paid)
         assert size(told).encoding == "GSM_7"
