@@ -17,7 +17,6 @@ from gateway.appointments import Appointments
 from gateway.bodies import CLOSE
 from gateway.clients import Clients
 from gateway.payments import Payments
-from gateway.problems import Refusal, answer
 from gateway.settings import Settings
 from gateway.status import Status
 from gateway.webhooks import (
@@ -34,6 +33,7 @@ from services.chassis.authentication import Doorkeeper
 from services.chassis.caller_limit import CallerLimit
 from services.chassis.database import Database
 from services.chassis.errors import ServiceError, Unavailable
+from services.chassis.problems import Refusal, answer
 
 DEADLINE = 10.0  # seconds for a whole request
 AT_ONCE = 500  # requests that run together; more are shed

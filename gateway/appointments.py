@@ -8,9 +8,9 @@ from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from gateway import problems
 from gateway.bodies import fill, idempotency_key, json_object
 from gateway.clients import Clients, Service
+from services.chassis import problems
 from services.chassis.errors import InvalidRequest, ServiceError
 from services.chassis.fields import normalized, printable
 from services.chassis.violations import Rule, Violation

@@ -12,14 +12,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
-from gateway.problems import Refusal
 from services.chassis.errors import InvalidRequest
 from services.chassis.fields import choices
+from services.chassis.problems import Refusal
 from services.chassis.violations import InvalidValueError, Rule, Violation
 
 SECONDS = 10.0
 JSON_AT_MOST = 256 << 10
-CLOSE = {"connection": "close"}  # what was not read must not be taken for the next request
+CLOSE = {"connection": "close"}  # nothing more is expected from this sender
 
 
 async def read_body(scope: Scope, receive: Receive, most: int, seconds: float = SECONDS) -> bytes:
@@ -44,7 +44,7 @@ async def read_body(scope: Scope, receive: Receive, most: int, seconds: float = 
 
 
 def _too_large(most: int) -> Refusal:
-    return Refusal(413, "BODY_TOO_LARGE", f"at most {most} bytes are read", CLOSE)
+    return Refusal(413, "BODY_TOO_LARGE", f"at most {most} bytes are read")
 
 
 def parse_json(body: bytes) -> Any:

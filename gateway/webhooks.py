@@ -20,11 +20,11 @@ from starlette.types import Receive, Scope, Send
 from gateway import inbox
 from gateway.bodies import parse_json, read_body
 from gateway.inbox import OWNERS, Event
-from gateway.problems import Refusal, answer
 from gateway.signatures import BadSignature, verify_sendgrid, verify_stripe, verify_twilio
 from services.chassis import context
 from services.chassis.database import Database
 from services.chassis.errors import ServiceError, Unavailable
+from services.chassis.problems import Refusal, answer
 
 STRIPE_AT_MOST, SENDGRID_AT_MOST, TWILIO_AT_MOST = 1 << 20, 2 << 20, 64 << 10
 STORED_WITHIN = 10.0  # seconds

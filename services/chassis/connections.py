@@ -1,5 +1,5 @@
 """
-What uvicorn leaves open about a connection: how long and how large a request's head may be, how many may stand in line.
+What uvicorn leaves open about a connection: upgrades, the size of a head, how long anything takes, how many there are.
 
 A body's limits are its reader's. A proxy in front makes all of this cheaper; nothing relies on one.
 """
@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import Callable
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.chassis import metrics
+from services.chassis import metrics, problems
 
-HEAD_WITHIN = 10.0  # seconds from the connection, or from the last answer, to the end of the next request's head
-HEAD_AT_MOST = 32 << 10  # bytes
-IN_LINE = 32  # requests sent before the first is answered
-PARTING = 1.0  # seconds in which an unwanted body is read and thrown away after its refusal
+MAX_HEAD = 32 << 10  # bytes; also what is fed to the parser at a time
+MAX_PIPELINED = 32  # requests sent before the first is answered
+LINGER = 1.0  # seconds in which what was sent is thrown away after a refusal: a reset might overtake the response
 #: For files, the database and calls to others: what is left of the process's file descriptors is for connections.
 OWN_FILES = 128
-CONNECTIONS = 4000
+MAX_CONNECTIONS = 4000
 
 if TYPE_CHECKING:
     Protocol = Any
@@ -29,78 +29,105 @@ else:
     Protocol = HttpToolsProtocol
 
 
-def at_most() -> int:
+def max_connections() -> int:
     """How many connections there may be, having asked the system for all the file descriptors that it gives."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return CONNECTIONS if hard == resource.RLIM_INFINITY else max(16, min(CONNECTIONS, hard - OWN_FILES))
-
-
-class Parting:
-    """
-    A transport that does not slam the door.
-
-    Closed with bytes unread, a connection is reset, and the reset may overtake the answer that says why.
-    """
-
-    def __init__(self, transport: asyncio.Transport, unread: Callable[[], bool]) -> None:
-        self._transport = transport
-        self._unread = unread
-        self._parting = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def is_closing(self) -> bool:
-        return self._parting or self._transport.is_closing()
-
-    def close(self) -> None:
-        if self.is_closing() or not self._unread() or not self._transport.can_write_eof():
-            self._transport.close()
-            return
-        self._parting = True
-        self._transport.write_eof()
-        self._transport.resume_reading()
-        asyncio.get_running_loop().call_later(PARTING, self._transport.close)
+    return MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else max(16, min(MAX_CONNECTIONS, hard - OWN_FILES))
 
 
 class Connection(Protocol):  # type: ignore[misc]  # uvicorn types it for itself only
+    #: Seconds from the connection, or from the last response, to the end of the next request's head.
+    max_head_seconds = 10.0
+    #: Seconds from the end of a head until the client has taken the response.
+    max_request_seconds = 60.0
+    #: Seconds. After them a response is the connection's last, so that clients find new replicas.
+    max_age = 300.0
+
     #: Of all listeners of this process together.
-    most: int | None = None
+    limit: int | None = None
     open: int = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(Parting(transport, self._unread))
-        self._in_head, self._head = True, 0
-        self._late: asyncio.TimerHandle | None = None
-        if Connection.most is None:
-            Connection.most = at_most()
+        super().connection_made(transport)
+        self.parser: httptools.HttpRequestParser
+        self._framing = 0  # bytes since the last head ended or the last byte of a body came
+        self._refused = False
+        self._retires_at = self.loop.time() + self.max_age
+        self._deadline = self.loop.call_later(self.max_head_seconds, self._expire)
+        if Connection.limit is None:
+            Connection.limit = max_connections()
         Connection.open += 1
-        if Connection.open > Connection.most:
+        if Connection.open > Connection.limit:
             metrics.rpcs_shed_total.labels("CONNECTIONS").inc()
-            self._refuse(b"503 Service Unavailable", b"retry-after: 1\r\n")
-            return
-        self._await_head()
+            self._refuse(503, "SHEDDING", "too many connections are open", {"retry-after": "1"})
 
     def connection_lost(self, error: Exception | None) -> None:
         Connection.open -= 1
-        self._head_came()
+        self._deadline.cancel()
         super().connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
-        for start in range(0, len(data), HEAD_AT_MOST):
-            if self.transport.is_closing():
+        self._unset_keepalive_if_required()
+        for start in range(0, len(data), MAX_HEAD):
+            if self._refused or self.transport.is_closing():
                 return
-            waited = self._in_head
-            part = data if len(data) <= HEAD_AT_MOST else data[start : start + HEAD_AT_MOST]
-            super().data_received(part)
-            if waited and self._in_head:  # the parser keeps what it has until the head is complete
-                self._head += len(part)
-            if self._head > HEAD_AT_MOST:
-                self._refuse(b"431 Request Header Fields Too Large")
-            elif len(self.pipeline) > IN_LINE:
-                self.transport.abort()
+            self._feed(data[start : start + MAX_HEAD])
+
+    def _feed(self, data: bytes) -> None:
+        self._framing += len(data)
+        try:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    data = b""
+                except httptools.HttpParserUpgrade as upgrade:
+                    data = self._without_upgrade() + data[upgrade.args[0] :]
+        except httptools.HttpParserError:
+            self._framing += 1  # whatever follows is not read either
+            self._refuse(400, "BAD_REQUEST", "this is no HTTP request")
+        if self._framing > MAX_HEAD:
+            self._refuse(431, "HEAD_TOO_LARGE", f"at most {MAX_HEAD} bytes of a head are read")
+        elif len(self.pipeline) > MAX_PIPELINED:
+            self.transport.abort()
+
+    def _without_upgrade(self) -> bytes:
+        """
+        Make the head once more without the wish to upgrade, for a new parser.
+
+        The parser that has seen it takes the bytes of the body for another protocol's, and then for a next request.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("no proxy")
+        start = b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())
+        lines = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        return b"\r\n".join([start, *lines, b"", b""])
+
+    def _should_upgrade(self) -> bool:
+        """For uvicorn: leave a request alone whose head comes once more."""
+        return True
+
+    def on_headers_complete(self) -> None:
+        self._framing = 0
+        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            return
+        self._expire_in(self.max_request_seconds)
+        # After an `Expect`, a refused sender may leave the body out: what comes next cannot be told from it.
+        if self.expect_100_continue or self.loop.time() > self._retires_at:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._framing = 0
+        super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.pipeline:
+            self._expire_in(self.max_head_seconds)
 
     def eof_received(self) -> bool:
         """Let a client that has said all it wants to say hear its answer; uvicorn would hang up on it."""
@@ -109,50 +136,36 @@ class Connection(Protocol):  # type: ignore[misc]  # uvicorn types it for itself
             self.cycle.keep_alive = False
         return answering
 
-    def on_message_begin(self) -> None:
-        self._in_head = True
-        super().on_message_begin()
+    def _expire_in(self, seconds: float) -> None:
+        self._deadline.cancel()
+        self._deadline = self.loop.call_later(seconds, self._expire)
 
-    def on_headers_complete(self) -> None:
-        self._head_came()
-        self._in_head, self._head = False, 0
-        super().on_headers_complete()
-        if self.expect_100_continue:
-            # Refused, its sender may leave the body out: what comes next cannot be told from it.
-            self.cycle.keep_alive = False
+    def _expire(self) -> None:
+        if self._framing and (self.cycle is None or self.cycle.response_complete):
+            self._refuse(408, "HEAD_TOO_SLOW", f"the head did not come within {self.max_head_seconds:g} s")
+        else:
+            self.transport.abort()
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if not self.pipeline and not self.transport.is_closing():
-            self._await_head()
-
-    def send_400_response(self, msg: str) -> None:
-        del msg
-        self._head += 1  # whatever follows is not read either
-        self._refuse(b"400 Bad Request")
-
-    def _unread(self) -> bool:
-        return self._head > 0 or (self.cycle is not None and self.cycle.more_body)
-
-    def _await_head(self) -> None:
-        self._head_came()
-        self._late = self.loop.call_later(HEAD_WITHIN, self._too_late)
-
-    def _head_came(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-    def _too_late(self) -> None:
-        if self._head:
-            self._refuse(b"408 Request Timeout")
-        elif not self.transport.is_closing():
-            self.transport.close()
-
-    def _refuse(self, status: bytes, more: bytes = b"") -> None:
-        """Answer outside of any request and hang up; inside of one, whose answer may have begun, only hang up."""
-        if self.transport.is_closing():
+    def _refuse(self, status: int, reason: str, detail: str, headers: dict[str, str] | None = None) -> None:
+        """Answer outside of the application and hang up; where an answer is due before this one, only hang up."""
+        if self._refused or self.transport.is_closing():
             return
-        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
-            self.transport.write(b"HTTP/1.1 %b\r\n%bcontent-length: 0\r\nconnection: close\r\n\r\n" % (status, more))
-        self.transport.close()
+        self._refused = True
+        waiting = self.cycle is not None and not self.cycle.response_complete
+        if self.pipeline or (waiting and self.cycle.response_started):
+            self.transport.abort()
+            return
+        if waiting:  # this is its answer
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        told = problems.answer(problems.Refusal(status, reason, detail, {"connection": "close", **(headers or {})}))
+        lines = [b"%b: %b" % header for header in told.raw_headers]
+        start = b"HTTP/1.1 %d %b" % (status, HTTPStatus(status).phrase.encode())
+        self.transport.write(b"\r\n".join([start, *lines, b"", told.body]))
+        if not self._framing or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._deadline.cancel()
+        self._deadline = self.loop.call_later(LINGER, self.transport.abort)

@@ -21,12 +21,14 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp, address: Address, **config: Any) -> AsyncIterator[Address]:
+async def listening(
+    app: ASGIApp, address: Address, *, connection: type[asyncio.Protocol] = Connection, **config: Any
+) -> AsyncIterator[Address]:
     """Serve HTTP while the body runs, then finish what is being answered. Gives the address, with port 0 resolved."""
     server = _Server(
         uvicorn.Config(
             app,
-            http=Connection,
+            http=connection,
             ws="none",
             proxy_headers=False,
             log_config=None,
@@ -34,6 +36,7 @@ async def listening(app: ASGIApp, address: Address, **config: Any) -> AsyncItera
             server_header=False,
             lifespan="off",
             timeout_graceful_shutdown=int(GRACE),
+            reset_contextvars=True,  # a request in line begins within its predecessor's, whose caller is another
             **config,
         )
     )

@@ -262,7 +262,7 @@ async def test_a_bug_of_the_gateway_is_a_bare_500_that_its_log_line_explains(gat
 
 async def test_404_and_405_are_problems_too(gateway: House) -> None:
     status, problem, _ = await call(gateway, "/v1/nothing", method="GET")
-    assert (status, problem["reason"]) == (404, "NOT_FOUND")
+    assert (status, problem["reason"]) == (404, "ROUTE_NOT_FOUND")
     status, problem, headers = await call(gateway, "/v1/payments", method="DELETE")
     assert (status, problem["reason"], headers["allow"]) == (405, "METHOD_NOT_ALLOWED", "POST")
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BODY = b'{"id":"evt_%d","type":"x"}'
 MIB = 1 << 20
+START = b"POST /webhooks/stripe HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def memory_mib(gateway: Process) -> float:
 def signed(body: bytes) -> bytes:
     """The lines of a webhook's head that do not tell how long it is."""
     [(name, value)] = signing.stripe_header(body, "whsec_1", int(time.time())).items()
-    return b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\n%b: %b\r\n" % (name.encode(), value.encode())
+    return b"POST /webhooks/stripe HTTP/1.1\r\nHost: localhost\r\n%b: %b\r\n" % (name.encode(), value.encode())
 
 
 def webhook(body: bytes) -> bytes:
@@ -105,7 +106,7 @@ async def quick(gateway: Process) -> bool:
         writer.write(event)
         assert (await reader.readuntil(b"\r\n")).split()[1] == b"200"
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"GET /v1/payments/pay_1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET /v1/payments/pay_1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert (await reader.read()).split()[1] in {b"404", b"503"}  # no payments service is there
     return time.monotonic() - began < 2.0
 
@@ -141,7 +142,7 @@ async def test_a_body_too_large_is_refused_before_it_is_sent(gateway: Process) -
 
 async def test_after_a_refusal_in_place_of_100_nothing_is_taken_for_a_request(gateway: Process) -> None:
     """Its sender may leave the body out, or not: no byte after it can be trusted."""
-    head = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 40\r\n\r\n"
+    head = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 40\r\n\r\n"
 
     async with connected(gateway) as (reader, writer), asyncio.timeout(5):
         writer.write(head)
@@ -163,7 +164,7 @@ async def test_64_mib_are_refused_and_not_kept(gateway: Process, framing: bytes)
 async def test_many_large_bodies_at_once_stay_within_memory(gateway: Process) -> None:
     """SendGrid may send 2 MiB; 200 clients that keep such a body open hold no more than a part of it together."""
     before = memory_mib(gateway)
-    head = b"POST /webhooks/sendgrid HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (2 * MIB)
+    head = b"POST /webhooks/sendgrid HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (2 * MIB)
     async with AsyncExitStack() as stack:
         opened = [await stack.enter_async_context(connected(gateway)) for _ in range(100)]
         for _, writer in opened:
@@ -180,7 +181,7 @@ async def test_many_large_bodies_at_once_stay_within_memory(gateway: Process) ->
 
 async def test_a_gzip_bomb_is_never_unpacked(gateway: Process) -> None:
     bomb = gzip.compress(bytes(100 * MIB))
-    head = b"Host: x\r\nContent-Encoding: gzip\r\nIdempotency-Key: 1\r\nContent-Length: %d\r\n\r\n" % len(bomb)
+    head = b"Host: localhost\r\nContent-Encoding: gzip\r\nIdempotency-Key: 1\r\nContent-Length: %d\r\n\r\n" % len(bomb)
     before = memory_mib(gateway)
 
     assert await status(gateway, b"POST /v1/payments HTTP/1.1\r\n" + head, bomb) == 400
@@ -189,7 +190,7 @@ async def test_a_gzip_bomb_is_never_unpacked(gateway: Process) -> None:
 
 
 async def test_a_head_too_large_is_refused(gateway: Process) -> None:
-    start = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n"
+    start = b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\n"
     before = memory_mib(gateway)
 
     assert await status(gateway, start + b"X-Large: ", *[b"x" * MIB] * 16) == 431
@@ -201,26 +202,26 @@ async def test_a_head_too_large_is_refused(gateway: Process) -> None:
 @pytest.mark.parametrize(
     "request_",
     [
-        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",  # noqa: E501
-        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
-        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 5\r\n\r\nabcde",
-        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999\r\n\r\n",
-        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
-        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
-        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nab\r\n",
-        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\nab\r\n",
-        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\nab\r\n",
-        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabcd\r\n0\r\n\r\n",
+        START + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        START + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+        START + b"Content-Length: -5\r\n\r\n",
+        START + b"Content-Length: 5, 5\r\n\r\nabcde",
+        START + b"Content-Length: 99999999999999999999999\r\n\r\n",
+        START + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        START + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        START + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nab\r\n",
+        START + b"Transfer-Encoding: chunked\r\n\r\n-1\r\nab\r\n",
+        START + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\nab\r\n",
+        START + b"Transfer-Encoding: chunked\r\n\r\n2\r\nabcd\r\n0\r\n\r\n",
         b"GET /v1/status HTTP/1.1\r\n\r\n",
-        b"GET /v1/status HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
-        b"GET /v1/status HTTP/1.1\r\nHost: x\r\nX: a\rb\r\n\r\n",
-        b"GET /v1/status HTTP/1.1\r\nHost: x\r\nX: a\x00b\r\n\r\n",
+        b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\nHost: y\r\n\r\n",
+        b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\nX: a\rb\r\n\r\n",
+        b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n",
         b"GET /v1/status\r\n",
-        b"GET http:// HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET http:// HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT example.com:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"\x00\x01\x02\x03 rubbish \xff\xfe\r\n\r\n",
     ],
 )
@@ -229,6 +230,48 @@ async def test_what_is_no_request_or_two_at_once_is_400_and_hung_up_on(gateway: 
     heard = await said(gateway, request_ + webhook(BODY % 5))
     assert re.findall(rb"HTTP/1.1 (\d+)", heard) == [b"400"]
     assert b"connection: close" in heard.lower()
+
+
+UPGRADES = [b"h2c", b"websocket", b"h2c, websocket", b"TLS/1.0", b"x"]
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_an_upgrade_is_ignored_and_its_body_is_read(gateway: Process, upgrade: bytes, chunked: bool) -> None:
+    """More than the parser is fed at a time, and its end would be a request of its own."""
+    sent = b"\r\n" * 16_500 + BODY % 10
+    framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(sent), sent) if chunked else sent
+    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(sent)
+    head = signed(sent) + b"Connection: keep-alive, Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\n" % upgrade
+
+    answers = await said(
+        gateway, head + framing + b"\r\n\r\n" + framed + b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"404"]
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+@pytest.mark.parametrize("body", [b"\r\n" * 16_500, b"\r\n" * 40_000, b" " * 33_000, b""])
+async def test_no_byte_of_a_body_is_taken_for_a_request(gateway: Process, upgrade: bytes, body: bytes) -> None:
+    sent = body + b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    head = b"POST /webhooks/stripe HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: %b\r\n" % upgrade
+
+    answers = await said(
+        gateway, head + b"Content-Length: %d\r\n\r\n" % len(sent), sent[:33_000], sent[33_000:], pause=0.05
+    )
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"400"]
+
+
+async def test_an_upgrade_that_comes_byte_by_byte_is_one_request(gateway: Process) -> None:
+    body = BODY % 11
+    head = signed(body) + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n" % len(body)
+    assert await status(gateway, *(bytes([byte]) for byte in head + body)) == 200
+
+
+async def test_many_upgrades_in_line_are_answered_or_hung_up_on(gateway: Process) -> None:
+    asked = b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    assert re.findall(rb"HTTP/1.1 (\d+)", await said(gateway, asked * 20)) == [b"404"] * 20
+    assert (await said(gateway, asked * 20_000)).count(b"HTTP/1.1 404") < 5000
 
 
 async def test_tls_at_the_plain_port_is_refused(gateway: Process) -> None:
@@ -266,7 +309,7 @@ async def test_a_reset_in_mid_body_is_nobody_else_s_trouble(gateway: Process) ->
 
 
 async def test_requests_sent_without_waiting_are_answered_in_their_order(gateway: Process) -> None:
-    other = b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n"
+    other = b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
     heard = await said(gateway, (webhook(BODY % 8) + other) * 10)
     assert re.findall(rb"HTTP/1.1 (\d+)", heard) == [b"200", b"404"] * 10
@@ -274,7 +317,7 @@ async def test_requests_sent_without_waiting_are_answered_in_their_order(gateway
 
 async def test_too_many_requests_in_line_are_hung_up_on(gateway: Process) -> None:
     before = memory_mib(gateway)
-    flood = b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" * 50_000
+    flood = b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50_000
     for _ in range(3):
         heard = await said(gateway, flood)
         assert heard.count(b"HTTP/1.1 404") < 5000
@@ -291,20 +334,26 @@ async def test_whoever_is_slow_is_let_go_and_holds_up_nobody(gateway: Process) -
         async with connected(gateway, listener) as (reader, writer), asyncio.timeout(15):
             writer.write(b"".join(sent))
             while True:
-                with suppress(TimeoutError, OSError):
+                try:
                     part = await asyncio.wait_for(reader.read(65536), 1.0)
-                    heard += part
-                    if not part:
-                        return loop.time() - began, heard[9:12]
-                writer.write(drip)
+                except TimeoutError:
+                    writer.write(drip)
+                    continue
+                except OSError:  # reset: it was sent more than it wanted to hear
+                    part = b""
+                heard += part
+                if not part:
+                    return loop.time() - began, heard[9:12]
 
-    start = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    start = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
     slow = {
         "nothing": asyncio.create_task(ends()),
         "head": asyncio.create_task(ends(start, drip=b"X: x\r\n")),
         "lines": asyncio.create_task(ends(b"\r\n", drip=b"\r\n")),
         "body": asyncio.create_task(ends(signed(b"") + b"Content-Length: 1000\r\n\r\n", drip=b"x")),
-        "unread": asyncio.create_task(ends(b"POST /no HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", drip=b"x")),
+        "unread": asyncio.create_task(
+            ends(b"POST /no HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n", drip=b"x")
+        ),
         "kept": asyncio.create_task(ends(webhook(BODY % 9))),
         "operator's head": asyncio.create_task(ends(start, drip=b"X: x\r\n", listener="operations")),
     }
@@ -325,8 +374,33 @@ async def test_whoever_is_slow_is_let_go_and_holds_up_nobody(gateway: Process) -
     assert seen["kept"][0] < 8
 
 
-def test_a_refusal_is_a_problem_like_any_other(gateway: Process) -> None:
-    with socket.create_connection(address(gateway), timeout=5) as client:
-        client.sendall(signed(b"") + b"Content-Length: %d\r\n\r\n" % (64 * MIB))
-        heard = b"".join(iter(lambda: client.recv(65536), b""))
-    assert json.loads(heard.partition(b"\r\n\r\n")[2])["reason"] == "BODY_TOO_LARGE"
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (signed(b"") + b"Content-Length: %d\r\n\r\n" % (64 * MIB), "BODY_TOO_LARGE"),
+        (b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n", "ROUTE_NOT_FOUND"),
+        (b"DELETE /v1/payments HTTP/1.1\r\nHost: localhost\r\n\r\n", "METHOD_NOT_ALLOWED"),
+        (b"GET /webhooks/stripe HTTP/1.1\r\nHost: localhost\r\n\r\n", "METHOD_NOT_ALLOWED"),
+        (b"GET /v1/status HTTP/1.1\r\n\r\n", "NO_HOST"),
+        (b"rubbish\r\n\r\n", "BAD_REQUEST"),
+        (b"GET /%b HTTP/1.1\r\n\r\n" % (b"x" * MIB), "HEAD_TOO_LARGE"),
+    ],
+)
+async def test_a_refusal_is_a_problem_with_a_sentence_for_people(
+    gateway: Process, request_: bytes, reason: str
+) -> None:
+    head, _, body = (await said(gateway, request_)).partition(b"\r\n\r\n")
+    problem = json.loads(body)
+    assert b"content-type: application/problem+json" in head.lower()
+    assert (problem["status"], problem["reason"]) == (int(head.split()[1]), reason)
+    assert problem["message"].endswith(".")
+
+
+async def test_what_follows_a_body_s_last_chunk_is_bounded(gateway: Process) -> None:
+    start = signed(b"") + b"Transfer-Encoding: chunked\r\n\r\n0"
+    before = memory_mib(gateway)
+
+    assert await status(gateway, start + b"\r\n", *[b"X: %b\r\n" % (b"x" * 1000)] * 16_000) == 431
+    assert await status(gateway, start + b"\r\nX: ", *[b"x" * MIB] * 16) == 431
+    assert await status(gateway, start + b";x=", *[b"x" * MIB] * 16) == 431
+    assert memory_mib(gateway) < before + 20

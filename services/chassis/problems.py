@@ -28,6 +28,18 @@ STATUSES = {
 }
 #: Trying again may help, with the same key.
 RETRYABLE = {StatusCode.ABORTED, StatusCode.RESOURCE_EXHAUSTED, StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED}
+#: What a person may be shown where only HTTP knows what is wrong.
+SENTENCES = {
+    400: "O pedido está malformado.",
+    403: "Sem permissão para esta operação.",
+    404: "Este endereço não existe.",
+    405: "Este endereço não aceita este método.",
+    408: "O pedido demorou demais para chegar. Tente de novo.",
+    413: "O pedido é grande demais.",
+    421: "Este endereço não é atendido aqui.",
+    431: "O cabeçalho do pedido é grande demais.",
+    503: "O serviço está ocupado no momento. Tente de novo em instantes.",
+}
 
 
 class Refusal(HTTPException):
@@ -49,10 +61,7 @@ def retry_after(error: ServiceError) -> int | None:
 
 def problem(error: ServiceError) -> dict[str, Any]:
     """Name everything the error knows. `errors` have the path that the field has in the contract."""
-    told: dict[str, Any] = {
-        **_titled(status_of(error), error.reason, error.message),
-        "message": localized(error),
-    }
+    told = _titled(status_of(error), error.reason, error.message, localized(error))
     if error.violations:
         told["errors"] = [
             {"field": field, "message": description, "reason": reason, "localized_message": translated}
@@ -63,13 +72,14 @@ def problem(error: ServiceError) -> dict[str, Any]:
     return told
 
 
-def _titled(status: int, reason: str, detail: str) -> dict[str, Any]:
+def _titled(status: int, reason: str, detail: str, sentence: str) -> dict[str, Any]:
     return {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
         "reason": reason,
+        "message": sentence,
         "correlation_id": context.correlation_id.get(),
     }
 
@@ -77,16 +87,28 @@ def _titled(status: int, reason: str, detail: str) -> dict[str, Any]:
 class ProblemResponse(JSONResponse):
     media_type = "application/problem+json"
 
+    def __init__(self, problem: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(problem, problem["status"], headers)
+        self.reason: str = problem["reason"]
+
 
 def answer(error: Exception) -> ProblemResponse:
-    """Answer with a problem; what is neither a ServiceError nor HTTP's own is a bug, and its text stays here."""
+    """
+    Answer with a problem; what is neither a ServiceError nor HTTP's own is a bug, and its text stays here.
+
+    A path that nothing serves is ROUTE_NOT_FOUND. NOT_FOUND is about a resource, at a path that exists.
+    """
     if isinstance(error, HTTPException):
-        reason = error.reason if isinstance(error, Refusal) else HTTPStatus(error.status_code).name
-        told = _titled(error.status_code, reason, error.detail)
-        return ProblemResponse(told, error.status_code, dict(error.headers or {}))
+        reason = error.reason if isinstance(error, Refusal) else _reason(error.status_code)
+        sentence = SENTENCES.get(error.status_code, PORTUGUESE["FAILED_PRECONDITION"])
+        return ProblemResponse(_titled(error.status_code, reason, error.detail, sentence), error.headers)
     if not isinstance(error, ServiceError) or error.code is StatusCode.INTERNAL:
-        return ProblemResponse(_titled(500, "INTERNAL", "internal error") | {"message": PORTUGUESE["INTERNAL"]}, 500)
+        return ProblemResponse(_titled(500, "INTERNAL", "internal error", PORTUGUESE["INTERNAL"]))
     headers = {"www-authenticate": "Bearer"} if error.code is StatusCode.UNAUTHENTICATED else {}
     if (seconds := retry_after(error)) is not None:
         headers["retry-after"] = str(seconds)
-    return ProblemResponse(problem(error), status_of(error), headers)
+    return ProblemResponse(problem(error), headers)
+
+
+def _reason(status: int) -> str:
+    return "ROUTE_NOT_FOUND" if status == 404 else HTTPStatus(status).name
