@@ -130,7 +130,7 @@ class Case:
     def _behind(self, about: tuple[str, ...], payment_id: str, standing: Standing, intent: Intent) -> Finding:
         said = f"{standing.status} here, {intent.status} at Stripe"
         telling = [w for w in self._webhooks[payment_id] if w.subject == f"payment_intent.{intent.status}"]
-        if standing.status == "UNKNOWN":
+        if standing.status in {"CREATING", "UNKNOWN"}:
             return Finding("stuck", "the outcome is found out", about, said)
         if any(webhook.told_at for webhook in telling):
             return Finding(

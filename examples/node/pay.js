@@ -74,6 +74,7 @@ const short = (status) => status.replace("PAYMENT_STATUS_", "");
 const reais = ({ amountMinor }) => (amountMinor / 100).toLocaleString("pt-BR", { style: "currency", currency: "BRL" });
 const sentence = (payment) =>
   ({
+    CREATING: "Estamos preparando o seu pagamento.",
     AWAITING_CUSTOMER: `Aguardando o seu Pix de ${reais(payment.amount)}.`,
     PROCESSING: "Estamos confirmando o seu pagamento.",
     SUCCEEDED: `Pagamento de ${reais(payment.amount)} confirmado. Obrigado!`,

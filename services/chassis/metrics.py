@@ -28,6 +28,12 @@ queue_dead = Gauge("topsmile_queue_dead", "Jobs given up on and kept", ["queue"]
 queue_oldest_due_seconds = Gauge("topsmile_queue_oldest_due_seconds", "How long the oldest due job waits", ["queue"])
 queue_paused = Gauge("topsmile_queue_paused", "1 while a queue is paused for that reason", ["queue", "reason"])
 
+payment_alerts_total = Counter(
+    "topsmile_payment_alerts_total",
+    "Payments an operator has to look at: paid twice, or with another amount",
+    ["alert"],
+)
+
 _paused_for: dict[str, set[str]] = {}  # the reasons told so far: a series once begun has to fall to 0
 
 

@@ -4,16 +4,20 @@ Every change of every payment, in one order, for those who watch.
 The numbers come from a counter of one row, raised and used by the last two statements of a transaction: its lock is
 held until the commit, so numbers become visible in their order. With a sequence, a watcher would pass the change of a
 slow transaction and never see it.
+
+A cursor is a number and that row's random token. A database restored from a backup gives the number to another change,
+but not the token: its watchers are told so, where they would have waited, and then gone on behind what they missed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
-from services.chassis.database import Database, Row, one, rows
+from services.chassis.database import Database, Row, maybe_one, one, rows
 from services.chassis.errors import InvalidRequest, OutOfRange, Unavailable
 from services.chassis.violations import Rule
 from services.payments.lattice import PREFIX, status_of
@@ -23,7 +27,6 @@ POLL = 0.25
 HEARTBEAT = 25.0
 BATCH = 100
 HOUSEKEEPING = 60.0
-TOO_OLD = "changes after this cursor are no longer kept: read the payments, then watch from the oldest"
 DAY = 86_400_000
 KEPT = 30 * DAY
 #: Stripe repeats an event for 3 days and lists it for 30.
@@ -31,17 +34,22 @@ EVENTS_KEPT = 35 * DAY
 
 COUNT = "UPDATE change_counter SET number = number + 1 WHERE id = 1 RETURNING number"
 APPEND = """
-    INSERT INTO payment_change (number, previous_status, record, changed_at)
-    VALUES (:number, :previous_status, :record, :changed_at)
+    INSERT INTO payment_change (number, token, caller, previous_status, record, changed_at)
+    VALUES (:number, CAST(random() AS TEXT), :caller, :previous_status, :record, :changed_at)
 """
 BOUNDS = "SELECT number, purged FROM change_counter WHERE id = 1"
+NEWEST = "SELECT number, token FROM payment_change ORDER BY number DESC LIMIT 1"
+BY_NUMBER = "SELECT token FROM payment_change WHERE number = :number"
 FOLLOWING = """
-    SELECT number, previous_status, record, changed_at FROM payment_change
-    WHERE number > :after ORDER BY number LIMIT :most
+    SELECT number, token, previous_status, record, changed_at FROM payment_change
+    WHERE number > :after AND number <= :newest ORDER BY number LIMIT :most
 """
+FOLLOWING_OF_ONE = FOLLOWING.replace("WHERE", "WHERE caller = :owner AND")
+# The newest stays: the cursors of those who have seen everything are told by it.
 PURGE = """
     DELETE FROM payment_change WHERE changed_at < now_ms() - :kept AND number IN (
-        SELECT number FROM payment_change ORDER BY number LIMIT :most)
+        SELECT number FROM payment_change WHERE number < (SELECT number FROM change_counter WHERE id = 1)
+        ORDER BY number LIMIT :most)
     RETURNING number
 """
 PURGED = "UPDATE change_counter SET purged = :purged WHERE id = 1 AND purged < :purged"
@@ -52,12 +60,17 @@ PURGE_EVENTS = """
 """
 
 
-async def append(previous: pb.Payment | None, record: pb.Payment) -> None:
-    """Await this last in a transaction. None: the payment is new."""
-    number = (await one(COUNT))["number"]
+async def count() -> int:
+    """Take the next number, and keep it from all others until the commit."""
+    return int((await one(COUNT))["number"])
+
+
+async def append(previous: pb.Payment | None, record: pb.Payment, number: int | None = None) -> None:
+    """Await this last in a transaction. `previous` None: the payment is new; `number` None: none is counted yet."""
     await rows(
         APPEND,
-        number=number,
+        number=await count() if number is None else number,
+        caller=record.caller,
         previous_status="UNSPECIFIED" if previous is None else status_of(previous),
         record=record.SerializeToString(),
         changed_at=record.update_time.ToMilliseconds(),
@@ -68,6 +81,39 @@ async def bounds() -> tuple[int, int]:
     """Return the number of the last change and of the last one forgotten."""
     row = await one(BOUNDS)
     return row["number"], row["purged"]
+
+
+class Cursor(NamedTuple):
+    number: int = 0
+    token: str = ""
+
+    def __str__(self) -> str:
+        """Write it for a watcher; empty: before the oldest change that is kept."""
+        return f"c{self.number}.{self.token}" if self.number else ""
+
+
+async def following(cursor: Cursor, owner: str | None) -> tuple[Sequence[Row], Cursor]:
+    """Read the changes after a cursor, and the cursor after them. Raises OutOfRange for a cursor of another log."""
+    row = await maybe_one(NEWEST)
+    newest = Cursor(row["number"], row["token"]) if row else cursor
+    about = {"after": cursor.number, "newest": newest.number, "most": BATCH}
+    found = await (rows(FOLLOWING, **about) if owner is None else rows(FOLLOWING_OF_ONE, owner=owner, **about))
+    # Last: as long as the cursor's row is there, nothing behind it has been purged.
+    if cursor.number:
+        await _check(cursor)
+    return found, Cursor(found[-1]["number"], found[-1]["token"]) if len(found) == BATCH else newest
+
+
+async def _check(cursor: Cursor) -> None:
+    row = await maybe_one(BY_NUMBER, number=cursor.number)
+    if row is not None and row["token"] == cursor.token:
+        return
+    _, purged = await bounds()
+    if row is None and cursor.number <= purged:
+        raise OutOfRange("changes after this cursor are no longer kept: read the payments, then watch without a cursor")
+    raise OutOfRange(
+        "this database never gave this cursor: read the payments, then watch without a cursor", reason="CURSOR_UNKNOWN"
+    )
 
 
 async def forget() -> int:
@@ -118,16 +164,16 @@ class ChangeLog:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), POLL)
 
-    async def watch(self, cursor: str) -> AsyncIterator[pb.WatchPaymentsResponse]:
-        after = await self._begin(cursor)
+    async def watch(self, cursor: str, owner: str | None) -> AsyncIterator[pb.WatchPaymentsResponse]:
+        """Tell the changes of one caller's payments, or of everybody's where `owner` is None. Raises OutOfRange."""
+        after = read_cursor(cursor)
         while True:
             news = self._news
-            batch = await self._database.read(rows, FOLLOWING, after=after, most=BATCH)
-            if batch and batch[0]["number"] != after + 1:  # numbers have no gaps: this watcher was too slow
-                raise OutOfRange(TOO_OLD)
+            batch, end = await self._database.read(following, after, owner)
             for row in batch:
-                after = row["number"]
-                yield pb.WatchPaymentsResponse(cursor=cursor_of(after), change=change_of(row))
+                after = Cursor(row["number"], row["token"])
+                yield pb.WatchPaymentsResponse(cursor=str(after), change=change_of(row))
+            after = end
             if self._draining:
                 raise Unavailable("this replica is being stopped; watch again from your cursor")
             if len(batch) == BATCH:
@@ -135,30 +181,18 @@ class ChangeLog:
             try:
                 await asyncio.wait_for(news.wait(), HEARTBEAT)
             except TimeoutError:
-                yield pb.WatchPaymentsResponse(cursor=cursor_of(after))
-
-    async def _begin(self, cursor: str) -> int:
-        latest, purged = await self._database.read(bounds)
-        if not cursor:
-            return purged
-        after = number_of(cursor)
-        if after is None or after > latest:
-            raise InvalidRequest([Rule.NOT_A_CURSOR.at("cursor")])
-        if after < purged:
-            raise OutOfRange(TOO_OLD)
-        return after
+                yield pb.WatchPaymentsResponse(cursor=str(after))
 
     def _tell(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
 
 
-def cursor_of(number: int) -> str:
-    return f"c{number}"
-
-
-def number_of(cursor: str) -> int | None:
-    return int(cursor[1:]) if re.fullmatch(r"c[0-9]{1,18}", cursor) else None
+def read_cursor(text: str) -> Cursor:
+    match = re.fullmatch(r"c([1-9][0-9]{0,17})\.([!-~]{1,40})", text, re.ASCII)
+    if text and match is None:
+        raise InvalidRequest([Rule.NOT_A_CURSOR.at("cursor")])
+    return Cursor(int(match[1]), match[2]) if match else Cursor()
 
 
 def change_of(row: Row) -> pb.PaymentChange:

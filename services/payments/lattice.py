@@ -1,7 +1,8 @@
 """
 Where a payment may go from where it is: only forward, in an order that no clock decides.
 
-    UNKNOWN ─▶ AWAITING_METHOD ⇄ AWAITING_CUSTOMER ⇄ PROCESSING ─▶ AUTHORIZED ─▶ CANCELED, FAILED, EXPIRED ─▶ SUCCEEDED
+    CREATING, UNKNOWN ─▶ AWAITING_METHOD ⇄ AWAITING_CUSTOMER ⇄ PROCESSING ─▶ AUTHORIZED
+        ─▶ CANCELED, FAILED, EXPIRED ─▶ SUCCEEDED
 
 The three open ones share a rank: a decline leads back, so a report of one of them says nothing about which was the
 later. Money that was taken outranks whatever we had given up.
@@ -15,6 +16,7 @@ from topsmile.payments.v1 import payments_pb2 as pb
 
 FINAL = 80
 RANKS = {
+    "CREATING": 0,
     "UNKNOWN": 0,
     "AWAITING_METHOD": 10,
     "AWAITING_CUSTOMER": 10,
@@ -26,6 +28,9 @@ RANKS = {
     "SUCCEEDED": 90,
 }
 PREFIX = "PAYMENT_STATUS_"
+#: Milliseconds after which an unpaid payment is given up: a form after its last change, a code or voucher after it ran
+#: out. A boleto paid just before is confirmed up to two business days later, over a long weekend.
+FORM_KEPT, CODE_KEPT = 86_400_000, 5 * 86_400_000
 
 Verdict = Literal["FORWARD", "UNCLEAR", "PAST"]
 
@@ -62,17 +67,53 @@ def moved(before: pb.Payment, standing: Standing, *, confirmed: bool, now: int) 
     """What the record would be if this standing is the latest."""
     after = pb.Payment()
     after.CopyFrom(before)
-    status = "EXPIRED" if standing.ran_out and confirmed else standing.status
+    ended = standing.ran_out or (standing.status == "CANCELED" and _ran_out(before, now))
+    status = "EXPIRED" if confirmed and ended else standing.status
     after.status = pb.PaymentStatus.Value(PREFIX + status)
     after.stripe_payment_intent_id = standing.intent_id
     after.amount_captured.amount_minor = standing.captured_minor
+    after.amount_captured.currency = standing.currency
     if standing.method:
         after.method = common.PaymentMethod.Value(f"PAYMENT_METHOD_{standing.method}")
     _tell_decline(after, standing)
     _tell_step(after, standing, confirmed=confirmed)
     if status == "SUCCEEDED":
         after.paid_time.FromMilliseconds(now if standing.at is None else standing.at * 1000)
+        if _amount_differs(before, standing):
+            add_alert(after, pb.PAYMENT_ALERT_AMOUNT_DIFFERS)
     return after
+
+
+def is_paid(record: pb.Payment) -> bool:
+    return record.status == pb.PAYMENT_STATUS_SUCCEEDED
+
+
+def is_unpaid(standing: Standing) -> bool:
+    """Whether the payer has not acted yet, so that nothing is under way at a bank."""
+    return standing.status in ("AWAITING_METHOD", "AWAITING_CUSTOMER")
+
+
+def give_up_at(record: pb.Payment) -> int:
+    """Return the epoch milliseconds from which the payment is given up if nobody has paid it."""
+    if record.HasField("expires_time"):
+        return record.expires_time.ToMilliseconds() + CODE_KEPT
+    return record.update_time.ToMilliseconds() + FORM_KEPT
+
+
+def add_alert(record: pb.Payment, alert: pb.PaymentAlert.ValueType) -> None:
+    if alert not in record.alerts:
+        record.alerts.append(alert)
+
+
+def _amount_differs(asked: pb.Payment, standing: Standing) -> bool:
+    """Less than was asked for is right only where the caller decides how much is captured."""
+    partly = asked.capture == pb.CAPTURE_METHOD_MANUAL and standing.captured_minor <= asked.amount.amount_minor
+    agreed = (standing.amount_minor, standing.currency) == (asked.amount.amount_minor, asked.amount.currency)
+    return not agreed or (standing.captured_minor != asked.amount.amount_minor and not partly)
+
+
+def _ran_out(record: pb.Payment, now: int) -> bool:
+    return record.HasField("expires_time") and record.expires_time.ToMilliseconds() <= now
 
 
 def decline_of(code: str, advice: str) -> pb.Decline:

@@ -14,16 +14,23 @@ from services.chassis.errors import (
     ServiceError,
     Violation,
 )
-from services.payments.lattice import FINAL, decline_of, judge, moved
+from services.payments.lattice import FINAL, decline_of, give_up_at, is_paid, is_unpaid, judge, moved, rank_of
 from services.payments.provider import Standing
-from services.payments.store import BY_INTENT, GET, Stored, add_look, ask_refresh, find, locked, save, with_attempt
+from services.payments.store import (
+    BY_INTENT,
+    GET,
+    Stored,
+    ask_refresh,
+    find,
+    locked,
+    save,
+    schedule_reading,
+    with_attempt,
+)
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 
-#: How often an unpaid code or voucher is looked at after it ran out: a minute later, then daily, over a long weekend.
-LOOKS = 6
-DAY = 86_400_000
-
+APPLIED = "SELECT event_id FROM stripe_event WHERE event_id = :event_id"
 REMEMBER = """
     INSERT INTO stripe_event (event_id, applied_at) VALUES (:event_id, now_ms())
     ON CONFLICT DO NOTHING RETURNING event_id
@@ -37,7 +44,7 @@ async def created(payment_id: str, standing: Standing, again: bool) -> None:
     With `again`, Stripe may have repeated an answer of long ago: what became of it since is asked for.
     """
     before = await locked(payment_id)
-    after = moved(before.record, standing, confirmed=bool(before.confirmed), now=before.now)
+    after = _moved(before, standing)
     verdict = judge(before.record, after)
     if verdict != "FORWARD":
         after = before.record
@@ -45,6 +52,8 @@ async def created(payment_id: str, standing: Standing, again: bool) -> None:
         await ask_refresh(payment_id)
     after = with_attempt(after, pb.ATTEMPT_OUTCOME_DONE)
     after.stripe_payment_intent_id = standing.intent_id
+    if rank_of(after) < FINAL:
+        await schedule_reading(after, before.now)
     await save(before, after, client_secret=standing.client_secret)
 
 
@@ -60,63 +69,83 @@ async def refused(payment_id: str, error: ExternalServiceError) -> None:
     await save(before, after, refusal=refusal_of(payment_id, error))
 
 
-async def learned(payment_id: str, standing: Standing, version: int, look: int | None) -> None:
-    """Store what was read. It counts as the latest only if nothing was stored since the reading began."""
+def given_up(before: Stored, standing: Standing) -> bool:
+    """Whether an unpaid payment is to be canceled: nobody will pay it any more, or we have told so already."""
+    after = _moved(before, standing)
+    return is_unpaid(standing) and (before.rank >= FINAL or rank_of(after) >= FINAL or before.now > give_up_at(after))
+
+
+async def learned(payment_id: str, standing: Standing, version: int, scheduled: bool) -> None:
+    """
+    Store what was read. It counts as the latest only if nothing was stored since the reading began.
+
+    With `scheduled`, the payment's next reading is scheduled for as long as it stays open.
+    """
     before = await locked(payment_id)
-    after = moved(before.record, standing, confirmed=bool(before.confirmed), now=before.now)
+    if not before.intent_id and standing.payment_id != payment_id:
+        return  # an event named a PaymentIntent that is not this payment's
+    after = _moved(before, standing)
     verdict = judge(before.record, after)
-    if verdict == "FORWARD" or (verdict == "UNCLEAR" and before.version == version):
+    stored = verdict == "FORWARD" or (verdict == "UNCLEAR" and before.version == version)
+    latest = after if stored else before.record
+    if scheduled and rank_of(latest) < FINAL:
+        await schedule_reading(latest, before.now)
+    if stored:
         await save(before, after)
     elif verdict == "UNCLEAR":
         await ask_refresh(payment_id)
-    elif look is not None and before.record.HasField("expires_time"):
-        await _look_again(before, look)
-
-
-async def _look_again(before: Stored, look: int) -> None:
-    if before.rank >= FINAL or before.record.expires_time.ToMilliseconds() > before.now:
-        return
-    if look + 1 < LOOKS:
-        await add_look(before.record, look + 1, before.now + DAY)
-        return
-    after = pb.Payment()
-    after.CopyFrom(before.record)
-    after.status = pb.PAYMENT_STATUS_EXPIRED
-    after.ClearField("next_step")
-    await save(before, after)
 
 
 async def apply_report(event_id: str, standing: Standing) -> common.EventOutcome.ValueType | None:
     """Apply what an event says of a payment; None: there is no such payment."""
-    before = await find(GET, lock=True, payment_id=standing.payment_id)
+    before = await _locked(standing.intent_id, standing.payment_id)
     if before is None:
         return None
-    asked = before.record.amount
-    same_object = before.intent_id in ("", standing.intent_id)
-    if not same_object or (standing.amount_minor, standing.currency) != (asked.amount_minor, asked.currency):
+    if before.intent_id not in ("", standing.intent_id):
         return common.EVENT_OUTCOME_IGNORED_FOREIGN
-    if await maybe_one(REMEMBER, event_id=event_id) is None:
+    if await maybe_one(APPLIED, event_id=event_id) is not None:
         return common.EVENT_OUTCOME_DUPLICATE
-    after = moved(before.record, standing, confirmed=bool(before.confirmed), now=before.now)
+    after = _moved(before, standing)
     verdict = judge(before.record, after)
-    if verdict == "FORWARD":
+    if verdict == "PAST":
+        return common.EVENT_OUTCOME_STALE
+    await maybe_one(REMEMBER, event_id=event_id)
+    if verdict == "FORWARD" and after.status != pb.PAYMENT_STATUS_EXPIRED:
         await save(before, after, client_secret=before.client_secret or standing.client_secret)
-    elif verdict == "UNCLEAR":
-        await ask_refresh(before.payment_id)
-    return common.EVENT_OUTCOME_STALE if verdict == "PAST" else common.EVENT_OUTCOME_APPLIED
+    else:  # a code that ran out may have been paid since
+        await ask_refresh(before.payment_id, standing.intent_id)
+    return common.EVENT_OUTCOME_APPLIED
 
 
-async def apply_hint(event_id: str, intent_id: str) -> common.EventOutcome.ValueType | None:
-    """Ask Stripe about a payment that an event only names; None: there is no such payment."""
-    before = await find(BY_INTENT, lock=True, intent_id=intent_id)
+async def apply_hint(event_id: str, intent_id: str, payment_id: str) -> common.EventOutcome.ValueType | None:
+    """
+    Have a payment that an event only names read again; None: there is no such payment.
+
+    An event without an id is not remembered as applied.
+    """
+    before = await _locked(intent_id, payment_id)
     if before is None:
         return None
-    if await maybe_one(REMEMBER, event_id=event_id) is None:
+    if event_id and await maybe_one(APPLIED, event_id=event_id) is not None:
         return common.EVENT_OUTCOME_DUPLICATE
-    if before.rank >= FINAL:
+    if is_paid(before.record):
         return common.EVENT_OUTCOME_STALE
-    await ask_refresh(before.payment_id)
+    if event_id:
+        await maybe_one(REMEMBER, event_id=event_id)
+    await ask_refresh(before.payment_id, intent_id)
     return common.EVENT_OUTCOME_APPLIED
+
+
+async def _locked(intent_id: str, payment_id: str) -> Stored | None:
+    """By the PaymentIntent first: anybody with our account may change its metadata."""
+    found = await find(BY_INTENT, lock=True, intent_id=intent_id)
+    if found is None and payment_id:
+        found = await find(GET, lock=True, payment_id=payment_id)
+    return found
+
+
+def _moved(before: Stored, standing: Standing) -> pb.Payment:
+    return moved(before.record, standing, confirmed=bool(before.confirmed), now=before.now)
 
 
 REFUSALS: dict[str, type[ExternalServiceError]] = {

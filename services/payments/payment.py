@@ -136,11 +136,11 @@ class Order:
             **{f"payer.address.{name}": value for name, value in address.items()},
         }
 
-    def record(self, payment_id: str, *, livemode: bool) -> pb.Payment:
+    def record(self, payment_id: str, caller: str, *, livemode: bool) -> pb.Payment:
         """The payment before anything is known of it at the provider."""
         return pb.Payment(
             payment_id=payment_id,
-            status=pb.PAYMENT_STATUS_UNKNOWN,
+            status=pb.PAYMENT_STATUS_CREATING,
             amount=common.Money(amount_minor=self.amount_minor, currency=self.currency),
             amount_captured=common.Money(currency=self.currency),
             amount_refunded=common.Money(currency=self.currency),
@@ -152,9 +152,9 @@ class Order:
             method=common.PaymentMethod.Value(
                 f"PAYMENT_METHOD_{self.methods[0] if self.confirmed_here else 'UNSPECIFIED'}"
             ),
-            last_attempt=pb.ATTEMPT_OUTCOME_UNKNOWN,
             livemode=livemode,
             metadata=self.metadata,
+            caller=caller,
         )
 
 

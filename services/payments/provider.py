@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from services.payments.payment import Order
+from services.payments.payment import LARGEST, Order
+
+#: A Pix code has some 200 characters, an address at Stripe some 500.
+TEXT_AT_MOST = 4096
+#: The last second of the year 9999.
+LAST_SECOND = 253_402_300_799
 
 Status = Literal[
     "AWAITING_METHOD", "AWAITING_CUSTOMER", "PROCESSING", "AUTHORIZED", "SUCCEEDED", "CANCELED", "FAILED", "EXPIRED"
@@ -45,6 +50,22 @@ class Standing:
     #: Epoch seconds at which this was so, where that is known.
     at: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError where no payment can stand so: what comes from outside is checked in one place."""
+        texts = (self.intent_id, self.payment_id, self.currency, self.client_secret)
+        amounts = (self.amount_minor, self.captured_minor)
+        times = (self.at or 0, self.step.expires_at if self.step else 0)
+        if not all(text.isprintable() and len(text) <= TEXT_AT_MOST for text in (*texts, *self._words())):
+            raise ValueError("holds text that is too long or cannot be printed")
+        if not all(0 <= amount <= LARGEST for amount in amounts):
+            raise ValueError("holds an amount that cannot be paid")
+        if not all(0 <= time <= LAST_SECOND for time in times):
+            raise ValueError("holds a time that is none")
+
+    def _words(self) -> tuple[str, ...]:
+        step = (self.step.text, self.step.url) if self.step else ()
+        return (*step, self.decline.code, self.decline.advice) if self.decline else step
+
 
 class Provider(Protocol):
     """
@@ -59,6 +80,10 @@ class Provider(Protocol):
     async def create(self, prepared: bytes, key: str) -> Standing: ...
 
     async def retrieve(self, intent_id: str) -> Standing: ...
+
+    async def cancel(self, intent_id: str, key: str) -> Standing:
+        """Close an unpaid payment for good; ProviderRejected: it has moved on meanwhile."""
+        ...
 
     async def find(self, payment_id: str, since: float, until: float) -> Standing | None:
         """Look for a payment made between two moments (epoch seconds) whose id at the provider is not known."""

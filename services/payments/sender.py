@@ -1,7 +1,10 @@
-"""The jobs of Stripe's queue: creating a payment, and reading again how one stands."""
+"""The jobs of Stripe's queue: creating a payment, reading again how one stands, giving up what nobody pays."""
 
 from contextlib import suppress
 
+import structlog
+
+from services.chassis import metrics
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import Database
 from services.chassis.errors import (
@@ -15,14 +18,17 @@ from services.chassis.errors import (
 from services.chassis.jobs import BeginAct, Done, Job, Outcome
 from services.chassis.retry import Retry
 from services.payments import learning, store
-from services.payments.lattice import FINAL
+from services.payments.lattice import is_paid, is_unpaid
 from services.payments.provider import Provider, Standing
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 
 #: Seconds one request to the provider may take.
 ACT = 8.0
 #: Stripe keeps a key for 24 hours; a payment of unknown outcome is looked for after that, and never sent again.
 KEY_KEPT = 23 * 3600 * 1000
+log = structlog.get_logger()
+
 #: Seconds before and after the life of a job in which its payment is looked for: the clocks are not the same.
 CLOCKS_APART = 300
 
@@ -36,8 +42,11 @@ class Sender:
 
     async def handle(self, job: Job, begin_act: BeginAct) -> Outcome:
         payment_id, _, errand = job.id.partition("/")
-        if errand:
-            return await self._read(payment_id, errand)
+        kind, _, subject = errand.partition("/")
+        if kind == "alert":
+            return await self._alert(payment_id, subject)
+        if kind:
+            return await self._read(payment_id, job, scheduled=kind == "read")
         try:
             standing = await self._create(payment_id, job, begin_act)
         except (ProviderRejected, ProviderRefusedInput) as refusal:
@@ -46,7 +55,8 @@ class Sender:
             # An earlier claim may have been heard, whatever is known of this one.
             error.definite = error.definite and not job.unsure
             with suppress(Unavailable):  # what is known of the job says the same, and is stored when it can be
-                await self._database.run(store.attempted, payment_id, not error.definite)
+                outcome = pb.ATTEMPT_OUTCOME_NOT_SENT if error.definite else pb.ATTEMPT_OUTCOME_UNKNOWN
+                await self._database.run(store.attempted, payment_id, outcome)
             raise
         return Done.storing(learning.created, payment_id, standing, job.claims > 1)
 
@@ -57,8 +67,9 @@ class Sender:
                 return await self._retrieve(stored.intent_id)
             if job.unsure and stored.now - job.created_at > KEY_KEPT:
                 return await self._look_for(payment_id, job.created_at / 1000, stored.now / 1000)
-            if stored.record.last_attempt == pb.ATTEMPT_OUTCOME_NOT_SENT:
-                await self._database.run(store.attempted, payment_id, True)
+            # UNKNOWN after a lost answer; else whatever was known is over: this try is under way.
+            outcome = pb.ATTEMPT_OUTCOME_UNKNOWN if job.unsure else pb.ATTEMPT_OUTCOME_UNSPECIFIED
+            await self._database.run(store.attempted, payment_id, outcome)
         await begin_act(ACT)
         return await self._post(job.payload, payment_id)
 
@@ -85,13 +96,37 @@ class Sender:
             raise ProviderRejected("stripe", None, "never reached stripe, and is too old to be sent: use a new key")
         return found
 
-    async def _read(self, payment_id: str, errand: str) -> Outcome:
-        before = await self._database.run(store.begin_refresh, payment_id)
-        if before.rank >= FINAL:
+    async def _read(self, payment_id: str, job: Job, *, scheduled: bool) -> Outcome:
+        before, excluded = await self._database.run(store.begin_reading, payment_id)
+        intent_id = before.intent_id or job.payload.decode()
+        if is_paid(before.record) or not intent_id:
             return Done()
-        standing = await self._retrieve(before.intent_id)
-        look = int(errand.rpartition("/")[2]) if errand.startswith("look/") else None
-        return Done.storing(learning.learned, payment_id, standing, before.version, look)
+        standing = await self._retrieve(intent_id)
+        if before.intent_id and (learning.given_up(before, standing) or (excluded and is_unpaid(standing))):
+            standing = await self._cancel(before)
+        return Done.storing(learning.learned, payment_id, standing, before.version, scheduled)
+
+    async def _cancel(self, before: store.Stored) -> Standing:
+        """Close at the provider what is given up here, so that nobody can pay it; or learn that it was paid."""
+        key = f"{before.payment_id}-cancel-{before.version}"
+        try:
+            return await self._retry.call(self._breaker.call, self._provider.cancel, before.intent_id, key)
+        except ProviderRejected:
+            return await self._retrieve(before.intent_id)
+
+    async def _alert(self, payment_id: str, alert: str) -> Outcome:
+        """Tell an operator, once for each alert whatever number of replicas there is."""
+        record = (await self._database.read(store.get, payment_id)).record
+        metrics.payment_alerts_total.labels(alert.removeprefix("PAYMENT_ALERT_")).inc()
+        log.error(
+            "payment.alert_raised", alert=alert, payment=payment_id, appointment=record.appointment_id,
+            asked=_words(record.amount), taken=_words(record.amount_captured),
+        )  # fmt: skip
+        return Done()
 
     async def _retrieve(self, intent_id: str) -> Standing:
         return await self._retry.call(self._breaker.call, self._provider.retrieve, intent_id)
+
+
+def _words(money: common.Money) -> str:
+    return f"{money.amount_minor} {money.currency}"

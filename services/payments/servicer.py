@@ -1,21 +1,24 @@
 """The RPCs of the payments contract."""
 # ruff: noqa: N802 - the contract's names
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
 
 from services.chassis import context
 from services.chassis.database import Database
-from services.chassis.errors import InvalidRequest, OutcomeUnknown
+from services.chassis.errors import AlreadyExists, InvalidRequest, OutcomeUnknown, ServiceError
 from services.chassis.idempotency import Fingerprints
 from services.chassis.violations import Rule
 from services.chassis.worker import Worker
 from services.payments import learning, store, stripe_events
 from services.payments.change_log import ChangeLog
+from services.payments.lattice import is_paid
 from services.payments.payment import Order
 from services.payments.provider import Provider
 from services.payments.stripe_events import Hint, Ruled
@@ -29,6 +32,10 @@ EVENTS_AT_MOST, BODIES_AT_MOST = 100, 2 << 20
 #: Seconds in which an event of a payment unknown here is sent again: the record is older than any event, except on a
 #: replica or a restored database that is behind.
 YOUNG = 600.0
+#: Seconds a caller waits for a reading before the stored status decides: the provider may be away.
+READ_WITHIN = 3.0
+#: Seconds after which a caller repeats a key whose outcome is unknown: that call asks the provider at once.
+REPEAT_AFTER = 2.0
 
 
 class PaymentServicer(PaymentServiceServicer):
@@ -48,25 +55,64 @@ class PaymentServicer(PaymentServiceServicer):
         self._provider = provider
         self._changes = changes
         self._livemode = livemode
+        self._creating: set[asyncio.Task[str]] = set()
 
     async def CreatePayment(self, request: pb.CreatePaymentRequest, _context: Context) -> pb.CreatePaymentResponse:
         new = self._opening(Order.from_request(request))
-        opened = await self._database.run(store.open_payment, self._worker.queue, new)
+        # One piece, whatever becomes of the call: a claimed job that nobody performs would block its key for a lease.
+        creating = asyncio.create_task(self._create(new))
+        self._creating.add(creating)
+        creating.add_done_callback(self._created)
+        try:
+            payment_id = await asyncio.shield(creating)
+        except OutcomeUnknown as unknown:
+            unknown.retry_after = unknown.retry_after or REPEAT_AFTER
+            raise
+        stored = await self._database.read(store.get, payment_id)
+        if stored.refusal and not is_paid(stored.record):
+            raise learning.refusal_from(stored.refusal)
+        if not stored.settled:
+            raise OutcomeUnknown(
+                "stripe",
+                None,
+                "the outcome could not be stored yet; repeat with the same key",
+                retry_after=REPEAT_AFTER,
+            )
+        return pb.CreatePaymentResponse(payment=stored.to_proto())
+
+    async def _create(self, new: store.Opening) -> str:
+        """Open the payment and perform its job; return its id. Raises what either raised."""
+        opened = await self._open(new)
         self._changes.wake()
         if opened.job is not None:
             await self._worker.perform(opened.job, recovering=opened.recovering)
             self._changes.wake()
-        stored = await self._database.read(store.get, opened.payment_id)
-        if stored.refusal:
-            raise learning.refusal_from(stored.refusal)
-        if not stored.settled:
-            raise OutcomeUnknown("stripe", None, "the outcome could not be stored yet; repeat with the same key")
-        return pb.CreatePaymentResponse(payment=stored.to_proto())
+        return opened.payment_id
+
+    async def _open(self, new: store.Opening) -> store.Opened:
+        """Refuse a second payment of an appointment only after the open one was read again."""
+        queue = self._worker.queue
+        try:
+            return await self._database.run(store.open_payment, queue, new)
+        except AlreadyExists as refusal:
+            if refusal.reason != "PAYMENT_OPEN":
+                raise
+            with suppress(ServiceError, TimeoutError):
+                reading = await self._database.run(store.read_now, queue, refusal.metadata["payment_id"])
+                if reading is not None:
+                    async with asyncio.timeout(READ_WITHIN):
+                        await self._worker.perform(reading)
+        return await self._database.run(store.open_payment, queue, new)
+
+    def _created(self, creating: "asyncio.Task[str]") -> None:
+        self._creating.discard(creating)
+        if not creating.cancelled():
+            creating.exception()  # its caller may have gone
 
     async def GetPayment(self, request: pb.GetPaymentRequest, _context: Context) -> pb.GetPaymentResponse:
         if not request.payment_id and not request.stripe_payment_intent_id:
             raise InvalidRequest([Rule.REQUIRED.at("reference")])
-        stored = await self._database.read(store.get, request.payment_id, request.stripe_payment_intent_id)
+        stored = await self._database.read(store.get, request.payment_id, request.stripe_payment_intent_id, owner())
         payment = stored.to_proto()
         if "send" not in context.scopes.get():
             payment.ClearField("client_secret")  # whoever holds it can pay, or read who pays
@@ -75,13 +121,13 @@ class PaymentServicer(PaymentServiceServicer):
     async def WatchPayments(
         self, request: pb.WatchPaymentsRequest, _context: Context
     ) -> AsyncIterator[pb.WatchPaymentsResponse]:
-        async for response in self._changes.watch(request.cursor):
+        async for response in self._changes.watch(request.cursor, owner("events")):
             yield response
 
     def _opening(self, order: Order) -> store.Opening:
         payment_id = f"pay_{secrets.token_hex(12)}"
         return store.Opening(
-            record=order.record(payment_id, livemode=self._livemode),
+            record=order.record(payment_id, context.caller.get(), livemode=self._livemode),
             caller=context.caller.get(),
             idempotency_key=order.idempotency_key,
             fingerprint=self._fingerprints(order.asked),
@@ -110,22 +156,32 @@ class PaymentAdminServicer(PaymentAdminServiceServicer):
         match stripe_events.read(event, livemode=self._livemode):
             case Ruled() as ruled:
                 return common.EventResult(event_id=event.event_id, outcome=ruled.outcome, detail=ruled.detail)
-            case Hint(intent_id):
-                outcome = await self._database.run(learning.apply_hint, event.event_id, intent_id)
+            case Hint() as hint:
+                applied_as = "" if hint.unreadable else event.event_id
+                outcome = await self._database.run(learning.apply_hint, applied_as, hint.intent_id, hint.payment_id)
+                if hint.unreadable:
+                    known = "; its payment is read again" if outcome is not None else ""
+                    outcome = common.EVENT_OUTCOME_REJECTED
+                    return common.EventResult(event_id=event.event_id, outcome=outcome, detail=hint.unreadable + known)
                 unknown = stripe_events.foreign("no payment of ours is known by that PaymentIntent")
             case standing:
                 outcome = await self._database.run(learning.apply_report, event.event_id, standing)
-                unknown = _stranger(event)
+                unknown = _stranger(event) if standing.payment_id else stripe_events.foreign("no payment of ours")
         if outcome is None:
             return common.EventResult(event_id=event.event_id, outcome=unknown.outcome, detail=unknown.detail)
         return common.EventResult(event_id=event.event_id, outcome=outcome, detail=DETAILS[outcome])
+
+
+def owner(*seeing_all: str) -> str | None:
+    """Return whose payments this call may see; None: everybody's."""
+    return None if context.scopes.get() & {"admin", *seeing_all} else context.caller.get()
 
 
 DETAILS = {
     common.EVENT_OUTCOME_APPLIED: "",
     common.EVENT_OUTCOME_DUPLICATE: "",
     common.EVENT_OUTCOME_STALE: "the payment had been there already",
-    common.EVENT_OUTCOME_IGNORED_FOREIGN: "another PaymentIntent, or another amount, than this payment's",
+    common.EVENT_OUTCOME_IGNORED_FOREIGN: "another PaymentIntent than this payment's",
 }
 
 

@@ -11,28 +11,36 @@ from services.chassis.idempotency import Fingerprint
 from services.chassis.jobs import Job, Queue
 from services.chassis.pace import take_turn
 from services.payments import change_log
-from services.payments.lattice import FINAL, rank_of, status_of
+from services.payments.lattice import FINAL, add_alert, give_up_at, is_paid, rank_of, status_of
 from topsmile.payments.v1 import payments_pb2 as pb
 
 QUEUE = "stripe"
 MINUTE = 60_000
+#: Milliseconds between two scheduled readings of an open payment: as many as it is old, within these bounds.
+READ_FIRST, READ_LAST = 5 * MINUTE, 360 * MINUTE
+#: A reading is tried for as long as the provider is away: nothing else would end the payment.
+READ_TRIED_FOR = 50_400 * MINUTE
+#: Milliseconds for which a reading is fresh enough to refuse a second payment by it.
+FRESH = 30_000
 
-COLUMNS = """payment_id, fingerprint, intent_id, confirmed, client_secret, rank, refusal, version,
+COLUMNS = """payment_id, caller, fingerprint, intent_id, sole, confirmed, client_secret, rank, refusal, version,
         record, now_ms() AS now"""
 GET = f"SELECT {COLUMNS} FROM payment WHERE payment_id = :payment_id"
 BY_INTENT = f"SELECT {COLUMNS} FROM payment WHERE intent_id = :intent_id AND intent_id <> ''"
 BY_KEY = f"SELECT {COLUMNS} FROM payment WHERE caller = :caller AND idempotency_key = :idempotency_key"
 # But for this very key's: a twin of the call may have committed since BY_KEY looked, and the INSERT will say so.
-OPEN = f"""
-    SELECT payment_id FROM payment WHERE appointment_id = :appointment_id AND rank < {FINAL}
-        AND NOT (caller = :caller AND idempotency_key = :idempotency_key)
+BLOCKING = f"""
+    SELECT payment_id, status FROM payment
+    WHERE caller = :caller AND appointment_id = :appointment_id AND (rank < {FINAL} OR status = 'SUCCEEDED')
+        AND idempotency_key <> :idempotency_key
+    ORDER BY rank DESC LIMIT 1
 """
-# The unique indexes decide between two who come at the same moment: one key, one sole open payment an appointment.
+# The unique indexes decide between two who come at the same time: one key, one sole open payment an appointment.
 INSERT = """
     INSERT INTO payment (payment_id, caller, idempotency_key, fingerprint, appointment_id, sole, confirmed,
         status, rank, record)
     VALUES (:payment_id, :caller, :idempotency_key, :fingerprint, :appointment_id, :sole, :confirmed,
-        'UNKNOWN', 0, :record)
+        'CREATING', 0, :record)
     ON CONFLICT DO NOTHING
     RETURNING payment_id
 """
@@ -47,7 +55,24 @@ ASK_REFRESH = """
     WHERE payment_id = :payment_id AND refresh_waiting = 0
     RETURNING refreshes
 """
-BEGIN_REFRESH = "UPDATE payment SET refresh_waiting = 0 WHERE payment_id = :payment_id AND refresh_waiting = 1"
+BEGIN_READING = "UPDATE payment SET refresh_waiting = 0, read_at = now_ms() WHERE payment_id = :payment_id"
+NO_REFRESH = "UPDATE payment SET refresh_waiting = 0 WHERE payment_id = :payment_id AND refresh_waiting = 1"
+READ_NOW = f"""
+    UPDATE payment SET read_at = now_ms()
+    WHERE payment_id = :payment_id AND read_at <= now_ms() - {FRESH} AND intent_id <> ''
+    RETURNING read_at
+"""
+# Those that exclude one another: at most one of them may be paid.
+PAID_TOO = """
+    SELECT payment_id FROM payment
+    WHERE caller = :caller AND appointment_id = :appointment_id AND sole = 1 AND status = 'SUCCEEDED'
+        AND payment_id <> :payment_id LIMIT 1
+"""
+OPEN_TOO = f"""
+    SELECT payment_id FROM payment
+    WHERE caller = :caller AND appointment_id = :appointment_id AND sole = 1 AND rank < {FINAL}
+        AND payment_id <> :payment_id
+"""
 
 
 @dataclass(frozen=True)
@@ -55,8 +80,10 @@ class Stored:
     """A payment's row. `now` is the database's clock when it was read."""
 
     payment_id: str
+    caller: str
     fingerprint: str
     intent_id: str
+    sole: int
     confirmed: int
     client_secret: str
     rank: int
@@ -74,7 +101,7 @@ class Stored:
         """Answer with the secret, unless the payer has a code or voucher instead of a form, or nothing left to do."""
         answer = pb.Payment()
         answer.CopyFrom(self.record)
-        given_up = self.rank >= FINAL and answer.status != pb.PAYMENT_STATUS_SUCCEEDED
+        given_up = self.rank >= FINAL and not is_paid(answer)
         if not given_up and not (self.confirmed and answer.WhichOneof("next_step")):
             answer.client_secret = self.client_secret
         return answer
@@ -108,12 +135,15 @@ async def find(sql: str, *, lock: bool = False, **parameters: object) -> Stored 
     if row is None:
         return None
     values = {field.name: row[field.name] for field in fields(Stored)}
-    return Stored(**{**values, "record": pb.Payment.FromString(bytes(row["record"]))})
+    record = pb.Payment.FromString(bytes(row["record"]))
+    record.caller = row["caller"]
+    return Stored(**{**values, "record": record})
 
 
-async def get(payment_id: str = "", intent_id: str = "") -> Stored:
+async def get(payment_id: str = "", intent_id: str = "", owner: str | None = None) -> Stored:
+    """Find a payment by either id; `owner`: only if it is this caller's. Raises NotFound."""
     found = await (find(GET, payment_id=payment_id) if payment_id else find(BY_INTENT, intent_id=intent_id))
-    if found is None:
+    if found is None or owner not in (None, found.caller):
         raise NotFound("no such payment")
     return found
 
@@ -137,11 +167,15 @@ async def open_payment(queue: Queue, new: Opening) -> Opened:
     record.update_time.FromMilliseconds(now)
     if not new.allow_another:
         row = await maybe_one(
-            OPEN, appointment_id=appointment_id, caller=new.caller, idempotency_key=new.idempotency_key
+            BLOCKING, appointment_id=appointment_id, caller=new.caller, idempotency_key=new.idempotency_key
         )
         if row is not None:
-            open_one = {"payment_id": str(row["payment_id"])}
-            raise AlreadyExists("the appointment has an open payment", reason="PAYMENT_OPEN", metadata=open_one)
+            paid = row["status"] == "SUCCEEDED"
+            raise AlreadyExists(
+                f"the appointment has {'been paid' if paid else 'an open payment'}",
+                reason="PAYMENT_ALREADY_PAID" if paid else "PAYMENT_OPEN",
+                metadata={"payment_id": str(row["payment_id"])},
+            )
     inserted = await maybe_one(
         INSERT, payment_id=record.payment_id, caller=new.caller, idempotency_key=new.idempotency_key,
         fingerprint=new.fingerprint.stored, appointment_id=appointment_id, sole=int(not new.allow_another),
@@ -167,44 +201,80 @@ async def _again(queue: Queue, known: Stored, new: Opening) -> Opened:
     return Opened(known.payment_id, job, recovering)
 
 
-async def attempted(payment_id: str, sent: bool) -> None:
-    """Store what is known of a try that brought no answer."""
+async def attempted(payment_id: str, outcome: pb.AttemptOutcome.ValueType) -> None:
+    """Store what is known of a try that has no answer."""
     before = await locked(payment_id)
-    outcome = pb.ATTEMPT_OUTCOME_UNKNOWN if sent else pb.ATTEMPT_OUTCOME_NOT_SENT
-    if not before.settled and before.record.last_attempt != outcome:
-        await save(before, with_attempt(before.record, outcome))
+    if before.settled or before.record.last_attempt == outcome:
+        return
+    after = with_attempt(before.record, outcome)
+    if outcome == pb.ATTEMPT_OUTCOME_UNKNOWN and before.rank == 0:
+        after.status = pb.PAYMENT_STATUS_UNKNOWN
+    await save(before, after)
 
 
-async def ask_refresh(payment_id: str) -> None:
+async def ask_refresh(payment_id: str, intent_id: str = "") -> None:
+    """Have a payment read again soon. `intent_id`: what an event named it by, where it is not known here yet."""
     row = await maybe_one(ASK_REFRESH, payment_id=payment_id)
     if row is not None:
-        await jobs.add(QUEUE, f"{payment_id}/refresh/{row['refreshes']}", b"", priority=jobs.REMINDERS)
+        id = f"{payment_id}/refresh/{row['refreshes']}"
+        await jobs.add(QUEUE, id, intent_id.encode(), priority=jobs.REMINDERS)
 
 
-async def begin_refresh(payment_id: str) -> Stored:
-    """From here on, a new report asks for another refresh: this one may read before it."""
-    await rows(BEGIN_REFRESH, payment_id=payment_id)
-    return await get(payment_id)
+async def read_now(queue: Queue, payment_id: str) -> Job | None:
+    """Claim a reading for a caller who waits; None: the last one is fresh, or there is nothing to read yet."""
+    row = await maybe_one(READ_NOW, payment_id=payment_id)
+    if row is None:
+        return None
+    await take_turn(queue.name, queue.pace)
+    return await jobs.add_claimed(queue, f"{payment_id}/refresh/{row['read_at']}", b"")
 
 
-async def add_look(record: pb.Payment, look: int, due_at: int) -> None:
-    # A payer who got a second voucher gets a second row of looks.
-    id = f"{record.payment_id}/look/{record.expires_time.seconds}/{look}"
-    await jobs.add(QUEUE, id, b"", priority=jobs.REMINDERS, due_at=due_at)
+async def begin_reading(payment_id: str) -> tuple[Stored, bool]:
+    """
+    Return the payment, and whether another one has paid for its appointment, so that this one must not be paid.
+
+    From here on, a new report asks for another refresh: this one may read before it.
+    """
+    await rows(BEGIN_READING, payment_id=payment_id)
+    stored = await get(payment_id)
+    return stored, stored.sole == 1 and await _excluded(PAID_TOO, stored) != []
+
+
+async def schedule_reading(record: pb.Payment, now: int) -> None:
+    """Each open payment has one scheduled reading ahead: a webhook may be lost, and a payer may never come back."""
+    due_at = now + min(max(now - record.create_time.ToMilliseconds(), READ_FIRST), READ_LAST)
+    if give_up_at(record) > now:
+        due_at = min(due_at, give_up_at(record) + MINUTE)
+    await _add_reading(f"{record.payment_id}/read/{due_at}", due_at)
+
+
+async def _add_reading(id: str, due_at: int) -> None:
+    await jobs.add(QUEUE, id, b"", priority=jobs.REMINDERS, due_at=due_at, give_up_at=due_at + READ_TRIED_FOR)
 
 
 async def gave_up(job: Job, _reason: str) -> None:
     """A refresh that died lets the next report ask again. A payment stays UNKNOWN, and its dead letter alarms."""
     payment_id, _, errand = job.id.partition("/")
     if errand:
-        await rows(BEGIN_REFRESH, payment_id=payment_id)
+        await rows(NO_REFRESH, payment_id=payment_id)
 
 
 async def save(before: Stored, after: pb.Payment, *, client_secret: str = "", refusal: str = "") -> None:
     """Store a record and its change; await it last, for the change log's sake."""
     after.update_time.FromMilliseconds(before.now)
     if after.HasField("expires_time") and after.expires_time != before.record.expires_time:
-        await add_look(after, 0, after.expires_time.ToMilliseconds() + MINUTE)
+        due_at = after.expires_time.ToMilliseconds() + MINUTE
+        await _add_reading(f"{after.payment_id}/refresh/{due_at}", due_at)
+    number = None
+    if before.sole and is_paid(after) and not is_paid(before.record):
+        # The counter's lock first: of two that are paid at the same time, the second sees the first.
+        number = await change_log.count()
+        if await _excluded(PAID_TOO, before):
+            add_alert(after, pb.PAYMENT_ALERT_PAID_TWICE)
+        for other in await _excluded(OPEN_TOO, before):
+            await jobs.add(QUEUE, f"{other}/refresh/{before.payment_id}", b"", priority=jobs.REMINDERS)
+    for alert in set(after.alerts) - set(before.record.alerts):
+        await jobs.add(QUEUE, f"{after.payment_id}/alert/{pb.PaymentAlert.Name(alert)}", b"")
     await rows(
         SAVE,
         payment_id=before.payment_id,
@@ -215,7 +285,14 @@ async def save(before: Stored, after: pb.Payment, *, client_secret: str = "", re
         refusal=refusal or before.refusal,
         record=after.SerializeToString(),
     )
-    await change_log.append(before.record, after)
+    await change_log.append(before.record, after, number)
+
+
+async def _excluded(sql: str, payment: Stored) -> list[str]:
+    found = await rows(
+        sql, caller=payment.caller, appointment_id=payment.record.appointment_id, payment_id=payment.payment_id
+    )
+    return [str(row["payment_id"]) for row in found]
 
 
 def with_attempt(record: pb.Payment, outcome: pb.AttemptOutcome.ValueType) -> pb.Payment:

@@ -1,6 +1,7 @@
 """What one of Stripe's events says, before anything is known of the payment it may be about."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,18 @@ class Ruled:
 
 @dataclass(frozen=True)
 class Hint:
-    """Something happened to a PaymentIntent; what, only Stripe can say."""
+    """Something happened to a PaymentIntent; what, only Stripe can say. `unreadable`: why the event does not."""
 
     intent_id: str
+    payment_id: str = ""
+    unreadable: str = ""
 
 
 Reading = Ruled | Hint | Standing
+
+
+EVENT = re.compile(r"[!-~]{1,255}")
+INTENT, PAYMENT = re.compile(r"pi_[A-Za-z0-9_]{1,200}"), re.compile(r"pay_[A-Za-z0-9_]{1,200}")
 
 
 def foreign(detail: str) -> Ruled:
@@ -45,7 +52,7 @@ def read(event: common.ProviderEvent, *, livemode: bool) -> Reading:
         body = json.loads(event.body)
     except (ValueError, RecursionError):
         return rejected("the body is not JSON")
-    if not isinstance(body, dict) or not event.event_id or body.get("id") != event.event_id:
+    if not isinstance(body, dict) or not EVENT.fullmatch(event.event_id) or body.get("id") != event.event_id:
         return rejected("the body is not the event of that id")
     if bool(body.get("livemode")) != livemode:
         return foreign(f"livemode is not {str(livemode).lower()}")
@@ -53,17 +60,36 @@ def read(event: common.ProviderEvent, *, livemode: bool) -> Reading:
         return foreign("of a connected account")
     try:
         return _subject(body)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        return rejected(f"not as Stripe documents it: {type(error).__name__}")
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        detail = f"not as Stripe documents it: {type(error).__name__}"
+        return _hint(body, detail) or rejected(detail)
 
 
 def _subject(body: dict[str, Any]) -> Reading:
     if body.get("object") == "v2.core.event":  # thin: it names its object, which has to be fetched
         related = body.get("related_object") or {}
-        return Hint(str(related["id"])) if related.get("type") == "payment_intent" else foreign("of no payment")
+        return Hint(_id(related["id"])) if related.get("type") == "payment_intent" else foreign("of no payment")
     if not str(body["type"]).startswith("payment_intent."):
         return foreign("of a type that nothing here depends on")
-    intent = body["data"]["object"]
-    if not (intent["metadata"] or {}).get(OURS):
-        return foreign(f"no payment of ours: no {OURS}")
-    return standing_of(intent, at=int(body["created"]))
+    return standing_of(body["data"]["object"], at=int(body["created"]))
+
+
+def _hint(body: dict[str, Any], unreadable: str) -> Hint | None:
+    """Read what an event names, where nothing else of it can be understood."""
+    try:
+        intent = body["data"]["object"]
+        return Hint(_id(intent["id"]), _ours(intent), unreadable)
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+def _ours(intent: dict[str, Any]) -> str:
+    metadata = intent.get("metadata")
+    named = metadata.get(OURS) if isinstance(metadata, dict) else None
+    return named if isinstance(named, str) and PAYMENT.fullmatch(named) else ""
+
+
+def _id(value: object) -> str:
+    if not isinstance(value, str) or not INTENT.fullmatch(value):
+        raise ValueError("no id of a PaymentIntent")
+    return value

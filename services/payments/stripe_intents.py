@@ -41,7 +41,7 @@ def standing_of(intent: Mapping[str, Any], at: int | None = None) -> Standing:
         method=step.method if step else _method(intent),
         decline=decline_of(error) if error else None,
         step=step,
-        ran_out=error.get("code") == RAN_OUT and intent["status"] == "requires_payment_method",
+        ran_out=error.get("code") == RAN_OUT and intent["status"] in ("requires_payment_method", "canceled"),
         at=at,
     )
 

@@ -132,6 +132,10 @@ class StripeProvider:
     async def retrieve(self, intent_id: str) -> Standing:
         return _standing(await self._request("get", f"{INTENTS}/{intent_id}", {}))
 
+    async def cancel(self, intent_id: str, key: str) -> Standing:
+        params = {"cancellation_reason": "abandoned", "idempotency_key": key}
+        return _standing(await self._request("post", f"{INTENTS}/{intent_id}/cancel", params))
+
     async def find(self, payment_id: str, since: float, until: float) -> Standing | None:
         # Not by Search, which finds things a while after they are made.
         params: dict[str, Any] = {"created": {"gte": int(since), "lte": int(until)}, "limit": 100}

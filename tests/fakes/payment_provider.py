@@ -40,6 +40,12 @@ class FakeProvider:
         self.reads += 1
         return self.standing
 
+    async def cancel(self, intent_id: str, key: str) -> Standing:
+        assert intent_id == self.standing.intent_id
+        assert key
+        self.standing = replace(self.standing, status="CANCELED")
+        return self.standing
+
     async def find(self, payment_id: str, since: float, until: float) -> Standing | None:
         assert since < until
         return self.standing if payment_id == self.standing.payment_id else None

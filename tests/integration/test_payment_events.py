@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from services.chassis import job_operations
 from services.chassis.errors import InvalidRequest
+from services.payments import store
 from tests.fakes.payments_service import Payments, event, eventually, order, payments_service, refusal, status
 from tests.fakes.sandbox_bench import Bench
 from topsmile.common.v1 import common_pb2 as common
@@ -95,20 +97,29 @@ async def test_a_code_is_looked_at_when_it_runs_out_though_no_event_came(payment
     assert status(await payments.until(payment.payment_id, "SUCCEEDED")) == "SUCCEEDED"
 
 
-async def test_an_unpaid_code_is_looked_at_for_days_before_it_is_given_up(payments: Payments) -> None:
+async def test_an_unpaid_code_is_read_for_days_before_it_is_given_up_and_canceled(
+    payments: Payments, bench: Bench
+) -> None:
     payment = await payments.create(methods=["PAYMENT_METHOD_PIX"])
-    for day in range(1, 6):
-        payments.database.offset_ms = day * (DAY + 60_000)
+    ran_out = payment.expires_time.ToMilliseconds() - payment.create_time.ToMilliseconds()
+    for day in range(1, 5):
+        payments.database.offset_ms = ran_out + day * DAY
+        await eventually(lambda day=day: has_read(payments, day))  # type: ignore[misc]  # mypy cannot infer the lambda
         assert status(await payments.get(payment.payment_id)) == "AWAITING_CUSTOMER"
-        await eventually(lambda day=day: looked(payments, day))  # type: ignore[misc]  # mypy cannot infer the lambda
-    payments.database.offset_ms = 7 * DAY
+    payments.database.offset_ms = ran_out + 5 * DAY + 3_600_000
 
-    assert status(await payments.until(payment.payment_id, "EXPIRED")) == "EXPIRED"
+    await payments.until(payment.payment_id, "EXPIRED")
+    assert await at_stripe(bench, payment) == "canceled"
 
 
-async def looked(payments: Payments, times: int) -> bool:
+async def has_read(payments: Payments, times: int) -> bool:
     done = await payments.database.read(job_operations.listed, "stripe", "done")
-    return len([job for job in done if "/look/" in job["id"]]) >= times
+    return len([job for job in done if "/read/" in job["id"]]) >= times
+
+
+async def at_stripe(bench: Bench, payment: pb.Payment) -> str:
+    intent = (await bench.stripe("GET", f"/v1/payment_intents/{payment.stripe_payment_intent_id}")).json
+    return str(intent["status"])
 
 
 async def test_an_event_before_the_answer_is_not_undone_by_it(payments: Payments, bench: Bench) -> None:
@@ -168,8 +179,8 @@ async def test_what_is_not_ours_is_ignored(payments: Payments, bench: Bench) -> 
         return {**succeeded, "id": event_id, "data": {"object": {**intent, **changes}}}
 
     foreign = [
-        told("evt_a", metadata={}),
-        told("evt_b", amount=1),
+        told("evt_a", id="pi_another", metadata={}),
+        told("evt_b", id="pi_another", metadata=None),
         told("evt_c", id="pi_another"),
         {**succeeded, "id": "evt_d", "livemode": True},
         {**succeeded, "id": "evt_e", "account": "acct_1"},
@@ -177,8 +188,8 @@ async def test_what_is_not_ours_is_ignored(payments: Payments, bench: Bench) -> 
     ]
     assert await payments.apply(*foreign) == ["IGNORED_FOREIGN"] * len(foreign)
     assert await payments.apply({**succeeded, "id": "evt_g"}, account="acct_1") == ["IGNORED_FOREIGN"]
-    assert await payments.apply(told("evt_h", metadata={"topsmile_payment_id": "pay_x"})) == ["RETRY"]
-    old = told("evt_h", metadata={"topsmile_payment_id": "pay_x"})
+    assert await payments.apply(told("evt_h", id="pi_another", metadata={"topsmile_payment_id": "pay_x"})) == ["RETRY"]
+    old = told("evt_h", id="pi_another", metadata={"topsmile_payment_id": "pay_x"})
     assert await payments.apply(old, age=3600) == ["IGNORED_FOREIGN"]
     assert await payments.apply(succeeded) == ["APPLIED"]
 
@@ -224,3 +235,191 @@ async def test_stripes_own_samples_move_a_payment_of_ours(payments: Payments) ->
 
     assert set(outcomes) <= {"APPLIED", "STALE"}
     assert status(await payments.get(payment.payment_id)) == "SUCCEEDED"
+
+
+def changed(event_id: str, succeeded: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The same event with another id and other fields of its PaymentIntent."""
+    return {**succeeded, "id": event_id, "data": {"object": {**succeeded["data"]["object"], **changes}}}
+
+
+@pytest.mark.parametrize("metadata", [{}, None, {"other": "1"}, {"topsmile_payment_id": "pay_other"}])
+async def test_money_taken_on_our_payment_intent_is_applied_whatever_its_metadata(
+    payments: Payments, bench: Bench, metadata: Any
+) -> None:
+    payment = await paid(payments, bench)
+    (*_, succeeded) = await events_of(bench)
+
+    assert await payments.apply(changed("evt_1", succeeded, metadata=metadata)) == ["APPLIED"]
+    after = await payments.get(payment.payment_id)
+    assert (status(after), list(after.alerts)) == ("SUCCEEDED", [])
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        {"amount": 14000, "amount_received": 14000},
+        {"amount_received": 100},
+        {"amount": 99_999_999, "amount_received": 99_999_999, "metadata": {}},
+        {"currency": "usd"},
+    ],
+)
+async def test_another_amount_than_was_asked_for_is_applied_and_raises_an_alert(
+    payments: Payments, bench: Bench, taken: dict[str, Any]
+) -> None:
+    before = alerts_raised("AMOUNT_DIFFERS")
+    payment = await paid(payments, bench)
+    (*_, succeeded) = await events_of(bench)
+
+    assert await payments.apply(changed("evt_1", succeeded, **taken)) == ["APPLIED"]
+    after = await payments.get(payment.payment_id)
+    assert (status(after), list(after.alerts)) == ("SUCCEEDED", [pb.PAYMENT_ALERT_AMOUNT_DIFFERS])
+    assert (after.amount.amount_minor, after.amount.currency) == (15000, "BRL")
+    assert after.amount_captured.amount_minor == taken.get("amount_received", 15000)
+    assert after.amount_captured.currency == taken.get("currency", "brl").upper()
+    await eventually(lambda: raised(before + 1))
+
+
+def alerts_raised(alert: str) -> float:
+    return REGISTRY.get_sample_value("topsmile_payment_alerts_total", {"alert": alert}) or 0.0
+
+
+async def raised(times: float, alert: str = "AMOUNT_DIFFERS") -> bool:
+    return alerts_raised(alert) == times
+
+
+async def test_a_part_that_the_caller_may_capture_raises_no_alert(payments: Payments, bench: Bench) -> None:
+    payment = await payments.create(capture=pb.CAPTURE_METHOD_MANUAL)
+    await bench.ask("POST", f"/_sandbox/payments/{payment.payment_id}/pay")
+    (*_, held) = await events_of(bench)
+    part = {"status": "succeeded", "amount_received": 9000}
+
+    assert await payments.apply(changed("evt_1", held, **part)) == ["APPLIED"]
+    after = await payments.get(payment.payment_id)
+    assert (after.amount_captured.amount_minor, list(after.alerts)) == (9000, [])
+
+
+GARBAGE: dict[str, dict[str, Any]] = {
+    "negative": {"amount_received": -1},
+    "huge": {"amount_received": 10**30},
+    "just too large": {"amount_received": 100_000_000},
+    "infinite": {"amount": float("inf")},
+    "not a number": {"amount_received": float("nan")},
+    "a list": {"amount": [15000]},
+    "no currency": {"currency": None},
+    "NUL in the secret": {"client_secret": "pi_\0"},
+    "half a character": {"client_secret": "\ud800"},
+    "an endless code": {"last_payment_error": {"code": "x" * 10_000}},
+    "no status": {"status": ["succeeded"]},
+    "a time after all times": {
+        "status": "requires_action",
+        "next_action": {
+            "type": "pix_display_qr_code",
+            "pix_display_qr_code": {"data": "x", "image_url_png": "x", "expires_at": 10**15},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("wrong", GARBAGE.values(), ids=GARBAGE.keys())
+async def test_garbage_about_our_payment_is_rejected_and_has_it_read_again(
+    payments: Payments, bench: Bench, wrong: dict[str, Any]
+) -> None:
+    payment = await paid(payments, bench)
+    (*_, succeeded) = await events_of(bench)
+
+    assert await payments.apply(changed("evt_1", succeeded, **wrong)) == ["REJECTED"]
+    after = await payments.until(payment.payment_id, "SUCCEEDED")
+    assert (after.amount_captured.amount_minor, list(after.alerts)) == (15000, [])
+
+
+@pytest.mark.parametrize("created", ["1e400", "-1", "1e15", '"x"', "null", "[]", "9" * 5000])
+async def test_garbage_as_the_time_of_an_event_is_rejected(payments: Payments, bench: Bench, created: str) -> None:
+    payment = await paid(payments, bench)
+    (*_, succeeded) = await events_of(bench)
+    body = json.dumps({**succeeded, "id": "evt_1", "created": "CREATED"}).replace('"CREATED"', created).encode()
+
+    assert await payments.apply(body) == ["REJECTED"]
+    if len(created) < 100:  # otherwise it is not even JSON
+        await payments.until(payment.payment_id, "SUCCEEDED")
+
+
+@pytest.mark.parametrize("event_id", ["evt_\0", "evt_\n", "x" * 300, "evt_é\u200b"])
+async def test_an_event_with_an_unfit_id_is_rejected(payments: Payments, bench: Bench, event_id: str) -> None:
+    await paid(payments, bench)
+    (*_, succeeded) = await events_of(bench)
+
+    assert await payments.apply({**succeeded, "id": event_id}) == ["REJECTED"]
+
+
+@pytest.mark.parametrize("related", [{"id": "pi_\0"}, {"id": {}}, {"id": "pi_' OR 1"}, {"id": None}])
+async def test_a_thin_event_of_an_impossible_object_is_rejected(payments: Payments, related: dict[str, Any]) -> None:
+    thin = {"id": "evt_1", "object": "v2.core.event", "livemode": False}
+
+    assert await payments.apply({**thin, "related_object": {"type": "payment_intent", **related}}) == ["REJECTED"]
+
+
+@pytest.mark.parametrize("wrong", [{"status": None}, {"amount": "many"}, {"currency": 7}])
+async def test_a_refused_event_does_not_stand_in_the_way_of_its_good_twin(
+    payments: Payments, bench: Bench, wrong: dict[str, Any]
+) -> None:
+    await bench.fault(provider="stripe", kind="status", status=500, path="GET /v1/payment_intents", times=0)
+    payment = await paid(payments, bench)
+    (*_, succeeded) = await events_of(bench)
+    twin = changed(succeeded["id"], succeeded, **wrong)
+
+    assert await payments.apply(twin, succeeded, succeeded, twin) == ["REJECTED", "APPLIED", "DUPLICATE", "REJECTED"]
+    assert status(await payments.get(payment.payment_id)) == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("by", ["thin", "garbage", "garbage that names the payment only"])
+@pytest.mark.parametrize("given_up", ["CANCELED", "EXPIRED", "FAILED"])
+async def test_a_payment_that_was_given_up_and_paid_is_read_again(
+    payments: Payments, bench: Bench, given_up: str, by: str
+) -> None:
+    payment = await paid(payments, bench)
+    (*_, succeeded) = await events_of(bench)
+    await payments.database.run(stand, payment.payment_id, given_up)
+    told = {
+        "thin": thin_event(payment),
+        "garbage": changed("evt_1", succeeded, amount=None, metadata={}),
+        "garbage that names the payment only": changed("evt_1", succeeded, amount=None),
+    }[by]
+
+    assert await payments.apply(told) == ["APPLIED" if by == "thin" else "REJECTED"]
+    await payments.until(payment.payment_id, "SUCCEEDED")
+    assert await payments.apply({**thin_event(payment), "id": "evt_thin_9"}) == ["STALE"]
+
+
+def thin_event(payment: pb.Payment) -> dict[str, Any]:
+    return {
+        "id": "evt_thin_1",
+        "object": "v2.core.event",
+        "type": "v1.payment_intent.succeeded",
+        "livemode": False,
+        "context": None,
+        "related_object": {"id": payment.stripe_payment_intent_id, "type": "payment_intent", "url": "/v1/x"},
+    }
+
+
+async def stand(payment_id: str, wanted: str) -> None:
+    before = await store.locked(payment_id)
+    after = pb.Payment()
+    after.CopyFrom(before.record)
+    after.status = pb.PaymentStatus.Value(f"PAYMENT_STATUS_{wanted}")
+    await store.save(before, after)
+
+
+async def test_a_refused_key_answers_its_payment_once_that_is_paid(payments: Payments, bench: Bench) -> None:
+    await bench.fault(provider="stripe", kind="status", status=402, path="POST /v1/payment_intents")
+    refused = await refusal(payments.create())
+    intent = (await bench.stripe("POST", "/v1/payment_intents", amount=15000, currency="brl")).json
+    metadata = {"topsmile_payment_id": refused.metadata["payment_id"]}
+    body = {
+        "id": "evt_1", "type": "payment_intent.succeeded", "livemode": False, "created": 1_700_000_000,
+        "data": {"object": {**intent, "metadata": metadata, "status": "succeeded", "amount_received": 15000}},
+    }  # fmt: skip
+
+    assert (await refusal(payments.create())).reason == "DECLINED"
+    assert await payments.apply(body) == ["APPLIED"]
+    answer = await payments.create()
+    assert (answer.payment_id, status(answer)) == (refused.metadata["payment_id"], "SUCCEEDED")

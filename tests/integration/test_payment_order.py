@@ -70,7 +70,7 @@ class World:
     async def open(self) -> None:
         wanted = Order.from_request(order())
         new = store.Opening(
-            record=wanted.record(ID, livemode=False),
+            record=wanted.record(ID, "local", livemode=False),
             caller="local",
             idempotency_key="key-1",
             fingerprint=Fingerprints()(wanted.asked),

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
+from services.chassis.database import rows
 from services.chassis.errors import InvalidRequest, OutOfRange
 from services.payments.change_log import bounds, forget
 from tests.fakes.payments_service import Payments, payments_service, refusal, status
@@ -28,8 +29,8 @@ async def test_each_change_is_told_with_what_was_before_and_without_secrets(paym
     first, second = await payments.changes(2)
 
     assert first.change.previous_status == pb.PAYMENT_STATUS_UNSPECIFIED
-    assert status(first.change.payment) == "UNKNOWN"
-    assert second.change.previous_status == pb.PAYMENT_STATUS_UNKNOWN
+    assert status(first.change.payment) == "CREATING"
+    assert second.change.previous_status == pb.PAYMENT_STATUS_CREATING
     assert second.change.change_time == second.change.payment.update_time
     payment.client_secret = ""
     assert second.change.payment == payment
@@ -69,11 +70,58 @@ async def test_another_replica_tells_what_this_one_changed(database_url: str, pa
         assert len(await watching) == 2
 
 
-@pytest.mark.parametrize("cursor", ["x", "c", "c-1", "c99", "1", "c٣"])
-async def test_a_cursor_of_nobody_is_refused(payments: Payments, cursor: str) -> None:
+@pytest.mark.parametrize("cursor", ["x", "c", "c-1", "c1", "1", "c٣.x", "c0.x", "c1.\0", "c1234567890123456789.x"])
+async def test_text_that_is_no_cursor_is_refused(payments: Payments, cursor: str) -> None:
     watch = payments.stub.WatchPayments(pb.WatchPaymentsRequest(cursor=cursor))
 
     assert isinstance(await refusal(watch.read()), InvalidRequest)
+
+
+@pytest.mark.parametrize("restored_to", [0, 1, 3])
+async def test_a_cursor_ahead_of_a_restored_database_is_out_of_range(payments: Payments, restored_to: int) -> None:
+    for n in range(3):
+        await payments.create(f"key-{n}", appointment_id=f"apt-{n}")
+    last = (await payments.changes(6))[-1]
+    watching = payments.stub.WatchPayments(pb.WatchPaymentsRequest(cursor=last.cursor))
+    await payments.database.run(restore, restored_to)
+    # What is written since passes the old cursor's number.
+    for n in range(3, 7):
+        await payments.create(f"key-{n}", appointment_id=f"apt-{n}")
+
+    for watch in (watching, payments.stub.WatchPayments(pb.WatchPaymentsRequest(cursor=last.cursor))):
+        error = await refusal(watch.read())
+        assert isinstance(error, OutOfRange)
+        assert error.reason == "CURSOR_UNKNOWN"
+    assert len(await payments.changes(restored_to + 8)) == restored_to + 8
+
+
+async def test_a_cursor_beyond_a_restored_database_is_out_of_range_before_anything_new(payments: Payments) -> None:
+    await payments.create()
+    _, last = await payments.changes(2)
+    await payments.database.run(restore, 1)
+    watch = payments.stub.WatchPayments(pb.WatchPaymentsRequest(cursor=last.cursor))
+
+    assert (await refusal(watch.read())).reason == "CURSOR_UNKNOWN"
+
+
+async def restore(number: int) -> None:
+    """Leave the log as it was after that change."""
+    await rows("DELETE FROM payment_change WHERE number > :number", number=number)
+    await rows("UPDATE change_counter SET number = :number WHERE id = 1", number=number)
+    await rows("DELETE FROM payment WHERE appointment_id > 'apt-' AND :number < 2", number=number)
+
+
+async def test_the_last_cursor_of_a_quiet_log_stays_good_when_the_rest_is_purged(payments: Payments) -> None:
+    await payments.create()
+    _, last = await payments.changes(2)
+    payments.database.offset_ms = 40 * DAY
+    await payments.database.run(forget)
+    assert await payments.database.read(bounds) == (2, 1)
+    later = asyncio.create_task(payments.changes(1, last.cursor))
+    payments.database.offset_ms = 0
+    await payments.create("key-2", appointment_id="apt-2")
+
+    assert (await later)[0].change.payment.appointment_id == "apt-2"
 
 
 async def test_a_cursor_older_than_the_log_is_said_to_be(payments: Payments) -> None:

@@ -292,7 +292,7 @@ async def test_twins_of_one_call_are_one_payment_or_in_progress(payments: Paymen
 
 
 async def settled(payments: Payments) -> bool:
-    return (await payments.changes(2))[1].change.payment.stripe_payment_intent_id != ""
+    return (await payments.changes(3))[2].change.payment.stripe_payment_intent_id != ""
 
 
 async def test_an_outcome_that_stays_unknown_is_said_and_then_found_out(payments: Payments, bench: Bench) -> None:
@@ -319,8 +319,8 @@ async def test_what_never_reached_stripe_is_said_to_be_not_sent(database_url: st
         first, second = await payments.changes(2)
 
         assert isinstance(error, NotSent)
-        assert status(second.change.payment) == "UNKNOWN"
-        assert (attempt(first.change.payment), attempt(second.change.payment)) == ("UNKNOWN", "NOT_SENT")
+        assert status(second.change.payment) == "CREATING"
+        assert (attempt(first.change.payment), attempt(second.change.payment)) == ("UNSPECIFIED", "NOT_SENT")
 
 
 async def test_a_decline_is_an_answer_and_repeats_itself(payments: Payments, bench: Bench) -> None:
@@ -356,7 +356,7 @@ async def test_a_refused_key_pauses_the_queue_and_loses_nothing(database_url: st
         assert isinstance(error, CredentialsRefused)
         assert isinstance(blocked, Unavailable)
         assert error.reason == blocked.reason == census["paused"] == "PROVIDER_CREDENTIALS"
-        assert status(await payments.get(first.change.payment.payment_id)) == "UNKNOWN"
+        assert status(await payments.get(first.change.payment.payment_id)) == "CREATING"
     async with payments_service(database_url, bench.url) as payments:
         payments.database.offset_ms = 61_000
         await payments.until(first.change.payment.payment_id, "AWAITING_METHOD")

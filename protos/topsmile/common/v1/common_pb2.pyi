@@ -197,7 +197,9 @@ class _EventOutcomeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_EventOutc
     EVENT_OUTCOME_RETRY: _EventOutcome.ValueType  # 5
     """Not now; send it again later."""
     EVENT_OUTCOME_REJECTED: _EventOutcome.ValueType  # 6
-    """It cannot be understood, and never will be."""
+    """It cannot be understood; a payment that it names is read again from Stripe. The same event in a body that can be
+    understood is applied.
+    """
 
 class EventOutcome(_EventOutcome, metaclass=_EventOutcomeEnumTypeWrapper):
     """What was done with an event. All but RETRY are final: do not send the event again."""
@@ -215,7 +217,9 @@ EVENT_OUTCOME_IGNORED_FOREIGN: EventOutcome.ValueType  # 4
 EVENT_OUTCOME_RETRY: EventOutcome.ValueType  # 5
 """Not now; send it again later."""
 EVENT_OUTCOME_REJECTED: EventOutcome.ValueType  # 6
-"""It cannot be understood, and never will be."""
+"""It cannot be understood; a payment that it names is read again from Stripe. The same event in a body that can be
+understood is applied.
+"""
 
 class _ErrorReason:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -283,7 +287,15 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     ERROR_REASON_DECLINED: _ErrorReason.ValueType  # 24
     """FAILED_PRECONDITION: the payer's bank said no. Metadata: `payment_id`, `decline_code`, `advice_code`."""
     ERROR_REASON_CURSOR_TOO_OLD: _ErrorReason.ValueType  # 25
-    """OUT_OF_RANGE: the cursor is older than the changes that are kept."""
+    """OUT_OF_RANGE: the cursor is older than the changes that are kept. Watch with an empty cursor."""
+    ERROR_REASON_PAYMENT_ALREADY_PAID: _ErrorReason.ValueType  # 26
+    """ALREADY_EXISTS: the appointment has been paid; ErrorInfo's metadata `payment_id` names the payment. Nothing was
+    done. Say `allow_another` where a second payment is meant.
+    """
+    ERROR_REASON_CURSOR_UNKNOWN: _ErrorReason.ValueType  # 27
+    """OUT_OF_RANGE: the cursor is not of this database's changes: it was restored from a backup. Watch with an empty
+    cursor.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The values of ErrorInfo.reason and of `failure_reason`: the name without `ERROR_REASON_`, as in `PAYMENT_OPEN`. New
@@ -352,7 +364,15 @@ ERROR_REASON_PAYMENT_OPEN: ErrorReason.ValueType  # 23
 ERROR_REASON_DECLINED: ErrorReason.ValueType  # 24
 """FAILED_PRECONDITION: the payer's bank said no. Metadata: `payment_id`, `decline_code`, `advice_code`."""
 ERROR_REASON_CURSOR_TOO_OLD: ErrorReason.ValueType  # 25
-"""OUT_OF_RANGE: the cursor is older than the changes that are kept."""
+"""OUT_OF_RANGE: the cursor is older than the changes that are kept. Watch with an empty cursor."""
+ERROR_REASON_PAYMENT_ALREADY_PAID: ErrorReason.ValueType  # 26
+"""ALREADY_EXISTS: the appointment has been paid; ErrorInfo's metadata `payment_id` names the payment. Nothing was
+done. Say `allow_another` where a second payment is meant.
+"""
+ERROR_REASON_CURSOR_UNKNOWN: ErrorReason.ValueType  # 27
+"""OUT_OF_RANGE: the cursor is not of this database's changes: it was restored from a backup. Watch with an empty
+cursor.
+"""
 
 @typing.final
 class Money(message.Message):

@@ -70,10 +70,16 @@ class _PaymentStatusEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_PaymentS
     PAYMENT_STATUS_EXPIRED: _PaymentStatus.ValueType  # 8
     """The code or voucher ran out unpaid, its grace for late confirmations included."""
     PAYMENT_STATUS_UNKNOWN: _PaymentStatus.ValueType  # 9
-    """Stripe was or will be asked and its answer is not known here. It is being found out; it never means "failed"."""
+    """Stripe was asked and its answer was lost. It is being found out; it never means "failed". The payer must not pay
+    again meanwhile.
+    """
+    PAYMENT_STATUS_CREATING: _PaymentStatus.ValueType  # 10
+    """Stored here; Stripe has not answered yet. A new payment begins so."""
 
 class PaymentStatus(_PaymentStatus, metaclass=_PaymentStatusEnumTypeWrapper):
-    """Where a payment stands. SUCCEEDED, CANCELED, FAILED and EXPIRED are final; the others are open."""
+    """Where a payment stands. SUCCEEDED is final. CANCELED, FAILED and EXPIRED are given up, and become SUCCEEDED only where
+    the payer has paid nevertheless; the others are open.
+    """
 
 PAYMENT_STATUS_UNSPECIFIED: PaymentStatus.ValueType  # 0
 """Never answered. As PaymentChange.previous_status: the payment is new."""
@@ -94,7 +100,38 @@ PAYMENT_STATUS_FAILED: PaymentStatus.ValueType  # 7
 PAYMENT_STATUS_EXPIRED: PaymentStatus.ValueType  # 8
 """The code or voucher ran out unpaid, its grace for late confirmations included."""
 PAYMENT_STATUS_UNKNOWN: PaymentStatus.ValueType  # 9
-"""Stripe was or will be asked and its answer is not known here. It is being found out; it never means "failed"."""
+"""Stripe was asked and its answer was lost. It is being found out; it never means "failed". The payer must not pay
+again meanwhile.
+"""
+PAYMENT_STATUS_CREATING: PaymentStatus.ValueType  # 10
+"""Stored here; Stripe has not answered yet. A new payment begins so."""
+
+class _PaymentAlert:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PaymentAlertEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_PaymentAlert.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    PAYMENT_ALERT_UNSPECIFIED: _PaymentAlert.ValueType  # 0
+    """Never answered."""
+    PAYMENT_ALERT_AMOUNT_DIFFERS: _PaymentAlert.ValueType  # 1
+    """Stripe has another amount than was asked for: compare `amount_captured` with `amount`."""
+    PAYMENT_ALERT_PAID_TWICE: _PaymentAlert.ValueType  # 2
+    """Another payment of the same caller and appointment was paid before, and neither said `allow_another`: one of the
+    two has to be refunded.
+    """
+
+class PaymentAlert(_PaymentAlert, metaclass=_PaymentAlertEnumTypeWrapper):
+    """What an operator has to look at; an alert stays with its payment."""
+
+PAYMENT_ALERT_UNSPECIFIED: PaymentAlert.ValueType  # 0
+"""Never answered."""
+PAYMENT_ALERT_AMOUNT_DIFFERS: PaymentAlert.ValueType  # 1
+"""Stripe has another amount than was asked for: compare `amount_captured` with `amount`."""
+PAYMENT_ALERT_PAID_TWICE: PaymentAlert.ValueType  # 2
+"""Another payment of the same caller and appointment was paid before, and neither said `allow_another`: one of the
+two has to be refunded.
+"""
 
 class _AttemptOutcome:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -103,7 +140,7 @@ class _AttemptOutcome:
 class _AttemptOutcomeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_AttemptOutcome.ValueType], builtins.type):
     DESCRIPTOR: descriptor.EnumDescriptor
     ATTEMPT_OUTCOME_UNSPECIFIED: _AttemptOutcome.ValueType  # 0
-    """None was made yet."""
+    """None was made yet, or the first answer is awaited."""
     ATTEMPT_OUTCOME_NOT_SENT: _AttemptOutcome.ValueType  # 1
     """It did not reach Stripe; nothing was done, it is tried again."""
     ATTEMPT_OUTCOME_DECLINED: _AttemptOutcome.ValueType  # 2
@@ -117,7 +154,7 @@ class AttemptOutcome(_AttemptOutcome, metaclass=_AttemptOutcomeEnumTypeWrapper):
     """What is known of the last request we made to Stripe for a payment; another matter than the payment's status."""
 
 ATTEMPT_OUTCOME_UNSPECIFIED: AttemptOutcome.ValueType  # 0
-"""None was made yet."""
+"""None was made yet, or the first answer is awaited."""
 ATTEMPT_OUTCOME_NOT_SENT: AttemptOutcome.ValueType  # 1
 """It did not reach Stripe; nothing was done, it is tried again."""
 ATTEMPT_OUTCOME_DECLINED: AttemptOutcome.ValueType  # 2
@@ -350,6 +387,8 @@ class Payment(message.Message):
     EXPIRES_TIME_FIELD_NUMBER: builtins.int
     PAID_TIME_FIELD_NUMBER: builtins.int
     METADATA_FIELD_NUMBER: builtins.int
+    CALLER_FIELD_NUMBER: builtins.int
+    ALERTS_FIELD_NUMBER: builtins.int
     payment_id: builtins.str
     """`pay_` and random characters."""
     stripe_payment_intent_id: builtins.str
@@ -374,13 +413,15 @@ class Payment(message.Message):
     """What is known of our last request to Stripe."""
     livemode: builtins.bool
     """True: real money."""
+    caller: builtins.str
+    """Whose payment it is: the name of the token or certificate that created it."""
     @builtins.property
     def amount(self) -> common_pb2.Money:
         """What was asked for."""
 
     @builtins.property
     def amount_captured(self) -> common_pb2.Money:
-        """What was taken; zero until SUCCEEDED."""
+        """What was taken, in the currency it was taken in; zero until SUCCEEDED. It may differ from `amount`, see `alerts`."""
 
     @builtins.property
     def amount_refunded(self) -> common_pb2.Money:
@@ -416,11 +457,15 @@ class Payment(message.Message):
 
     @builtins.property
     def paid_time(self) -> timestamp_pb2.Timestamp:
-        """When the money was taken; absent until SUCCEEDED."""
+        """When the payer's money was taken, to the second; absent until SUCCEEDED."""
 
     @builtins.property
     def metadata(self) -> containers.ScalarMap[builtins.str, builtins.str]:
         """The caller's, as given."""
+
+    @builtins.property
+    def alerts(self) -> containers.RepeatedScalarFieldContainer[PaymentAlert.ValueType]:
+        """What is wrong with it, each at most once; empty for nearly all."""
 
     def __init__(
         self,
@@ -448,10 +493,12 @@ class Payment(message.Message):
         expires_time: timestamp_pb2.Timestamp | None = ...,
         paid_time: timestamp_pb2.Timestamp | None = ...,
         metadata: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        caller: builtins.str = ...,
+        alerts: abc.Iterable[PaymentAlert.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["amount", b"amount", "amount_captured", b"amount_captured", "amount_refunded", b"amount_refunded", "boleto", b"boleto", "create_time", b"create_time", "decline", b"decline", "expires_time", b"expires_time", "next_step", b"next_step", "paid_time", b"paid_time", "payer", b"payer", "pix", b"pix", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["amount", b"amount", "amount_captured", b"amount_captured", "amount_refunded", b"amount_refunded", "appointment_id", b"appointment_id", "boleto", b"boleto", "capture", b"capture", "client_secret", b"client_secret", "create_time", b"create_time", "decline", b"decline", "description", b"description", "expires_time", b"expires_time", "last_attempt", b"last_attempt", "livemode", b"livemode", "metadata", b"metadata", "method", b"method", "next_step", b"next_step", "paid_time", b"paid_time", "patient_id", b"patient_id", "payer", b"payer", "payment_id", b"payment_id", "pix", b"pix", "status", b"status", "stripe_payment_intent_id", b"stripe_payment_intent_id", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["alerts", b"alerts", "amount", b"amount", "amount_captured", b"amount_captured", "amount_refunded", b"amount_refunded", "appointment_id", b"appointment_id", "boleto", b"boleto", "caller", b"caller", "capture", b"capture", "client_secret", b"client_secret", "create_time", b"create_time", "decline", b"decline", "description", b"description", "expires_time", b"expires_time", "last_attempt", b"last_attempt", "livemode", b"livemode", "metadata", b"metadata", "method", b"method", "next_step", b"next_step", "paid_time", b"paid_time", "patient_id", b"patient_id", "payer", b"payer", "payment_id", b"payment_id", "pix", b"pix", "status", b"status", "stripe_payment_intent_id", b"stripe_payment_intent_id", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_next_step: _TypeAlias = typing.Literal["pix", "boleto"]  # noqa: Y015
     _WhichOneofArgType_next_step: _TypeAlias = typing.Literal["next_step", b"next_step"]  # noqa: Y015
@@ -507,7 +554,7 @@ class CreatePaymentRequest(message.Message):
     capture: CaptureMethod.ValueType
     """Left out: AUTOMATIC."""
     allow_another: builtins.bool
-    """True: even if the appointment has an open payment already."""
+    """True: even if the appointment has an open or a paid payment already."""
     @builtins.property
     def amount(self) -> common_pb2.Money:
         """Required."""

@@ -29,7 +29,9 @@ class PaymentServiceStub(object):
     """PaymentService takes payments and tells what became of them.
 
     Callers, scopes, idempotency and errors: see topsmile.common.v1. Payments keep their keys for ever. Streams have no
-    default deadline.
+    default deadline. A payment belongs to its caller, by name: another caller's payments are NOT_FOUND and are not watched,
+    and its appointments are others than yours. Scope `admin` sees all. Services that share payments or appointments use
+    tokens of one name.
     """
 
     def __init__(self, channel):
@@ -59,7 +61,9 @@ class PaymentServiceServicer(object):
     """PaymentService takes payments and tells what became of them.
 
     Callers, scopes, idempotency and errors: see topsmile.common.v1. Payments keep their keys for ever. Streams have no
-    default deadline.
+    default deadline. A payment belongs to its caller, by name: another caller's payments are NOT_FOUND and are not watched,
+    and its appointments are others than yours. Scope `admin` sees all. Services that share payments or appointments use
+    tokens of one name.
     """
 
     def CreatePayment(self, request, context):
@@ -67,10 +71,12 @@ class PaymentServiceServicer(object):
         `client_secret` (Stripe's own form), or in `next_step` where PIX or BOLETO was asked for alone.
 
         The operation is stored before Stripe is asked, so a call that dies is finished without its caller: repeat it with
-        the same key, or wait for WatchPayments. One appointment has at most one open payment, unless `allow_another`.
+        the same key, or wait for WatchPayments. One caller and appointment have at most one open payment and at most one
+        paid one, unless `allow_another`. A payment that nobody pays is canceled at Stripe: a form 24 hours after its last
+        change, a code or voucher 5 days after it ran out.
 
         Errors: INVALID_ARGUMENT (each wrong field is named; nothing was stored). ALREADY_EXISTS: IDEMPOTENCY_KEY_REUSED,
-        or PAYMENT_OPEN, whose ErrorInfo names the open payment. ABORTED IN_PROGRESS: the same key is being worked on.
+        PAYMENT_OPEN or PAYMENT_ALREADY_PAID, whose ErrorInfo names that payment. ABORTED IN_PROGRESS: the same key is being worked on.
         FAILED_PRECONDITION: DECLINED or PROVIDER_REJECTED, an answer that stands. RESOURCE_EXHAUSTED: THROTTLED or
         SHEDDING, nothing was stored. UNAVAILABLE: not done, or nobody knows; always safe to repeat with the same key.
         """
@@ -88,12 +94,14 @@ class PaymentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchPayments(self, request, context):
-        """WatchPayments streams every change of every payment, in the order of their making, beginning after a cursor, and
-        goes on with what happens later. Store the cursor of a response once its change is dealt with; after a break ask
-        again from there. A change may be seen twice, never missed. Changes are kept for 30 days.
+        """WatchPayments streams every change of the caller's payments, in the order of their making, beginning after a cursor,
+        and goes on with what happens later. Scopes `admin` and `events` see every caller's. Store the cursor of a response
+        once its change is dealt with; after a break ask again from there. A change may be seen twice, never missed. Changes
+        are kept for 30 days.
 
-        Errors: INVALID_ARGUMENT (no cursor of ours), OUT_OF_RANGE CURSOR_TOO_OLD (read the payments you care about, then
-        watch from the oldest kept). UNAVAILABLE ends the stream when the service stops: reconnect.
+        Errors: INVALID_ARGUMENT (not the form of a cursor). OUT_OF_RANGE CURSOR_TOO_OLD (its changes are no longer kept) or
+        CURSOR_UNKNOWN (this database never gave it, or was restored since): read the payments you care about, then watch
+        with an empty cursor. UNAVAILABLE ends the stream when the service stops: reconnect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,7 +137,9 @@ class PaymentService(object):
     """PaymentService takes payments and tells what became of them.
 
     Callers, scopes, idempotency and errors: see topsmile.common.v1. Payments keep their keys for ever. Streams have no
-    default deadline.
+    default deadline. A payment belongs to its caller, by name: another caller's payments are NOT_FOUND and are not watched,
+    and its appointments are others than yours. Scope `admin` sees all. Services that share payments or appointments use
+    tokens of one name.
     """
 
     @staticmethod

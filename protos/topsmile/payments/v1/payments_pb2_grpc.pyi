@@ -30,7 +30,9 @@ class PaymentServiceStub:
     """PaymentService takes payments and tells what became of them.
 
     Callers, scopes, idempotency and errors: see topsmile.common.v1. Payments keep their keys for ever. Streams have no
-    default deadline.
+    default deadline. A payment belongs to its caller, by name: another caller's payments are NOT_FOUND and are not watched,
+    and its appointments are others than yours. Scope `admin` sees all. Services that share payments or appointments use
+    tokens of one name.
     """
 
     @typing.overload
@@ -42,10 +44,12 @@ class PaymentServiceStub:
     `client_secret` (Stripe's own form), or in `next_step` where PIX or BOLETO was asked for alone.
 
     The operation is stored before Stripe is asked, so a call that dies is finished without its caller: repeat it with
-    the same key, or wait for WatchPayments. One appointment has at most one open payment, unless `allow_another`.
+    the same key, or wait for WatchPayments. One caller and appointment have at most one open payment and at most one
+    paid one, unless `allow_another`. A payment that nobody pays is canceled at Stripe: a form 24 hours after its last
+    change, a code or voucher 5 days after it ran out.
 
     Errors: INVALID_ARGUMENT (each wrong field is named; nothing was stored). ALREADY_EXISTS: IDEMPOTENCY_KEY_REUSED,
-    or PAYMENT_OPEN, whose ErrorInfo names the open payment. ABORTED IN_PROGRESS: the same key is being worked on.
+    PAYMENT_OPEN or PAYMENT_ALREADY_PAID, whose ErrorInfo names that payment. ABORTED IN_PROGRESS: the same key is being worked on.
     FAILED_PRECONDITION: DECLINED or PROVIDER_REJECTED, an answer that stands. RESOURCE_EXHAUSTED: THROTTLED or
     SHEDDING, nothing was stored. UNAVAILABLE: not done, or nobody knows; always safe to repeat with the same key.
     """
@@ -55,12 +59,14 @@ class PaymentServiceStub:
     Errors: INVALID_ARGUMENT (no reference), NOT_FOUND.
     """
     WatchPayments: grpc.UnaryStreamMultiCallable[payments_pb2.WatchPaymentsRequest, payments_pb2.WatchPaymentsResponse]
-    """WatchPayments streams every change of every payment, in the order of their making, beginning after a cursor, and
-    goes on with what happens later. Store the cursor of a response once its change is dealt with; after a break ask
-    again from there. A change may be seen twice, never missed. Changes are kept for 30 days.
+    """WatchPayments streams every change of the caller's payments, in the order of their making, beginning after a cursor,
+    and goes on with what happens later. Scopes `admin` and `events` see every caller's. Store the cursor of a response
+    once its change is dealt with; after a break ask again from there. A change may be seen twice, never missed. Changes
+    are kept for 30 days.
 
-    Errors: INVALID_ARGUMENT (no cursor of ours), OUT_OF_RANGE CURSOR_TOO_OLD (read the payments you care about, then
-    watch from the oldest kept). UNAVAILABLE ends the stream when the service stops: reconnect.
+    Errors: INVALID_ARGUMENT (not the form of a cursor). OUT_OF_RANGE CURSOR_TOO_OLD (its changes are no longer kept) or
+    CURSOR_UNKNOWN (this database never gave it, or was restored since): read the payments you care about, then watch
+    with an empty cursor. UNAVAILABLE ends the stream when the service stops: reconnect.
     """
 
 @typing.type_check_only
@@ -68,7 +74,9 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """PaymentService takes payments and tells what became of them.
 
     Callers, scopes, idempotency and errors: see topsmile.common.v1. Payments keep their keys for ever. Streams have no
-    default deadline.
+    default deadline. A payment belongs to its caller, by name: another caller's payments are NOT_FOUND and are not watched,
+    and its appointments are others than yours. Scope `admin` sees all. Services that share payments or appointments use
+    tokens of one name.
     """
 
     def __init__(self, channel: aio.Channel) -> None: ...
@@ -77,10 +85,12 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     `client_secret` (Stripe's own form), or in `next_step` where PIX or BOLETO was asked for alone.
 
     The operation is stored before Stripe is asked, so a call that dies is finished without its caller: repeat it with
-    the same key, or wait for WatchPayments. One appointment has at most one open payment, unless `allow_another`.
+    the same key, or wait for WatchPayments. One caller and appointment have at most one open payment and at most one
+    paid one, unless `allow_another`. A payment that nobody pays is canceled at Stripe: a form 24 hours after its last
+    change, a code or voucher 5 days after it ran out.
 
     Errors: INVALID_ARGUMENT (each wrong field is named; nothing was stored). ALREADY_EXISTS: IDEMPOTENCY_KEY_REUSED,
-    or PAYMENT_OPEN, whose ErrorInfo names the open payment. ABORTED IN_PROGRESS: the same key is being worked on.
+    PAYMENT_OPEN or PAYMENT_ALREADY_PAID, whose ErrorInfo names that payment. ABORTED IN_PROGRESS: the same key is being worked on.
     FAILED_PRECONDITION: DECLINED or PROVIDER_REJECTED, an answer that stands. RESOURCE_EXHAUSTED: THROTTLED or
     SHEDDING, nothing was stored. UNAVAILABLE: not done, or nobody knows; always safe to repeat with the same key.
     """
@@ -90,19 +100,23 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     Errors: INVALID_ARGUMENT (no reference), NOT_FOUND.
     """
     WatchPayments: aio.UnaryStreamMultiCallable[payments_pb2.WatchPaymentsRequest, payments_pb2.WatchPaymentsResponse]  # type: ignore[assignment]
-    """WatchPayments streams every change of every payment, in the order of their making, beginning after a cursor, and
-    goes on with what happens later. Store the cursor of a response once its change is dealt with; after a break ask
-    again from there. A change may be seen twice, never missed. Changes are kept for 30 days.
+    """WatchPayments streams every change of the caller's payments, in the order of their making, beginning after a cursor,
+    and goes on with what happens later. Scopes `admin` and `events` see every caller's. Store the cursor of a response
+    once its change is dealt with; after a break ask again from there. A change may be seen twice, never missed. Changes
+    are kept for 30 days.
 
-    Errors: INVALID_ARGUMENT (no cursor of ours), OUT_OF_RANGE CURSOR_TOO_OLD (read the payments you care about, then
-    watch from the oldest kept). UNAVAILABLE ends the stream when the service stops: reconnect.
+    Errors: INVALID_ARGUMENT (not the form of a cursor). OUT_OF_RANGE CURSOR_TOO_OLD (its changes are no longer kept) or
+    CURSOR_UNKNOWN (this database never gave it, or was restored since): read the payments you care about, then watch
+    with an empty cursor. UNAVAILABLE ends the stream when the service stops: reconnect.
     """
 
 class PaymentServiceServicer(metaclass=abc_1.ABCMeta):
     """PaymentService takes payments and tells what became of them.
 
     Callers, scopes, idempotency and errors: see topsmile.common.v1. Payments keep their keys for ever. Streams have no
-    default deadline.
+    default deadline. A payment belongs to its caller, by name: another caller's payments are NOT_FOUND and are not watched,
+    and its appointments are others than yours. Scope `admin` sees all. Services that share payments or appointments use
+    tokens of one name.
     """
 
     @abc_1.abstractmethod
@@ -115,10 +129,12 @@ class PaymentServiceServicer(metaclass=abc_1.ABCMeta):
         `client_secret` (Stripe's own form), or in `next_step` where PIX or BOLETO was asked for alone.
 
         The operation is stored before Stripe is asked, so a call that dies is finished without its caller: repeat it with
-        the same key, or wait for WatchPayments. One appointment has at most one open payment, unless `allow_another`.
+        the same key, or wait for WatchPayments. One caller and appointment have at most one open payment and at most one
+        paid one, unless `allow_another`. A payment that nobody pays is canceled at Stripe: a form 24 hours after its last
+        change, a code or voucher 5 days after it ran out.
 
         Errors: INVALID_ARGUMENT (each wrong field is named; nothing was stored). ALREADY_EXISTS: IDEMPOTENCY_KEY_REUSED,
-        or PAYMENT_OPEN, whose ErrorInfo names the open payment. ABORTED IN_PROGRESS: the same key is being worked on.
+        PAYMENT_OPEN or PAYMENT_ALREADY_PAID, whose ErrorInfo names that payment. ABORTED IN_PROGRESS: the same key is being worked on.
         FAILED_PRECONDITION: DECLINED or PROVIDER_REJECTED, an answer that stands. RESOURCE_EXHAUSTED: THROTTLED or
         SHEDDING, nothing was stored. UNAVAILABLE: not done, or nobody knows; always safe to repeat with the same key.
         """
@@ -140,12 +156,14 @@ class PaymentServiceServicer(metaclass=abc_1.ABCMeta):
         request: payments_pb2.WatchPaymentsRequest,
         context: _ServicerContext,
     ) -> typing.Union[abc.Iterator[payments_pb2.WatchPaymentsResponse], abc.AsyncIterator[payments_pb2.WatchPaymentsResponse]]:
-        """WatchPayments streams every change of every payment, in the order of their making, beginning after a cursor, and
-        goes on with what happens later. Store the cursor of a response once its change is dealt with; after a break ask
-        again from there. A change may be seen twice, never missed. Changes are kept for 30 days.
+        """WatchPayments streams every change of the caller's payments, in the order of their making, beginning after a cursor,
+        and goes on with what happens later. Scopes `admin` and `events` see every caller's. Store the cursor of a response
+        once its change is dealt with; after a break ask again from there. A change may be seen twice, never missed. Changes
+        are kept for 30 days.
 
-        Errors: INVALID_ARGUMENT (no cursor of ours), OUT_OF_RANGE CURSOR_TOO_OLD (read the payments you care about, then
-        watch from the oldest kept). UNAVAILABLE ends the stream when the service stops: reconnect.
+        Errors: INVALID_ARGUMENT (not the form of a cursor). OUT_OF_RANGE CURSOR_TOO_OLD (its changes are no longer kept) or
+        CURSOR_UNKNOWN (this database never gave it, or was restored since): read the payments you care about, then watch
+        with an empty cursor. UNAVAILABLE ends the stream when the service stops: reconnect.
         """
 
 def add_PaymentServiceServicer_to_server(servicer: PaymentServiceServicer, server: typing.Union[grpc.Server, aio.Server]) -> None: ...
