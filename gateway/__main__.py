@@ -1,5 +1,8 @@
 """The gateway: HTTP outside, gRPC inside."""
 
+import services.chassis.pid_1  # noqa: F401 - first: it handles SIGTERM
+
+# isort: split
 from pathlib import Path
 
 import structlog

@@ -109,7 +109,7 @@ class Door:
             fault = faults.take(db, provider.name, f"{call.method} {call.path}", faults.REQUESTS)
             if fault is not None and fault.before_accepting:
                 answer = Answer(0, b"") if fault.kind == "reset" else provider.refusal(db, call, fault)
-                answer.outcome = "faulted"
+                answer.outcome = answer.outcome or "faulted"
                 ledger.write(db, provider.name, call, answer, fault.kind)
                 return CutShort(None) if fault.kind == "reset" else _response(answer)
         if fault is not None and fault.kind == "delay":

@@ -5,13 +5,15 @@ A request's whole effect (objects, idempotency key, ledger line, webhooks to sen
 before the answer leaves, so a killed sandbox has either done all of it or none.
 """
 
+import fcntl
 import json
+import os
 import secrets
 import sqlite3
 import string
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +51,12 @@ ALPHANUMERIC = string.ascii_letters + string.digits
 
 class State:
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = alone(Path(f"{path}.lock"))
         path.touch(mode=0o600)
+        for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+            with suppress(FileNotFoundError):
+                name.chmod(0o600)
         self._connection = sqlite3.connect(path, isolation_level=None, timeout=10)
         self._connection.row_factory = sqlite3.Row
         # NORMAL under WAL loses nothing to a killed process, only to a power cut.
@@ -69,6 +75,19 @@ class State:
 
     def close(self) -> None:
         self._connection.close()
+        os.close(self._lock)
+
+
+def alone(file: Path) -> int:
+    """Lock the file for this process; OSError says that another one has the sandbox's state open."""
+    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(lock, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise OSError(f"another process has {file.with_suffix('')} open") from None
+    return lock
 
 
 def now_ms() -> int:

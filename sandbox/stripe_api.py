@@ -151,8 +151,19 @@ class Stripe:
             answer.headers["Retry-After"] = fault.retry_after
         key = call.headers.get("idempotency-key")
         if key and call.method == "POST" and fault.stored:
-            keep(db, key, fingerprint(call), answer)
+            return self._kept(db, key, call, answer)
         return answer
+
+    def _kept(self, db: sqlite3.Connection, key: str, call: Call, answer: Answer) -> Answer:
+        """Return what the key was answered before, or keep this answer for it."""
+        try:
+            kept = replay(db, key, call)
+        except StripeError as error:
+            return self._refused(call, error, random_id("req_"))
+        if kept is None:
+            keep(db, key, fingerprint(call), answer)
+            return answer
+        return repeated(kept, call, random_id("req_"))
 
     def handler(self, operation: Operation, act: Act) -> Handler:
         def handle(db: sqlite3.Connection, call: Call) -> Answer:
@@ -162,8 +173,7 @@ class Stripe:
             try:
                 authenticate(call)
                 if key and (kept := replay(db, key, call)):
-                    kept.headers |= {**standard(call, request_id), "Original-Request": kept.headers["Original-Request"]}
-                    return kept
+                    return repeated(kept, call, request_id)
                 content = act(desk, call, checked(operation, nested(call.query + call.form)))
                 answer = as_json(200, content, headers=standard(call, request_id), object_id=content.get("id"))
                 answer.idempotency_key = key
@@ -217,6 +227,11 @@ def authenticate(call: Call) -> None:
         raise StripeError(401, "No API key was given: it belongs into the Authorization header, as a bearer token.")
     if not key.startswith(("sk_test_", "rk_test_")) or key == "sk_test_revoked":
         raise StripeError(401, f"Invalid API Key provided: {key[:8]}***{key[-4:] if len(key) > 16 else ''}")
+
+
+def repeated(kept: Answer, call: Call, request_id: str) -> Answer:
+    kept.headers |= {**standard(call, request_id), "Original-Request": kept.headers["Original-Request"]}
+    return kept
 
 
 def standard(call: Call, request_id: str) -> dict[str, str]:

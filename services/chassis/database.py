@@ -105,7 +105,8 @@ async def connect(url: str, migrations: Path | None = None) -> AsyncIterator[Dat
     """
     Open `sqlite:///file`, `sqlite:////absolute/file` or `postgresql://…` and bring its schema up to date.
 
-    PostgreSQL URLs may name several hosts (`postgresql://a,b,c/name`); the one that takes writes is used.
+    PostgreSQL URLs may name several hosts (`postgresql://a,b,c/name`); the one that takes writes is used. Raises
+    SystemExit with the reason where it cannot be opened.
     """
     from services.chassis.migrations import migrate  # noqa: PLC0415 - the adapters need this module first
 

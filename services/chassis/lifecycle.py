@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -31,16 +31,48 @@ class Worker(Protocol):
 
 
 def run(main: Callable[[S], Coroutine[Any, Any, None]], settings: S) -> None:
-    """Run a process: its logs first, then its main coroutine, on uvloop where there is one."""
+    """
+    Run a process: its logs first, then its main coroutine, on uvloop where there is one.
+
+    It leaves with 0 when SIGTERM or SIGINT ended it, also while it starts, and with 1 when it could not go on.
+    """
     logs.configure(settings.process.lower(), settings.log_level)
     sys.setswitchinterval(TURN)
-    if sys.platform == "win32":
-        asyncio.run(main(settings))
-        return
-    import uvloop  # noqa: PLC0415 - does not exist on Windows
+    loop_factory = None
+    if sys.platform != "win32":
+        import uvloop  # noqa: PLC0415 - does not exist on Windows
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main(settings))
+        loop_factory = uvloop.new_event_loop
+    try:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(_until_stopped(main(settings)))
+    except SystemExit as refusal:
+        if not isinstance(refusal.code, str):
+            raise
+        log.critical("process.refused_to_start", why=refusal.code)
+        raise SystemExit(1) from None
+
+
+async def _until_stopped(main: Coroutine[Any, Any, None]) -> None:
+    """Run the coroutine. Until `working` takes over, a signal to stop cancels it, whatever it waits for."""
+    running = asyncio.ensure_future(main)
+    loop = asyncio.get_running_loop()
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        running.cancel()
+
+    with suppress(NotImplementedError):  # Windows has no handlers in its event loop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+    try:
+        await running
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+        log.info("stopped")
 
 
 @asynccontextmanager
@@ -69,8 +101,6 @@ async def working(workers: Sequence[Worker]) -> AsyncIterator[asyncio.Event]:
             for task in slow:  # its leases bring the jobs back
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
     for task in failed:
         log.critical("worker.ended", exc_info=None if task.cancelled() else task.exception())
     if failed:

@@ -7,7 +7,9 @@ text quotes what it choked on.
 
 import io
 import logging
+import os
 import sys
+import threading
 import traceback
 from contextlib import suppress
 from types import TracebackType
@@ -23,19 +25,35 @@ LOQUACIOUS = ("python_http_client", "twilio", "stripe", "aiohttp", "asyncio", "u
 
 
 class Unfailing(io.TextIOBase):
-    """Drop what cannot be written: a log whose reader is gone, or whose disk is full, stops nobody's work."""
+    """
+    Write each text whole and at once, or not at all.
+
+    A log whose reader is gone, or whose disk is full, stops nobody's work.
+    """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        buffer: Any = stream.buffer
+        self._raw: io.RawIOBase = getattr(buffer, "raw", buffer)
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
-            self._stream.write(text)
+        data = text.encode("utf-8", "backslashreplace")
+        written = 0
+        with suppress(OSError, ValueError):  # ValueError: it is closed
+            try:
+                while written < len(data):
+                    written += self._raw.write(data[written:]) or 0
+            except OSError:
+                if written:
+                    self._take_back(written)
         return len(text)
 
-    def flush(self) -> None:
-        with suppress(OSError, ValueError):  # ValueError: closed already; collecting this flushes it
-            self._stream.flush()
+    def _take_back(self, written: int) -> None:
+        """Cut off the part of a line that a full disk still took, unless another process has written since."""
+        file = self._raw.fileno()
+        end = os.lseek(file, 0, os.SEEK_CUR)  # OSError: a pipe takes nothing back
+        if os.fstat(file).st_size == end:
+            os.ftruncate(file, end - written)
+            os.lseek(file, end - written, os.SEEK_SET)
 
 
 def configure(process: str, level: str) -> None:
@@ -63,6 +81,9 @@ def configure(process: str, level: str) -> None:
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in LOQUACIOUS:
         logging.getLogger(name).setLevel(logging.WARNING)
+    log = structlog.get_logger()
+    sys.excepthook = lambda _kind, error, _trace: log.critical("process.failed", exc_info=error)
+    threading.excepthook = lambda failed: log.critical("thread.failed", exc_info=failed.exc_value)
 
 
 def _add_context(process: str) -> Processor:

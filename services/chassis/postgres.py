@@ -158,7 +158,7 @@ class Postgres:
             except GONE as error:
                 pool.terminate()
                 if asyncio.get_running_loop().time() - started > START_TIMEOUT:
-                    raise
+                    raise SystemExit(f"the database does not answer: {type(error).__name__}") from error
                 log.warning("database.waiting", error=type(error).__name__)
                 await asyncio.sleep(1.0)
             except BaseException:

@@ -94,8 +94,13 @@ class SQLite:
 
     @classmethod
     async def open(cls, path: str, waiting: int = WAITING) -> SQLite:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return cls(path, alone(path), waiting)
+        try:
+            Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = alone(path)
+            keep_private(path)
+            return cls(path, lock, waiting)
+        except (OSError, sqlite3.Error) as error:
+            raise SystemExit(f"cannot open the database {path}: {error}") from error
 
     async def run(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         answer: asyncio.Future[T] = self._loop.create_future()
@@ -236,8 +241,16 @@ def alone(path: str) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise RuntimeError(f"another process has {path} open; for several replicas use postgresql://") from None
+        raise SystemExit(f"another process has {path} open; for several replicas use postgresql://") from None
     return lock
+
+
+def keep_private(path: str) -> None:
+    """Let nobody but the owner read the file and what SQLite puts beside it, whoever made them."""
+    Path(path).touch(mode=0o600)  # SQLite gives its other files the mode of this one
+    for name in (path, f"{path}-wal", f"{path}-shm", f"{path}.lock"):
+        with suppress(FileNotFoundError):
+            Path(name).chmod(0o600)
 
 
 def deliver(answers: list[Answer]) -> None:

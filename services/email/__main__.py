@@ -1,5 +1,8 @@
 """The email service: python -m services.email."""
 
+import services.chassis.pid_1  # noqa: F401 - first: it handles SIGTERM
+
+# isort: split
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import connect
 from services.chassis.idempotency import Fingerprints

@@ -1,5 +1,8 @@
 """The parts of the sms service, put together."""
 
+import services.chassis.pid_1  # noqa: F401 - first: it handles SIGTERM
+
+# isort: split
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial

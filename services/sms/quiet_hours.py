@@ -61,7 +61,7 @@ class QuietHours:
         if morning <= start_at - NOTICE:
             return morning
         evening_begin, night = max(day for day in days if day[1] <= asked)
-        evening = max(night - SLACK, evening_begin, now)
+        evening = max(min(night - SLACK, start_at - NOTICE), evening_begin, now)
         return evening if evening < night else max(now, start_at - NOTICE)
 
     def _days(self, around: datetime, recipient: str) -> Iterator[tuple[datetime, datetime]]:

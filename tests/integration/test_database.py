@@ -1,6 +1,7 @@
 """Both databases keep the same promises about a transaction."""
 
 import asyncio
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -179,11 +180,37 @@ async def test_replicas_that_start_together_migrate_once(request: pytest.Fixture
 async def test_a_second_process_may_not_open_the_same_file(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/one.db"
     async with connect(url):
-        with pytest.raises(RuntimeError, match="use postgresql://"):
+        with pytest.raises(SystemExit, match="use postgresql://"):
             async with connect(url):
                 pass
     async with connect(url):
         pass
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+async def test_sqlite_files_are_private_whoever_made_them(tmp_path: Path, umask: int) -> None:
+    folder = tmp_path / "made"
+    before = os.umask(umask)
+    try:
+        for attempt in range(2):
+            async with connect(f"sqlite:///{folder}/one.db") as database:
+                await database.run(rows, "CREATE TABLE IF NOT EXISTS a (id TEXT PRIMARY KEY)")
+                await database.read(rows, "SELECT id FROM a")
+                modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
+                assert set(modes) == {"one.db", "one.db-wal", "one.db-shm", "one.db.lock"}
+                assert set(modes.values()) == {0o600}, attempt
+                assert folder.stat().st_mode & 0o777 == 0o700
+                # As an older version left them, killed.
+                for file in folder.iterdir():
+                    file.chmod(0o644)
+    finally:
+        os.umask(before)
+
+
+async def test_sqlite_in_a_folder_that_exists_leaves_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)  # noqa: ASYNC240 - before there is anything to wait for
+    async with connect(f"sqlite:///{tmp_path}/one.db"):
+        assert tmp_path.stat().st_mode & 0o777 == 0o755  # noqa: ASYNC240 - nothing else runs
 
 
 async def test_a_full_queue_of_writes_refuses_instead_of_growing(tmp_path: Path) -> None:

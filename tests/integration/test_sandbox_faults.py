@@ -41,6 +41,27 @@ async def test_stripes_500_is_replayed_for_its_key(bench: Bench) -> None:
     assert (again.status, again.headers["Idempotent-Replayed"]) == (500, "true")
 
 
+@pytest.mark.parametrize(("status", "times"), [(500, 3), (500, 0), (402, 4), (400, 5)])
+async def test_stored_refusal_asked_again_while_its_fault_lasts_is_replayed_and_in_the_ledger(
+    bench: Bench, status: int, times: int
+) -> None:
+    await bench.fault(provider="stripe", path="POST /v1", kind="status", status=status, stored=True, times=times)
+    answers = [await create(bench, "op-1") for _ in range(3)]
+    other = await bench.stripe("POST", "/v1/payment_intents", "op-1", amount=999, currency="brl")
+
+    assert [answer.status for answer in answers] == [status] * 3
+    assert [answer.headers.get("Idempotent-Replayed") for answer in answers] == [None, "true", "true"]
+    assert len({answer.headers["Original-Request"] for answer in answers}) == 1
+    assert (other.status, other.json["error"]["type"]) == (400, "idempotency_error")
+    entries = await bench.ledger()
+    assert [(entry["status"], entry["outcome"]) for entry in entries[:3]] == [
+        (status, "faulted"),
+        (status, "replayed"),
+        (status, "replayed"),
+    ]
+    assert len(entries) == 4
+
+
 @pytest.mark.parametrize(
     ("provider", "header", "where"),
     [

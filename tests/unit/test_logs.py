@@ -3,8 +3,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
+from typing import TextIO, cast
 
 import pytest
 import structlog
@@ -78,3 +84,53 @@ def test_a_log_that_nobody_reads_any_more_stops_nobodys_work() -> None:
         broken.write("a line\n")
     with suppress(BrokenPipeError):
         broken.close()
+
+
+@pytest.fixture
+def file_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Stand in for a disk with so many bytes left: the kernel takes part of a write, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def limited(size: int) -> Path:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        return tmp_path / "process.log"
+
+    yield limited
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+@pytest.mark.parametrize("mode", ["w", "a"])
+@pytest.mark.parametrize("left", [1, 150, 999, 1_024])
+def test_line_on_a_full_disk_is_whole_or_absent(file_of: Callable[[int], Path], left: int, mode: str) -> None:
+    line = json.dumps({"event": "job", "of": "x" * 80}) + "\n"
+    path = file_of(left)
+    with path.open(mode) as file:
+        output = logs.Unfailing(cast("TextIO", file))
+        for _ in range(20):
+            output.write(line)
+        assert path.read_text() == line * (left // len(line))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+        output.write(line)  # there is room again
+
+    assert path.read_text() == line * (left // len(line) + 1)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "raise ValueError('ana@example.com')",
+        "import threading; t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join()",
+        "from services.chassis import lifecycle; lifecycle.run(lambda _: open('/nowhere/ana@example.com'), settings)",
+    ],
+)
+def test_uncaught_exception_is_one_json_line_without_its_text(failure: str) -> None:
+    setup = "from services.chassis import logs; from types import SimpleNamespace; logs.configure('sms', 'INFO');"
+    setup += "settings = SimpleNamespace(process='SMS', log_level='INFO');"
+    ended = subprocess.run([sys.executable, "-c", f"{setup}{failure}"], capture_output=True, text=True, check=False)
+
+    (line,) = (ended.stdout + ended.stderr).splitlines()
+    assert json.loads(line)["level"] == "critical"
+    assert json.loads(line)["exception"][0] in {"ValueError", "ZeroDivisionError", "FileNotFoundError"}
+    assert "ana@example.com" not in line

@@ -179,7 +179,7 @@ def test_a_reminder_is_sent_by_day_and_in_time_unless_no_such_moment_is_left(
 
     assert now <= allowed <= start
     if allowed != asked and allowed > start - NOTICE:
-        assert allowed == now or by_day(allowed)  # the evening may be closer: the appointment is at night, too
+        assert allowed == now
     if not by_day(allowed):
         in_time = range(max(0, int((start - NOTICE - now).total_seconds() // 60)))
         assert not any(by_day(now + timedelta(minutes=minutes)) for minutes in in_time[::10])
