@@ -122,6 +122,8 @@ TEXT_FATES = {
     "late": "a confirmação chega duas vezes, um dia depois",
     "undelivered": "não entregue (30003)",
     "failed": "falhou (30008)",
+    "suspended": "falhou, conta suspensa (30002)",
+    "unregistered": "falhou, remetente sem registro (30034)",
 }
 
 #: What the page lists for people to try.

@@ -71,6 +71,8 @@ TEXTS = {
     "+5511900000094": Fate("late", (QUEUED, SENT, Step("delivered", {})), twice=True, late=True),
     "+5511900000095": Fate("undelivered", (QUEUED, SENT, Step("undelivered", {"ErrorCode": 30003}))),
     "+5511900000096": Fate("failed", (QUEUED, Step("failed", {"ErrorCode": 30008}))),
+    "+5511900000098": Fate("suspended", (QUEUED, Step("failed", {"ErrorCode": 30002}))),
+    "+5511900000099": Fate("unregistered", (QUEUED, Step("failed", {"ErrorCode": 30034}))),
 }
 NORMAL_TEXT = Fate("delivered", (QUEUED, SENT, Step("delivered", {})))
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.chassis import jobs
+from services.chassis import jobs, pace
 from services.chassis.database import maybe_one, one, rows
-from services.chassis.errors import NotFound
+from services.chassis.errors import CredentialsRefused, NotFound
 from services.chassis.idempotency import Fingerprint
 from services.sms.message import CODE, CODE_USEFUL_MS, CONFIRMATION, REMINDER, Message, milliseconds, moment_of
 from services.sms.provider import Receipt
@@ -21,6 +21,11 @@ from services.sms.segments import size
 from services.sms.twilio_events import StatusEvent
 
 QUEUE = "twilio"
+#: Seconds until the next text is tried after one that Twilio took was refused for our account's sake. Longer than for
+#: credentials that are refused at once: each trial may cost a text.
+ACCOUNT_PAUSE = 600.0
+#: FAILED after all, though it was SENT.
+EVENT_RANKS = {"FAILED": 65}
 
 INSERT = """
     INSERT INTO sms (sms_id, caller, idempotency_key, fingerprint, template, recipient, appointment_id, encoding,
@@ -146,9 +151,9 @@ async def get(sms_id: str) -> Sms:
     return Sms(**row, changes=tuple([Change(**change) for change in await rows(CHANGES, sms_id=sms_id)]))
 
 
-async def advance(sms_id: str, status: str, reason: str = "", detail: str = "") -> bool:
+async def advance(sms_id: str, status: str, reason: str = "", detail: str = "", *, rank: int | None = None) -> bool:
     """Move a text forward; False if it has been there before or is further."""
-    moved = await maybe_one(ADVANCE, sms_id=sms_id, status=status, rank=RANKS[status], reason=reason)
+    moved = await maybe_one(ADVANCE, sms_id=sms_id, status=status, rank=rank or RANKS[status], reason=reason)
     if moved is not None:
         await rows(REMEMBER, sms_id=sms_id, status=status, rank=RANKS[status], detail=detail)
     return moved is not None
@@ -232,6 +237,7 @@ async def _apply(event: StatusEvent) -> tuple[str, str]:
         return "IGNORED_FOREIGN", "no text of ours" if event.status else "nothing here depends on this status"
     sms_id = found["sms_id"]
     learnt = await maybe_one(LEARN, sms_id=sms_id, sid=sid) is not None
-    reason = "PROVIDER_REJECTED" if event.status in {"UNDELIVERED", "SUPPRESSED"} else ""
-    moved = await advance(sms_id, event.status, reason, event.detail)
+    moved = await advance(sms_id, event.status, event.failure_reason, event.detail, rank=EVENT_RANKS.get(event.status))
+    if moved and event.failure_reason == CredentialsRefused.default_reason:
+        await pace.pause(QUEUE, ACCOUNT_PAUSE, event.failure_reason)
     return ("APPLIED", "") if moved or learnt else ("STALE", "")

@@ -4,18 +4,31 @@ Twilio's status callbacks: https://www.twilio.com/docs/messaging/guides/track-ou
 They come in any order, late, and twice.
 """
 
+import re
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
+import structlog
+
+from services.chassis.errors import CredentialsRefused, ExternalServiceError, ProviderRejected, ProviderThrottled
+from services.sms.provider import OptedOut
+from services.sms.twilio_codes import CODES
 from topsmile.common.v1 import common_pb2 as common
 
-#: Who refused, and why, is in the error code; `canceled` and what is received are none of ours.
+#: `canceled` and what is received are none of ours.
 STATUSES = {
     **dict.fromkeys(("accepted", "scheduled", "queued", "sending", "sent"), "SENT"),
     **dict.fromkeys(("delivered", "read"), "DELIVERED"),
     **dict.fromkeys(("failed", "undelivered"), "UNDELIVERED"),
 }
-OPTED_OUT = "21610"
+#: What became of it where the error code says whose doing it was; else UNDELIVERED.
+ENDS: dict[type[ExternalServiceError], str] = {
+    OptedOut: "SUPPRESSED",
+    CredentialsRefused: "FAILED",
+    ProviderThrottled: "FAILED",
+}
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,8 @@ class StatusEvent:
     #: Ours; empty for what nothing here depends on.
     status: str
     detail: str
+    #: An ErrorReason where the status is not good news.
+    failure_reason: str = ""
 
 
 def read(event: common.ProviderEvent) -> StatusEvent | str:
@@ -35,6 +50,8 @@ def read(event: common.ProviderEvent) -> StatusEvent | str:
         form = parse_qs(event.body.decode(), strict_parsing=True, max_num_fields=100)
     except ValueError:  # UnicodeDecodeError too
         return "the body is no form"
+    if any("\0" in value for values in form.values() for value in values):
+        return "the form holds a NUL, which no database keeps"
     query = parse_qs(event.query, max_num_fields=100) if event.query.count("&") < 100 else {}
 
     def first(*names: str) -> str:
@@ -43,6 +60,21 @@ def read(event: common.ProviderEvent) -> StatusEvent | str:
     sid, told, code = first("MessageSid", "SmsSid"), first("MessageStatus", "SmsStatus"), first("ErrorCode")
     if not event.event_id or not sid or not told:
         return "it lacks an event_id, MessageSid or MessageStatus"
-    status = "SUPPRESSED" if code == OPTED_OUT else STATUSES.get(told, "")
+    status, reason = _outcome(STATUSES.get(told, ""), code)
     detail = f"Twilio {code} {first('ErrorMessage')}".strip() if code else ""
-    return StatusEvent(event.event_id, sid, query.get("sms_id", [""])[0], status, detail[:300])
+    return StatusEvent(event.event_id, sid, query.get("sms_id", [""])[0], status, detail[:300], reason)
+
+
+def _outcome(status: str, code: str) -> tuple[str, str]:
+    """Return a text's status and failure_reason: the code tells whose fault it is that it was not delivered."""
+    kind = CODES.get(int(code)) if re.fullmatch("[0-9]{5}", code) else None
+    if kind is OptedOut:
+        status = "UNDELIVERED"  # whatever Twilio calls it
+    if status != "UNDELIVERED":
+        return status, ""
+    if kind is None:
+        log.error("twilio_code.not_known", code=code[:20])
+        kind = ProviderRejected
+    if kind is CredentialsRefused:
+        log.error("twilio_account.refused", code=code)
+    return ENDS.get(kind, status), kind.default_reason

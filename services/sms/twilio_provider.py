@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 from urllib.parse import urlencode, urlsplit
 
+import structlog
 from twilio.base.exceptions import TwilioException
 from twilio.http import AsyncHttpClient
 from twilio.http.response import Response
@@ -20,41 +21,20 @@ from services.chassis.errors import (
     CredentialsRefused,
     ExternalServiceError,
     OutcomeUnknown,
-    ProviderNotFound,
     ProviderRefusedInput,
-    ProviderRejected,
     ProviderThrottled,
 )
 from services.chassis.outbound import Answer, Outbound, retry_after
-from services.sms.provider import OptedOut, Receipt, Text
+from services.sms.provider import Receipt, Text
+from services.sms.twilio_codes import CODES
 
-#: https://www.twilio.com/docs/api/errors; a code goes before its status.
-CODES: Mapping[int, type[ExternalServiceError]] = {
-    20003: CredentialsRefused,
-    20005: CredentialsRefused,  # the account is suspended
-    20404: ProviderNotFound,
-    20429: ProviderThrottled,
-    21211: ProviderRefusedInput,  # not a phone number
-    21212: CredentialsRefused,  # our own number is none: our configuration, as the next ones
-    21408: ProviderRejected,  # not to that country
-    21602: ProviderRefusedInput,  # no body
-    21603: CredentialsRefused,
-    21606: CredentialsRefused,
-    21608: ProviderRejected,  # a trial account texts verified numbers only
-    21609: CredentialsRefused,  # our PUBLIC_URL is none for Twilio
-    21610: OptedOut,
-    21611: ProviderThrottled,  # our number's own queue is full
-    21612: ProviderRejected,  # cannot be reached from our number
-    21614: ProviderRefusedInput,  # not a mobile number
-    21617: ProviderRefusedInput,  # too long
-    21659: CredentialsRefused,
-    21660: CredentialsRefused,
-    **dict.fromkeys(range(35110, 35120), ProviderRefusedInput),
-}
+log = structlog.get_logger()
+
+#: For answers without a code that says more.
 STATUSES: Mapping[int, type[ExternalServiceError]] = {
     401: CredentialsRefused,
     403: CredentialsRefused,
-    404: ProviderNotFound,
+    404: CredentialsRefused,  # no such account: nothing else is named in our URLs
     408: OutcomeUnknown,
     429: ProviderThrottled,
 }
@@ -143,10 +123,11 @@ def refusal(answer: Answer) -> ExternalServiceError:
     said = said if isinstance(said, dict) else {}
     code = said["code"] if isinstance(said.get("code"), int) else 0
     kind = CODES.get(code) or STATUSES.get(answer.status)
-    if kind is None:
-        kind = ProviderRefusedInput if 400 <= answer.status < 500 else OutcomeUnknown
+    if kind is None and 400 <= answer.status < 500:
+        kind = ProviderRefusedInput
+        log.error("twilio_code.not_known", code=code, status=answer.status)
     original = f"Twilio {code or answer.status}: {said.get('message') or said.get('detail') or ''}".removesuffix(": ")
-    error = kind("twilio", original, f"Twilio answered {answer.status}, code {code}")
+    error = (kind or OutcomeUnknown)("twilio", original, f"Twilio answered {answer.status}, code {code}")
     if isinstance(error, ProviderThrottled):
         error.retry_after = retry_after(answer.headers) or THROTTLE_PAUSE
         error.retryable = False  # the whole queue waits, not this text alone

@@ -14,13 +14,13 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from jsonschema import Draft202012Validator
+from structlog.testing import capture_logs
 
 from services.chassis.errors import (
     CredentialsRefused,
     ExternalServiceError,
     NotSent,
     OutcomeUnknown,
-    ProviderNotFound,
     ProviderRefusedInput,
     ProviderRejected,
     ProviderThrottled,
@@ -131,13 +131,19 @@ PROBLEM = {"type": "https://www.twilio.com/docs/errors", "title": "Bad", "status
         *((400, {"code": code}, ProviderRejected) for code in (21408, 21608, 21612)),
         (400, {"code": 21610}, OptedOut),
         (400, {**PROBLEM, "code": 21610}, OptedOut),  # as RFC 9457
-        *((400, {"code": code}, CredentialsRefused) for code in (20003, 21212, 21606, 21609)),
+        *(
+            (400, {"code": code}, CredentialsRefused)
+            for code in (10001, 20003, 20005, 21212, 21606, 21609, 21661, 30034)
+        ),
+        (400, {"code": 21635}, ProviderRefusedInput),
         (401, "<html>", CredentialsRefused),
         (403, {"code": 20403}, CredentialsRefused),
         (400, {"code": 21611}, ProviderThrottled),
         (429, {"code": 20429}, ProviderThrottled),
         (429, "", ProviderThrottled),
-        (404, {"code": 20404}, ProviderNotFound),
+        (404, {"code": 20404}, CredentialsRefused),  # the account is all that its URL names
+        (404, "", CredentialsRefused),
+        (400, {"code": 14107}, ProviderThrottled),
         (400, "[]", ProviderRefusedInput),
         (302, "", OutcomeUnknown),
         (408, "", OutcomeUnknown),
@@ -156,6 +162,16 @@ async def test_each_answer_has_one_meaning(status: int, body: object, meaning: t
     assert type(raised.value) is meaning
     assert TEXT.recipient not in raised.value.message
     assert len(twilio.asked) == 1
+
+
+@pytest.mark.parametrize(("status", "code"), [(400, 99999), (400, 21999), (422, 30999), (400, 0)])
+async def test_a_refusal_that_is_not_in_the_table_is_final_and_an_alarm(status: int, code: int) -> None:
+    with capture_logs() as logs:
+        async with provider(Twilio(status, {"code": code})) as sending:
+            with pytest.raises(ProviderRefusedInput):
+                await sending.send(TEXT)
+
+    assert {"event": "twilio_code.not_known", "code": code, "status": status, "log_level": "error"} in logs
 
 
 async def test_a_429_says_how_long_to_wait() -> None:

@@ -202,6 +202,35 @@ async def test_a_text_is_folded_sent_once_and_told_of(desk: Desk) -> None:
     assert sent["request"]["ValidityPeriod"] == "36000"
 
 
+@pytest.mark.parametrize("to_code", ["30002", "30034", "30024", "20003"])
+async def test_a_text_that_fails_for_our_account_s_sake_pauses_the_queue(desk: Desk, to_code: str) -> None:
+    first = (await desk.stub.SendSms(custom("first"))).sms
+    sms = await desk.becomes(first.sms_id, "SENT")
+    result = await desk.callback(sms, "failed", event_id="e1", ErrorCode=to_code)
+    waiting = (await desk.stub.SendSms(custom("second"))).sms
+    await asyncio.sleep(0.7)
+    held = await desk.texts(waiting.recipient)
+    failed = await desk.get(sms.sms_id)
+    desk.later(seconds=601)
+    await desk.becomes(waiting.sms_id, "SENT")
+
+    assert result.outcome == common.EVENT_OUTCOME_APPLIED
+    assert (failed.status, failed.failure_reason) == (common.MESSAGE_STATUS_FAILED, "PROVIDER_CREDENTIALS")
+    assert failed.history[-1].detail == f"Twilio {to_code}"
+    assert held == []
+
+
+@pytest.mark.parametrize("code", ["30003", "30006", "30999"])
+async def test_a_text_that_fails_for_the_recipient_s_sake_pauses_nothing(desk: Desk, code: str) -> None:
+    first = (await desk.stub.SendSms(custom("first"))).sms
+    sms = await desk.becomes(first.sms_id, "SENT")
+    await desk.callback(sms, "undelivered", event_id="e1", ErrorCode=code)
+    second = (await desk.stub.SendSms(custom("second"))).sms
+    await desk.becomes(second.sms_id, "SENT")
+
+    assert (await desk.get(sms.sms_id)).status == common.MESSAGE_STATUS_UNDELIVERED
+
+
 async def test_accents_are_kept_where_that_is_asked_for(desk: Desk) -> None:
     request = custom(body="Olá, não esqueça", keep_accents=True)
     sms = (await desk.stub.SendSms(request)).sms

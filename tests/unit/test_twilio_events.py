@@ -3,6 +3,7 @@
 from urllib.parse import urlencode
 
 import pytest
+from structlog.testing import capture_logs
 
 from services.sms.twilio_events import StatusEvent, read
 from topsmile.common.v1 import common_pb2 as common
@@ -14,24 +15,50 @@ def event(query: str = "sms_id=sms_1&attempt=2", **form: str) -> common.Provider
 
 
 @pytest.mark.parametrize(
-    ("told", "code", "status"),
+    ("told", "code", "status", "reason"),
     [
-        ("accepted", "", "SENT"),
-        ("queued", "", "SENT"),
-        ("sent", "", "SENT"),
-        ("delivered", "", "DELIVERED"),
-        ("read", "", "DELIVERED"),
-        ("undelivered", "30003", "UNDELIVERED"),
-        ("failed", "30008", "UNDELIVERED"),
-        ("failed", "21610", "SUPPRESSED"),
-        ("received", "", ""),
-        ("canceled", "", ""),
+        ("accepted", "", "SENT", ""),
+        ("queued", "", "SENT", ""),
+        ("sent", "", "SENT", ""),
+        ("delivered", "", "DELIVERED", ""),
+        ("read", "", "DELIVERED", ""),
+        ("undelivered", "30003", "UNDELIVERED", "PROVIDER_REJECTED"),
+        ("undelivered", "30005", "UNDELIVERED", "PROVIDER_REFUSED_INPUT"),
+        ("failed", "30008", "UNDELIVERED", "PROVIDER_REJECTED"),
+        ("failed", "30006", "UNDELIVERED", "PROVIDER_REFUSED_INPUT"),
+        ("failed", "21610", "SUPPRESSED", "PROVIDER_REJECTED"),
+        ("failed", "30001", "FAILED", "THROTTLED"),
+        ("received", "", "", ""),
+        ("canceled", "", "", ""),
     ],
 )
-def test_twilio_s_words_become_ours(told: str, code: str, status: str) -> None:
+def test_twilio_s_words_become_ours(told: str, code: str, status: str, reason: str) -> None:
     got = read(event(MessageStatus=told, ErrorCode=code))
 
-    assert got == StatusEvent("e1", "SM1", "sms_1", status, f"Twilio {code}" if code else "")
+    assert got == StatusEvent("e1", "SM1", "sms_1", status, f"Twilio {code}" if code else "", reason)
+
+
+@pytest.mark.parametrize("told", ["failed", "undelivered"])
+@pytest.mark.parametrize(
+    "code", ["10001", "20003", "20005", "20403", "21606", "21659", "21660", "21661", "30002", "30024", "30034"]
+)
+def test_a_fault_of_our_account_is_not_the_recipient_s(told: str, code: str) -> None:
+    with capture_logs() as logs:
+        got = read(event(MessageStatus=told, ErrorCode=code))
+
+    assert isinstance(got, StatusEvent)
+    assert (got.status, got.failure_reason) == ("FAILED", "PROVIDER_CREDENTIALS")
+    assert logs == [{"event": "twilio_account.refused", "code": code, "log_level": "error"}]
+
+
+@pytest.mark.parametrize("code", ["30999", "63999", "1", "abc", "\N{FULLWIDTH DIGIT THREE}0003", "9" * 50])
+def test_a_code_that_is_not_in_the_table_is_final_and_an_alarm(code: str) -> None:
+    with capture_logs() as logs:
+        got = read(event(MessageStatus="undelivered", ErrorCode=code))
+
+    assert isinstance(got, StatusEvent)
+    assert (got.status, got.failure_reason) == ("UNDELIVERED", "PROVIDER_REJECTED")
+    assert logs == [{"event": "twilio_code.not_known", "code": code[:20], "log_level": "error"}]
 
 
 def test_an_older_callback_says_the_same_in_older_fields() -> None:
@@ -41,7 +68,19 @@ def test_an_older_callback_says_the_same_in_older_fields() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"\xff\xfe", b"null", b"[]", b"MessageSid=SM1", b"MessageStatus=sent", b"&&&", b"a=1&" * 200]
+    "body",
+    [
+        b"",
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b"MessageSid=SM1",
+        b"MessageStatus=sent",
+        b"&&&",
+        b"a=1&" * 200,
+        b"MessageSid=SM%00&MessageStatus=sent",
+        b"MessageSid=SM1&MessageStatus=failed&ErrorMessage=%00",
+    ],
 )
 def test_what_is_no_callback_is_rejected_with_the_reason(body: bytes) -> None:
     assert isinstance(read(common.ProviderEvent(event_id="e1", body=body)), str)

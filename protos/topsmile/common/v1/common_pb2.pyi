@@ -134,7 +134,7 @@ class _MessageStatusEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_MessageS
     start, others for 24 hours). Final.
     """
     MESSAGE_STATUS_FAILED: _MessageStatus.ValueType  # 15
-    """Not sent: refused for good, see failure_reason. Final."""
+    """Not sent: refused for good, see failure_reason. Final, unless the provider reports its delivery after all."""
 
 class MessageStatus(_MessageStatus, metaclass=_MessageStatusEnumTypeWrapper):
     """Where a message (an email or a text) stands. A message moves forward only: CANCELED, EXPIRED and FAILED end what was
@@ -176,7 +176,7 @@ MESSAGE_STATUS_EXPIRED: MessageStatus.ValueType  # 14
 start, others for 24 hours). Final.
 """
 MESSAGE_STATUS_FAILED: MessageStatus.ValueType  # 15
-"""Not sent: refused for good, see failure_reason. Final."""
+"""Not sent: refused for good, see failure_reason. Final, unless the provider reports its delivery after all."""
 
 class _EventOutcome:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -260,7 +260,7 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     """
     ERROR_REASON_PROVIDER_CREDENTIALS: _ErrorReason.ValueType  # 14
     """UNAVAILABLE: the provider refuses our credentials or our account; an operator has been alarmed. Stored work is kept
-    and goes on after.
+    and goes on after; a text that the provider had taken by then is FAILED.
     """
     ERROR_REASON_PROVIDER_REJECTED: _ErrorReason.ValueType  # 15
     """FAILED_PRECONDITION: the provider said no for a reason that repeating does not change."""
@@ -337,7 +337,7 @@ message: it could not be found out either.
 """
 ERROR_REASON_PROVIDER_CREDENTIALS: ErrorReason.ValueType  # 14
 """UNAVAILABLE: the provider refuses our credentials or our account; an operator has been alarmed. Stored work is kept
-and goes on after.
+and goes on after; a text that the provider had taken by then is FAILED.
 """
 ERROR_REASON_PROVIDER_REJECTED: ErrorReason.ValueType  # 15
 """FAILED_PRECONDITION: the provider said no for a reason that repeating does not change."""
