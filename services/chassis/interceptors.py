@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, Protocol, TypeAlias, cast
+from functools import cache, cached_property, partial
+from typing import Any, NoReturn, Protocol, TypeAlias, cast
 
 import grpc
 import limits
@@ -36,13 +37,18 @@ from services.chassis.violations import Rule
 DEFAULT_DEADLINE = 10.0  # seconds, for unary calls of callers that set none
 MARGIN = 0.05  # what the answer needs for its way back
 MEANINGFUL_WORK = 0.05
+STREAMS_AGAIN = 5.0  # seconds after which a refused stream may be tried again
 #: Those of a certificate's names that may be a caller's: not its addresses, and not its subject.
 PEER_NAMES = ("peer_dns", "peer_uri")
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
-SHED = to_status(Throttled("too many RPCs are running", reason="SHEDDING", retry_after=1.0))
-SHED_TRAILERS = ((DETAILS_KEY, SHED.SerializeToString()),)
+#: Seconds for a request's one message to arrive whole, and calls that may wait for theirs at the same time.
+ARRIVAL, ARRIVING = 10.0, 2_000
+
+SHED = Throttled("too many RPCs are running", reason="SHEDDING", retry_after=1.0)
+LATE = DeadlineExceeded("the request must arrive whole within its time")
+ABSENT = InvalidRequest([Rule.MALFORMED_MESSAGE.at("")])
 
 log = structlog.get_logger()
 
@@ -86,9 +92,13 @@ class Interceptors:
     Once: gRPC's own interceptors are asked, and a handler made, at every call. Requests are parsed inside of them.
     """
 
-    def __init__(self, server: grpc.aio.Server, interceptors: Sequence[Interceptor]) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, interceptors: Sequence[Interceptor], *, arrival: float = ARRIVAL
+    ) -> None:
         self._server = server
         self._interceptors = interceptors
+        self._arrival = arrival
+        self._arriving = 0
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         around = {name: self._around(f"/{service}/{name}", handler) for name, handler in handlers.items()}
@@ -98,23 +108,53 @@ class Interceptors:
         """Not needed: generated code adds each method in the other way too."""
 
     def _around(self, method: str, handler: Handler) -> Handler:
-        make, behaviour, answer = {
-            (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary, _answer),
-            (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream, _stream),
-            (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary, _answer),
-            (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream, _stream),
-        }[handler.request_streaming, handler.response_streaming]
+        behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        make, answer = (
+            (grpc.stream_stream_rpc_method_handler, _stream)
+            if handler.response_streaming
+            else (grpc.stream_unary_rpc_method_handler, _answer)
+        )
         proceed: Proceed = partial(answer, behaviour)
         for interceptor in reversed(self._interceptors):
             proceed = partial(interceptor.around, proceed=proceed)
 
-        async def intercepted(request: Any, rpc: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:
+        # To gRPC every request is a stream: for the one message of a unary request it would wait for ever.
+        async def intercepted(requests: Any, rpc: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:
+            request = requests if handler.request_streaming else await self._receive(rpc)
             call = Call(method, handler, request, rpc)
             await proceed(call)
             return call.response
 
         # gRPC answers UNKNOWN where bytes cannot be parsed or an answer cannot be serialised, so we do both ourselves.
         return make(intercepted, handler.request_deserializer if handler.request_streaming else None, None)
+
+    async def _receive(self, rpc: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        """Wait for a request's message, before anything is counted or begun."""
+        if self._arriving >= ARRIVING:
+            await refuse(rpc, SHED)
+        self._arriving += 1
+        try:
+            async with asyncio.timeout(self._arrival):
+                request = await rpc.read()
+        except TimeoutError:
+            await refuse(rpc, LATE)
+        finally:
+            self._arriving -= 1
+        if request is grpc.aio.EOF:
+            await refuse(rpc, ABSENT)
+        return request
+
+
+async def refuse(rpc: grpc.aio.ServicerContext[Any, Any], error: ServiceError) -> NoReturn:
+    """Refuse a call of which nothing has begun, at the least cost: no log line, and the details made once."""
+    metrics.rpcs_shed_total.labels(error.reason).inc()
+    await rpc.abort(error.code, error.message, trailers_of(error))
+    raise AssertionError("abort raises")
+
+
+@cache
+def trailers_of(error: ServiceError) -> tuple[tuple[str, bytes], ...]:
+    return ((DETAILS_KEY, to_status(error).SerializeToString()),)
 
 
 async def _answer(behaviour: Any, call: Call) -> None:
@@ -146,7 +186,7 @@ def _serialised(response: Any, handler: Handler) -> bytes:
 
 class Shedding:
     """
-    Refuse early, rather than serve everybody late, above so many RPCs at once.
+    Refuse early, rather than serve everybody late, above so many unary RPCs at once.
 
     No log line, no caller, no parsing: at ten times too much load, what refusals cost is what is missing for the rest.
     """
@@ -156,12 +196,11 @@ class Shedding:
         self._running = 0
 
     async def around(self, call: Call, proceed: Proceed) -> None:
-        if call.health:
+        if call.health or call.streaming:
             await proceed(call)
             return
         if self._running >= self._at_once:
-            metrics.rpcs_shed_total.labels("SHEDDING").inc()
-            await call.rpc.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, SHED.message, SHED_TRAILERS)
+            await refuse(call.rpc, SHED)
         self._running += 1
         metrics.rpcs_running.set(self._running)
         try:
@@ -255,6 +294,42 @@ class Authentication:
             context.scopes.set(caller.scopes)
             authentication.require(caller, scope)
         await proceed(call)
+
+
+class Streams:
+    """
+    Bound the streams that are open, all together and those of one caller, so that one caller does not take them all.
+
+    Health watches need no token: they are counted apart, and by connection.
+    """
+
+    def __init__(self, at_once: int, each: int, each_health: int) -> None:
+        self._at_once = at_once
+        self._each = {False: each, True: each_health}
+        self._open: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
+
+    async def around(self, call: Call, proceed: Proceed) -> None:
+        if not call.streaming:
+            await proceed(call)
+            return
+        counted, caller = self._open[call.health], call.rpc.peer() if call.health else context.caller.get()
+        if counted[caller] >= self._each[call.health]:
+            self._refuse("THROTTLED", f"{caller} may have {self._each[call.health]} streams open")
+        if counted.total() >= self._at_once:
+            self._refuse("SHEDDING", "too many streams are open")
+        counted[caller] += 1
+        metrics.streams_open.inc()
+        try:
+            await proceed(call)
+        finally:
+            metrics.streams_open.dec()
+            counted[caller] -= 1
+            if not counted[caller]:
+                del counted[caller]
+
+    def _refuse(self, reason: str, message: str) -> None:
+        metrics.rpcs_shed_total.labels(reason).inc()
+        raise Throttled(message, reason=reason, retry_after=STREAMS_AGAIN)
 
 
 class Quota:

@@ -9,7 +9,8 @@ from prometheus_client import Counter, Gauge, Histogram
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 rpc_seconds = Histogram("topsmile_rpc_seconds", "RPCs answered", ["method", "code"], buckets=SECONDS)
-rpcs_running = Gauge("topsmile_rpcs_running", "RPCs that run now, streams included")
+rpcs_running = Gauge("topsmile_rpcs_running", "Unary RPCs that run now")
+streams_open = Gauge("topsmile_streams_open", "Streams that are open now, health watches included")
 rpcs_shed_total = Counter(
     "topsmile_rpcs_shed_total", "RPCs refused because too many ran or one caller sent too many", ["reason"]
 )

@@ -28,10 +28,21 @@ OPTIONS = (
     # Clients may ping every 20 s, also between calls, before they are sent away.
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_concurrent_streams", 256),
+    # Without this the server refuses calls that a client begins just as its others end, which its limit allows.
+    ("grpc.http.overload_protection", 0),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    # A client that connects anew resolves its target anew, and so finds replicas that were added. Streams that are
+    # still open after the grace end with UNAVAILABLE.
+    ("grpc.max_connection_age_ms", 600_000),
+    ("grpc.max_connection_age_grace_ms", 60_000),
 )
 
-#: RPCs that run together. What waits longer than their time is better refused: its caller can go elsewhere, or wait.
+#: Unary RPCs that run together. More would wait longer than their time: their callers can go elsewhere, or wait.
 AT_ONCE = 200
+#: Streams that are open together, of one caller, and health watches of one connection.
+STREAMS, STREAMS_EACH, HEALTH_EACH = 1_000, 200, 10
 
 log = structlog.get_logger()
 
@@ -53,6 +64,7 @@ def around_every_rpc(settings: ProcessSettings) -> list[interceptors.Interceptor
         interceptors.Telling(),  # outside of Errors: it tells the status that the caller sees
         interceptors.Errors(),  # outside of all that may refuse, so that refusals carry details too
         interceptors.Authentication(Doorkeeper(settings.auth_tokens)),  # before the quota, which is by caller
+        interceptors.Streams(STREAMS, STREAMS_EACH, HEALTH_EACH),  # by caller, too
         interceptors.Quota(settings.caller_limit),
         interceptors.Deadline(),  # innermost: nobody's time is spent on the others
     ]

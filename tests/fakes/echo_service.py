@@ -31,6 +31,7 @@ class EchoServicer:
         self.fail_with: Exception | None = None
         self.answer_with: Any = None
         self.linger = 0.0
+        self.beat = 0.01  #: Seconds between two answers of a watch.
         self.closed_streams = 0
         self.running = 0
 
@@ -53,7 +54,7 @@ class EchoServicer:
                 raise self.fail_with
             while True:
                 yield StringValue(value=json.dumps(self._known()))
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(self.beat)
         finally:
             self.running -= 1
             self.closed_streams += 1
