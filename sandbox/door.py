@@ -5,6 +5,7 @@ A provider is a table of routes, each a function (db, call) -> Answer that runs 
 """
 
 import asyncio
+import json
 import socket
 import sqlite3
 import struct
@@ -118,7 +119,9 @@ class Door:
             answer = handler(db, call)
             ledger.write(db, provider.name, call, answer, None if fault is None else fault.kind)
         self._sender.wake()
-        if fault is not None and fault.kind != "delay":
+        if fault is not None and fault.kind == "alter" and answer.status == 200:
+            answer.body = json.dumps({**json.loads(answer.body), **(fault.fields or {})}).encode()
+        elif fault is not None and fault.kind not in {"delay", "alter"}:
             return _interfered(answer, fault)
         if answer.silent:
             return CutShort(None, hold=answer.hold)

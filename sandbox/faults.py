@@ -8,7 +8,7 @@ from typing import Any
 PROVIDERS = ("stripe", "sendgrid", "twilio")
 #: What strikes before anything is done, and after the work is committed.
 BEFORE = ("status", "throttle", "reset")
-REQUESTS = ("status", "throttle", "delay", "reset", "hang_after_accepting", "truncate")
+REQUESTS = ("status", "throttle", "delay", "reset", "hang_after_accepting", "truncate", "alter")
 WEBHOOKS = ("duplicate", "reorder", "drop")
 
 
@@ -25,6 +25,8 @@ class Fault:
     message: str | None = None
     #: A reset strikes after the work is committed instead of before it.
     after: bool = False
+    #: Of `alter`: what an answer of 200 has instead, by the names of its outermost fields; null takes a field's value.
+    fields: dict[str, Any] | None = None
     #: Stripe only: the answer is kept under the idempotency key and replayed. Stripe does so with a 500, which its API
     #: made, and not with a 502 or 503, which never reached it.
     stored: bool = False
@@ -57,6 +59,8 @@ def from_json(content: dict[str, Any]) -> tuple[str, str, int, Fault]:
         raise ValueError("status: 200 to 599")
     stored = bool(options.pop("stored", kind == "status" and status == 500))
     seconds = float(options.pop("seconds", Fault.seconds))
+    if not isinstance(options.get("fields", {}), dict):
+        raise TypeError("fields: an object")
     for name in ("code", "message", "retry_after"):
         if options.get(name) is not None:
             options[name] = str(options[name])

@@ -197,6 +197,7 @@ class OutcomeUnknown(ExternalServiceError, Unavailable):
     default_reason = "OUTCOME_UNKNOWN"
     definite = False
     provider_fault = True
+    kept: bool = False  #: The provider stores this answer and repeats it for the same key.
 
 
 class CredentialsRefused(ExternalServiceError, Unavailable):

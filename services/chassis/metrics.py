@@ -21,6 +21,9 @@ http_seconds = Histogram("topsmile_http_seconds", "How long they took", ["route"
 outbound_seconds = Histogram(
     "topsmile_outbound_seconds", "Calls to a provider", ["service", "outcome"], buckets=SECONDS
 )
+provider_unexpected_total = Counter(
+    "topsmile_provider_unexpected_total", "Answers and events that fit no documented form", ["service", "what"]
+)
 breaker_state = Gauge("topsmile_breaker_state", "0 closed, 1 half open, 2 open", ["target"])
 
 jobs_total = Counter("topsmile_jobs_total", "Jobs run, by what came of it", ["queue", "outcome"])

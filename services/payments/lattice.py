@@ -68,7 +68,9 @@ def moved(before: pb.Payment, standing: Standing, *, confirmed: bool, now: int) 
     after = pb.Payment()
     after.CopyFrom(before)
     ended = standing.ran_out or (standing.status == "CANCELED" and _ran_out(before, now))
-    status = "EXPIRED" if confirmed and ended else standing.status
+    status: str = "EXPIRED" if confirmed and ended else standing.status
+    if status == "UNKNOWN":
+        status = status_of(before)
     after.status = pb.PaymentStatus.Value(PREFIX + status)
     after.stripe_payment_intent_id = standing.intent_id
     after.amount_captured.amount_minor = standing.captured_minor
@@ -133,10 +135,11 @@ def _tell_step(after: pb.Payment, standing: Standing, *, confirmed: bool) -> Non
     step = standing.step
     if step is None or standing.status != "AWAITING_CUSTOMER":
         return
-    after.expires_time.FromSeconds(step.expires_at)
     if confirmed and step.method == "PIX":
         after.pix.text, after.pix.image_url = step.text, step.url
-        after.pix.expires_time.FromSeconds(step.expires_at)
     elif confirmed:
         after.boleto.line, after.boleto.url = step.text, step.url
-        after.boleto.expires_time.FromSeconds(step.expires_at)
+    if step.expires_at:
+        after.expires_time.FromSeconds(step.expires_at)
+    if step.expires_at and confirmed:
+        (after.pix if step.method == "PIX" else after.boleto).expires_time.FromSeconds(step.expires_at)

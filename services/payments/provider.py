@@ -10,8 +10,17 @@ TEXT_AT_MOST = 4096
 #: The last second of the year 9999.
 LAST_SECOND = 253_402_300_799
 
+#: UNKNOWN: the provider has a status that we do not know; the payment stays as it stood, and is read again later.
 Status = Literal[
-    "AWAITING_METHOD", "AWAITING_CUSTOMER", "PROCESSING", "AUTHORIZED", "SUCCEEDED", "CANCELED", "FAILED", "EXPIRED"
+    "AWAITING_METHOD",
+    "AWAITING_CUSTOMER",
+    "PROCESSING",
+    "AUTHORIZED",
+    "SUCCEEDED",
+    "CANCELED",
+    "FAILED",
+    "EXPIRED",
+    "UNKNOWN",
 ]
 
 
@@ -23,7 +32,7 @@ class Decline:
 
 @dataclass(frozen=True)
 class Step:
-    """What the payer has to do: `text` is the Pix code or the boleto's line."""
+    """What the payer has to do: `text` is the Pix code or the boleto's line. Empty and 0: the provider did not say."""
 
     method: Literal["PIX", "BOLETO"]
     text: str
@@ -69,8 +78,9 @@ class Standing:
 
 class Provider(Protocol):
     """
-    All raise ServiceErrors. ProviderRejected and ProviderRefusedInput are answers for good; with OutcomeUnknown, or any
-    error that is not `definite`, the payment may have been made: repeat with the same key.
+    All raise ServiceErrors. ProviderRejected and ProviderRefusedInput are answers for good, and readings never raise
+    them. With OutcomeUnknown, or any error that is not `definite`, the payment may have been made: repeat with the same
+    key. An OutcomeUnknown that is `kept` will be repeated by the provider: read instead.
     """
 
     def prepare(self, payment_id: str, order: Order) -> bytes:

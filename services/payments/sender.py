@@ -1,5 +1,6 @@
 """The jobs of Stripe's queue: creating a payment, reading again how one stands, giving up what nobody pays."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import structlog
@@ -27,10 +28,13 @@ from topsmile.payments.v1 import payments_pb2 as pb
 ACT = 8.0
 #: Stripe keeps a key for 24 hours; a payment of unknown outcome is looked for after that, and never sent again.
 KEY_KEPT = 23 * 3600 * 1000
-log = structlog.get_logger()
+#: Milliseconds after which a payment is refused for good when Stripe repeats a stored failure and has no such payment.
+SETTLED_AFTER = 120_000
+#: Seconds around an attempt in which its payment is looked for: how long a claim may try, and what our clock and
+#: Stripe's may differ by. On a busy account each second more is a page more.
+ATTEMPT, CLOCKS_APART = 10, 15
 
-#: Seconds before and after the life of a job in which its payment is looked for: the clocks are not the same.
-CLOCKS_APART = 300
+log = structlog.get_logger()
 
 
 class Sender:
@@ -61,26 +65,51 @@ class Sender:
         return Done.storing(learning.created, payment_id, standing, job.claims > 1)
 
     async def _create(self, payment_id: str, job: Job, begin_act: BeginAct) -> Standing:
+        age = 0
         if job.claims > 1:
             stored = await self._database.read(store.get, payment_id)
+            age = stored.now - job.created_at
             if stored.intent_id:  # an event has told it
                 return await self._retrieve(stored.intent_id)
-            if job.unsure and stored.now - job.created_at > KEY_KEPT:
-                return await self._look_for(payment_id, job.created_at / 1000, stored.now / 1000)
+            if job.unsure and age > KEY_KEPT:
+                return await self._found(
+                    payment_id, job, "never reached stripe, and is too old to be sent: use a new key"
+                )
             # UNKNOWN after a lost answer; else whatever was known is over: this try is under way.
             outcome = pb.ATTEMPT_OUTCOME_UNKNOWN if job.unsure else pb.ATTEMPT_OUTCOME_UNSPECIFIED
             await self._database.run(store.attempted, payment_id, outcome)
+            await self._database.run(store.note_attempt, payment_id)
         await begin_act(ACT)
-        return await self._post(job.payload, payment_id)
+        try:
+            return await self._post(job, payment_id)
+        except OutcomeUnknown as error:
+            if not error.kept:
+                raise
+            try:
+                return await self._found(payment_id, job, "failed at stripe, which made no payment: use a new key")
+            except ServiceError as unread:
+                if age > SETTLED_AFTER and isinstance(unread, ProviderRejected):
+                    raise
+                raise error from unread
 
-    async def _post(self, prepared: bytes, payment_id: str) -> Standing:
+    async def _post(self, job: Job, payment_id: str) -> Standing:
         """Send until it is answered or time is up: under one key, that is safe even where an answer was lost."""
-        lost = False
+        lost, repeated = False, job.unsure
+
+        async def create() -> Standing:
+            nonlocal repeated
+            try:
+                return await self._provider.create(job.payload, f"{payment_id}-create")
+            except OutcomeUnknown as error:
+                # One key counts once: what it meets again says nothing about other payments.
+                error.provider_fault = error.provider_fault and not repeated
+                repeated = True
+                raise
 
         async def once() -> Standing:
             nonlocal lost
             try:
-                return await self._breaker.call(self._provider.create, prepared, f"{payment_id}-create")
+                return await self._breaker.call(create)
             except ServiceError as error:
                 lost = lost or not error.definite
                 error.definite = not lost
@@ -88,13 +117,14 @@ class Sender:
 
         return await self._retry.call(once, also=lambda error: isinstance(error, OutcomeUnknown | ProviderBusy))
 
-    async def _look_for(self, payment_id: str, since: float, until: float) -> Standing:
-        found = await self._retry.call(
-            self._breaker.call, self._provider.find, payment_id, since - CLOCKS_APART, until + CLOCKS_APART
-        )
-        if found is None:
-            raise ProviderRejected("stripe", None, "never reached stripe, and is too old to be sent: use a new key")
-        return found
+    async def _found(self, payment_id: str, job: Job, otherwise: str) -> Standing:
+        """Look for a payment around each attempt to create it; ProviderRejected: there is none."""
+        attempts = [job.created_at // 1000, *await self._database.read(store.attempts, payment_id)]
+        for since, until in windows(attempts):
+            found = await self._retry.call(self._breaker.call, self._provider.find, payment_id, since, until)
+            if found is not None:
+                return found
+        raise ProviderRejected("stripe", None, otherwise)
 
     async def _read(self, payment_id: str, job: Job, *, scheduled: bool) -> Outcome:
         before, excluded = await self._database.run(store.begin_reading, payment_id)
@@ -130,3 +160,14 @@ class Sender:
 
 def _words(money: common.Money) -> str:
     return f"{money.amount_minor} {money.currency}"
+
+
+def windows(attempts: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the times, in epoch seconds, in which something asked for at these may have been made: each once."""
+    merged: list[tuple[int, int]] = []
+    for attempt in sorted(attempts):
+        since, until = attempt - CLOCKS_APART, attempt + ATTEMPT + CLOCKS_APART
+        if merged and since <= merged[-1][1]:
+            since = merged.pop()[0]
+        merged.append((since, until))
+    return merged

@@ -49,6 +49,8 @@ SAVE = """
         refusal = :refusal, record = :record, version = version + 1
     WHERE payment_id = :payment_id
 """
+NOTE_ATTEMPT = "UPDATE payment SET attempts = attempts || ' ' || now_ms() / 1000 WHERE payment_id = :payment_id"
+ATTEMPTS = "SELECT attempts FROM payment WHERE payment_id = :payment_id"
 # One waiting refresh is enough for any number of reports; it stops waiting before it asks.
 ASK_REFRESH = """
     UPDATE payment SET refreshes = refreshes + 1, refresh_waiting = 1
@@ -210,6 +212,16 @@ async def attempted(payment_id: str, outcome: pb.AttemptOutcome.ValueType) -> No
     if outcome == pb.ATTEMPT_OUTCOME_UNKNOWN and before.rank == 0:
         after.status = pb.PAYMENT_STATUS_UNKNOWN
     await save(before, after)
+
+
+async def note_attempt(payment_id: str) -> None:
+    """Store that the provider is about to be asked again."""
+    await rows(NOTE_ATTEMPT, payment_id=payment_id)
+
+
+async def attempts(payment_id: str) -> list[int]:
+    """Return the epoch seconds that `note_attempt` stored."""
+    return [int(second) for second in (await one(ATTEMPTS, payment_id=payment_id))["attempts"].split()]
 
 
 async def ask_refresh(payment_id: str, intent_id: str = "") -> None:

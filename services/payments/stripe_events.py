@@ -71,7 +71,9 @@ def _subject(body: dict[str, Any]) -> Reading:
         return Hint(_id(related["id"])) if related.get("type") == "payment_intent" else foreign("of no payment")
     if not str(body["type"]).startswith("payment_intent."):
         return foreign("of a type that nothing here depends on")
-    return standing_of(body["data"]["object"], at=int(body["created"]))
+    intent = body["data"]["object"]
+    standing = standing_of(intent, at=int(body["created"]))
+    return standing if standing.status != "UNKNOWN" else Hint(_id(intent["id"]), _ours(intent))
 
 
 def _hint(body: dict[str, Any], unreadable: str) -> Hint | None:

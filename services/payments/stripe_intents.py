@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import structlog
+
+from services.chassis import metrics
 from services.payments.provider import Decline, Standing, Status, Step
 
 OURS = "topsmile_payment_id"
@@ -22,20 +25,30 @@ ACTIONS: dict[str, tuple[Literal["PIX", "BOLETO"], str, str]] = {
     "pix_display_qr_code": ("PIX", "data", "image_url_png"),
     "boleto_display_details": ("BOLETO", "number", "hosted_voucher_url"),
 }
+#: Where the charge behind the PaymentIntent is the one that pays it, and no failed try.
+PAYING = ("processing", "requires_capture", "succeeded")
 RAN_OUT = "payment_intent_payment_attempt_expired"
 
 
+log = structlog.get_logger()
+
+
 def standing_of(intent: Mapping[str, Any], at: int | None = None) -> Standing:
-    """LookupError, TypeError, ValueError or AttributeError where it is no PaymentIntent as Stripe documents it."""
+    """
+    Read a PaymentIntent. Every field that Stripe's SDK types as optional may be null or absent.
+
+    A status that is not known here becomes UNKNOWN and an alarm. Raises LookupError, TypeError, ValueError or
+    AttributeError where it is no PaymentIntent as Stripe documents it.
+    """
     error = intent.get("last_payment_error") or {}
     step = _step(intent.get("next_action") or {})
     return Standing(
         intent_id=_text(intent["id"]),
-        payment_id=_text((intent.get("metadata") or {}).get(OURS, "")),
-        status=STATUSES[intent["status"]],
-        amount_minor=int(intent["amount"]),
+        payment_id=_text((intent.get("metadata") or {}).get(OURS) or ""),
+        status=_status(intent),
+        amount_minor=_integer(intent["amount"]),
         currency=_text(intent["currency"]).upper(),
-        captured_minor=int(intent.get("amount_received") or 0),
+        captured_minor=_integer(intent.get("amount_received") or 0),
         livemode=intent["livemode"] is True,
         client_secret=_text(intent.get("client_secret") or ""),
         method=step.method if step else _method(intent),
@@ -50,10 +63,31 @@ def decline_of(error: Mapping[str, Any]) -> Decline:
     return Decline(_text(error.get("decline_code") or error.get("code") or ""), _text(error.get("advice_code") or ""))
 
 
+def unexpected(what: str, **more: object) -> None:
+    """Raise the alarm about something that Stripe does not document, or that its SDK does not know yet."""
+    metrics.provider_unexpected_total.labels("stripe", what).inc()
+    log.warning("provider.unexpected", service="stripe", what=what, **more)
+
+
+def _status(intent: Mapping[str, Any]) -> Status:
+    text = _text(intent["status"])
+    if text not in STATUSES:
+        unexpected("payment_intent_status", status=text[:60], payment_intent=_text(intent["id"]))
+    return STATUSES.get(text, "UNKNOWN")
+
+
 def _method(intent: Mapping[str, Any]) -> str:
-    """Name what it is paid with, where only one is offered; of several, a bare PaymentIntent does not say which."""
+    """
+    Name what it is paid with: the charge says so, where it was read along.
+
+    Without the charge it is known only where a single method is offered.
+    """
+    charge = intent.get("latest_charge")
+    details = charge.get("payment_method_details") if isinstance(charge, Mapping) else None
+    if details and intent["status"] in PAYING:
+        return METHODS.get(details.get("type"), "OTHER")
     offered = intent.get("payment_method_types") or []
-    chosen = intent.get("payment_method") or intent.get("latest_charge")
+    chosen = intent.get("payment_method") or charge
     return METHODS.get(offered[0], "OTHER") if chosen and len(offered) == 1 else ""
 
 
@@ -63,7 +97,15 @@ def _step(action: Mapping[str, Any]) -> Step | None:
     if kind is None or not shown:
         return None
     method, text, url = ACTIONS[kind]
-    return Step(method, _text(shown[text]), _text(shown[url]), int(shown["expires_at"]))
+    return Step(
+        method, _text(shown.get(text) or ""), _text(shown.get(url) or ""), _integer(shown.get("expires_at") or 0)
+    )
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{type(value).__name__} where Stripe has a whole number")
+    return value
 
 
 def _text(value: object) -> str:

@@ -28,11 +28,11 @@ from services.chassis.violations import Rule
 from services.payments.latin import to_ascii
 from services.payments.payment import Order
 from services.payments.provider import Standing
-from services.payments.stripe_intents import OURS, decline_of, standing_of
+from services.payments.stripe_intents import OURS, decline_of, standing_of, unexpected
 
 INTENTS = "/v1/payment_intents"
-#: At 100 each: a look through more PaymentIntents than this is an operator's work.
-PAGES_AT_MOST = 50
+#: A page has 100 PaymentIntents. Stripe lets an account make 100 a second, so no narrow window has more than this.
+MAX_PAGES = 100
 
 stripe.enable_telemetry = False  # a global of the SDK's; there is no other switch
 
@@ -50,6 +50,20 @@ REFUSALS: list[tuple[int, str | None, str | None, type[ExternalServiceError]]] =
     (429, "lock_timeout", None, ProviderBusy),
     (429, None, None, ProviderThrottled),
 ]
+# What Stripe says of the account or the key, whatever the status: no request of anybody's would fare better.
+ACCOUNT_CODES = frozenset(
+    {
+        "account_closed",
+        "account_invalid",
+        "api_key_expired",
+        "livemode_mismatch",
+        "platform_api_key_expired",
+        "secret_key_required",
+        "testmode_charges_only",
+    }
+)
+# What a refused reading may mean. Anything else, a 403 too, is about that one object: others can still be created.
+READ_REFUSALS = (CredentialsRefused, ProviderNotFound, ProviderBusy, ProviderThrottled)
 EXPIRIES = {"PIX": "expires_after_seconds", "BOLETO": "expires_after_days"}
 # Stripe's parameters by the names they have in our contract.
 FIELDS = {
@@ -126,7 +140,10 @@ class StripeProvider:
         params = json.loads(prepared)
         intent = _standing(await self._request("post", INTENTS, {**params, "idempotency_key": key}))
         if (intent.amount_minor, intent.currency) != (params["amount"], params["currency"].upper()):
-            raise OutcomeUnknown("stripe", None, "stripe answered with another amount than it was asked for")
+            unexpected("payment_intent_amount", payment_intent=intent.intent_id)
+            other = OutcomeUnknown("stripe", None, "stripe answered with another amount than it was asked for")
+            other.provider_fault = False
+            raise other
         return intent
 
     async def retrieve(self, intent_id: str) -> Standing:
@@ -139,7 +156,7 @@ class StripeProvider:
     async def find(self, payment_id: str, since: float, until: float) -> Standing | None:
         # Not by Search, which finds things a while after they are made.
         params: dict[str, Any] = {"created": {"gte": int(since), "lte": int(until)}, "limit": 100}
-        for _ in range(PAGES_AT_MOST):
+        for _ in range(MAX_PAGES):
             page = await self._request("get", INTENTS, params)
             for intent in page["data"]:
                 if (intent.get("metadata") or {}).get(OURS) == payment_id:
@@ -147,36 +164,40 @@ class StripeProvider:
             if not page["has_more"]:
                 return None
             params["starting_after"] = page["data"][-1]["id"]
-        raise OutcomeUnknown("stripe", None, f"not among the newest {100 * PAGES_AT_MOST} payments of that time")
+        raise OutcomeUnknown("stripe", None, f"not among the newest {100 * MAX_PAGES} payments of that time")
 
     async def _request(self, method: str, path: str, params: Mapping[str, Any]) -> Any:
         send: Callable[..., Awaitable[Any]] = self._client.raw_request_async
         try:
             return (await send(method, path, **params)).data
         except StripeError as error:
-            refuse(error)
+            refuse(error, reading=method == "get")
 
 
-def _standing(answer: Mapping[str, Any]) -> Standing:
+def _standing(answer: object) -> Standing:
+    if not isinstance(answer, Mapping) or answer.get("object") != "payment_intent":
+        raise OutcomeUnknown("stripe", None, "stripe answered something that is no PaymentIntent")
     try:
         return standing_of(answer)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise OutcomeUnknown("stripe", error, "stripe answered something that is no PaymentIntent") from error
+        unexpected("payment_intent", error=type(error).__name__)
+        unread = OutcomeUnknown("stripe", error, "stripe answered a PaymentIntent that cannot be read")
+        unread.provider_fault = False  # it did answer, and answers others
+        raise unread from error
 
 
-def refuse(error: StripeError) -> NoReturn:
+def refuse(error: StripeError, *, reading: bool = False) -> NoReturn:
     """Say in our words what Stripe's error means. Its own text may name a person and stays here."""
     body = error.json_body
     told = (body.get("error") if isinstance(body, dict) else None) or {}
     status, code, kind = error.http_status or 0, told.get("code"), told.get("type")
     what = f"stripe answered {status}: {code or kind or 'no JSON'}"
-    matching = [
-        refusal
-        for of_status, of_code, of_type, refusal in REFUSALS
-        if of_status == status and of_code in (None, code) and of_type in (None, kind)
-    ]
-    refusal = matching[0] if matching else OutcomeUnknown
-    if status == 402:
+    refusal = _refusal(status, code, kind)
+    if reading and (refusal not in READ_REFUSALS or status == 403):
+        if status == 403:
+            unexpected("reading_forbidden", code=code)
+        refusal = OutcomeUnknown
+    if refusal is ProviderRejected and status == 402:
         decline = decline_of(told)
         about = {"decline_code": decline.code, "advice_code": decline.advice}
         raise ProviderRejected("stripe", error, what, reason="DECLINED", metadata=about) from error
@@ -184,10 +205,30 @@ def refuse(error: StripeError) -> NoReturn:
         field = FIELDS.get(str(told.get("param")), str(told.get("param") or ""))
         violations = [Rule.REFUSED_BY_PROVIDER.at(field, provider="stripe", code=code or kind)] if field else []
         raise ProviderRefusedInput("stripe", error, what, violations=violations) from error
-    refused = refusal("stripe", error, what, retry_after=retry_after(error.headers or {}))
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    refused = refusal("stripe", error, what, retry_after=retry_after(headers))
+    if isinstance(refused, OutcomeUnknown):
+        replayed = _replayed(headers)
+        refused.kept = not reading and (replayed or (status == 500 and bool(told)))
+        # A repeated answer says nothing about today, nor does a refusal about anything but its request.
+        refused.provider_fault = not replayed and not (400 <= status < 500 and status != 408)
     if refusal in (ProviderBusy, ProviderKeyReused):
         refused.definite = False  # an earlier request with this key may have done it
     raise refused from error
+
+
+def _refusal(status: int, code: object, kind: object) -> type[ExternalServiceError]:
+    if code in ACCOUNT_CODES:
+        return CredentialsRefused
+    for of_status, of_code, of_type, refusal in REFUSALS:
+        if of_status == status and of_code in (None, code) and of_type in (None, kind):
+            return refusal
+    return OutcomeUnknown
+
+
+def _replayed(headers: Mapping[str, str]) -> bool:
+    """Whether Stripe repeated the stored answer to an earlier request: https://docs.stripe.com/api/idempotent_requests"""
+    return headers.get("idempotent-replayed") == "true"
 
 
 def _method_data(order: Order) -> dict[str, Any]:

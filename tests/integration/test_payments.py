@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,9 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from services.chassis import job_operations
+from sandbox.intent_fields import blank_intent
+from sandbox.state import put
+from services.chassis import job_operations, metrics
 from services.chassis.errors import (
     AlreadyExists,
     CredentialsRefused,
@@ -266,6 +271,172 @@ async def test_stripe_throttle_with_a_huge_retry_after_pauses_ten_minutes_at_mos
         assert 590 < blocked.retry_after <= 600
         payments.database.offset_ms = 601_000
         assert status(await payments.create()) == "AWAITING_METHOD"
+
+
+async def alone(payments: Payments) -> str:
+    """The id of the only payment there is."""
+    return (await payments.changes(1))[0].change.payment.payment_id
+
+
+@pytest.mark.parametrize(
+    "failure", [{"status": 500}, {"status": 500, "code": "api_error"}, {"status": 500, "stored": False, "times": 3}]
+)
+async def test_one_keys_replayed_failure_leaves_stripe_open_for_others(
+    tmp_path: Path, bench: Bench, failure: dict[str, Any]
+) -> None:
+    await bench.fault(provider="stripe", kind="status", path=CREATE, **failure)
+    async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
+        for _ in range(6 if failure.get("stored", True) else 1):
+            error = await refusal(payments.create())
+            assert error.reason in ("OUTCOME_UNKNOWN", "IN_PROGRESS")
+        assert payments.parts.breaker.state == "CLOSED"
+        for n in range(3):
+            assert status(await payments.create(f"other-{n}", appointment_id=f"other-{n}")) == "AWAITING_METHOD"
+
+
+@pytest.mark.parametrize("failures", [5, 7])
+async def test_stripe_failing_for_many_keys_opens_the_breaker(tmp_path: Path, bench: Bench, failures: int) -> None:
+    await bench.fault(provider="stripe", kind="status", status=500, stored=False, times=0)
+    async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
+        for n in range(failures):
+            await refusal(payments.create(f"key-{n}", appointment_id=f"apt-{n}"))
+        assert payments.parts.breaker.state == "OPEN"
+
+
+async def test_a_replayed_failure_as_a_trial_call_does_not_reopen_the_breaker(tmp_path: Path, bench: Bench) -> None:
+    await bench.fault(provider="stripe", kind="status", status=500, path=CREATE)
+    async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
+        await refusal(payments.create())
+        payments.parts.breaker.force_open()
+        payments.parts.breaker.release()
+        await refusal(payments.create())  # its own answers tell nothing, its reading does
+        assert payments.parts.breaker.state == "CLOSED"
+
+
+async def test_a_payment_that_stripe_made_before_a_stored_failure_is_found_by_reading(
+    payments: Payments, bench: Bench
+) -> None:
+    await bench.fault(provider="stripe", kind="status", status=500, path=CREATE)
+    await refusal(payments.create())
+    payment_id = await alone(payments)
+    form: dict[str, Any] = {"amount": 15000, "currency": "brl", "metadata[topsmile_payment_id]": payment_id}
+    made = (await bench.stripe("POST", "/v1/payment_intents", **form)).json
+    payment = await payments.until(payment_id, "AWAITING_METHOD")
+
+    assert (payment.stripe_payment_intent_id, payment.client_secret) == (made["id"], made["client_secret"])
+
+
+async def test_a_stored_failure_is_settled_within_minutes(payments: Payments, bench: Bench) -> None:
+    await bench.fault(provider="stripe", kind="status", status=500, path=CREATE)
+    error = await refusal(payments.create())
+    payment_id = await alone(payments)
+    assert (error.reason, status(await payments.get(payment_id))) == ("OUTCOME_UNKNOWN", "UNKNOWN")
+    payments.database.offset_ms = 150_000
+    await payments.until(payment_id, "FAILED")
+    settled = await refusal(payments.create())
+
+    assert isinstance(settled, ProviderRejected)
+    assert await accepted(bench) == []
+    assert status(await payments.create("key-2")) == "AWAITING_METHOD"
+
+
+async def test_a_stored_failure_is_not_settled_while_stripe_cannot_be_read(payments: Payments, bench: Bench) -> None:
+    await bench.fault(provider="stripe", kind="status", status=500, path=CREATE)
+    await bench.fault(provider="stripe", kind="status", status=503, path="GET", times=0)
+    await refusal(payments.create())
+    payments.database.offset_ms = 150_000
+    await asyncio.sleep(1.5)
+    error = await refusal(payments.create())
+
+    assert error.reason in ("OUTCOME_UNKNOWN", "IN_PROGRESS")
+    assert status(await payments.get(await alone(payments))) == "UNKNOWN"
+
+
+@pytest.mark.parametrize("unknown", ["requires_reauthorization", "requires_source", "on_hold"])
+async def test_create_payment_answered_with_an_unknown_status_is_kept_and_read_again(
+    tmp_path: Path, bench: Bench, unknown: str
+) -> None:
+    counter = metrics.provider_unexpected_total.labels("stripe", "payment_intent_status")
+    before = counter._value.get()
+    await bench.fault(provider="stripe", kind="alter", path=CREATE, fields={"status": unknown}, times=6)
+    async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
+        made = [await payments.create(f"key-{n}", appointment_id=f"apt-{n}") for n in range(6)]
+        assert counter._value.get() == before + 6
+        assert payments.parts.breaker.state == "CLOSED"
+        for payment in made:
+            assert payment.stripe_payment_intent_id
+            await payments.until(payment.payment_id, "AWAITING_METHOD")
+
+
+@pytest.mark.parametrize("refused", [{"status": 403}, {"status": 400}, {"status": 402}, {"status": 410}])
+async def test_one_refused_reading_does_not_pause_creation(
+    tmp_path: Path, bench: Bench, refused: dict[str, Any]
+) -> None:
+    async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
+        first = await payments.create()
+        await bench.fault(provider="stripe", kind="status", path="GET", times=0, **refused)
+        thin = {
+            "id": "evt_thin",
+            "object": "v2.core.event",
+            "type": "v1.payment_intent.succeeded",
+            "livemode": False,
+            "related_object": {"id": first.stripe_payment_intent_id, "type": "payment_intent"},
+        }
+        assert await payments.apply(thin) == ["APPLIED"]
+        await eventually(lambda: was_read(bench))
+        await asyncio.sleep(0.3)
+        assert (await payments.database.read(job_operations.census, QUEUE))["paused"] == ""
+        assert status(await payments.create("key-2", appointment_id="apt-2")) == "AWAITING_METHOD"
+        assert status(await payments.get(first.payment_id)) == "AWAITING_METHOD"
+
+
+async def was_read(bench: Bench) -> bool:
+    return any(entry["method"] == "GET" for entry in await bench.ledger())
+
+
+@pytest.mark.parametrize("later", [0, 4 * 3600], ids=["first claim", "a claim hours later"])
+async def test_a_lost_payment_is_found_among_five_thousand_others_of_its_day(
+    tmp_path: Path, bench: Bench, later: int
+) -> None:
+    async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
+        await bench.fault(provider="stripe", kind="reset", path=CREATE, times=0)
+        await refusal(payments.create())
+        payment_id = await alone(payments)
+        if later:
+            payments.database.offset_ms = later * 1000
+            tries = len(await bench.ledger())
+            await eventually(lambda: more_than(bench, tries + 2))
+        await bench.ask("DELETE", "/_sandbox/faults")
+        now = int(time.time()) + later
+        fill(tmp_path / "sandbox.db", payment_id, now, others=5001)
+        payments.database.offset_ms = DAY
+        payment = await payments.until(payment_id, "AWAITING_METHOD")
+        reads = [
+            entry
+            for entry in await bench.ledger()
+            if entry["path"] == "/v1/payment_intents" and entry["method"] == "GET"
+        ]
+
+    assert payment.stripe_payment_intent_id == "pi_lost"
+    assert len(reads) <= 20
+
+
+async def more_than(bench: Bench, count: int) -> bool:
+    return len(await bench.ledger()) > count
+
+
+def fill(database: Path, payment_id: str, made: int, others: int) -> None:
+    """Put a lost payment into the sandbox, two minutes' worth of others around it and a day's worth behind it."""
+    rows = [("pi_lost", payment_id, made)]
+    rows += [(f"pi_{n}", f"pay_{n}", made - 60 + n // 4 if n < 500 else made + 60 + n * 15) for n in range(others)]
+    with closing(sqlite3.connect(database)) as db, db:
+        for id, label, created in sorted(rows, key=lambda row: row[2]):
+            intent = blank_intent() | {
+                "id": id, "amount": 15000, "currency": "brl", "created": created, "client_secret": f"{id}_secret",
+                "metadata": {"topsmile_payment_id": label}, "status": "requires_payment_method",
+                "payment_method_types": ["card"],
+            }  # fmt: skip
+            put(db, "payment_intent", intent, id=id, label=label)
 
 
 async def test_a_caller_with_little_time_is_told_in_time_and_the_queue_goes_on(

@@ -121,6 +121,30 @@ async def test_a_decline_is_replayed_too(bench: Bench) -> None:
     assert (first.status, first.body) == (402, again.body) == (again.status, again.body)
 
 
+@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 402, "stored": True}, {"status": 503, "stored": True}])
+async def test_a_stored_failure_is_repeated_although_the_fault_goes_on(bench: Bench, fault: dict[str, Any]) -> None:
+    await bench.fault(provider="stripe", kind="status", times=0, **fault)
+    form: dict[str, Any] = {"amount": 15000, "currency": "brl"}
+    answers = [await bench.stripe("POST", "/v1/payment_intents", "op-1", **form) for _ in range(3)]
+    other = await bench.stripe("POST", "/v1/payment_intents", "op-1", amount=1600, currency="brl")
+
+    assert {(answer.status, answer.body) for answer in answers} == {(fault["status"], answers[0].body)}
+    assert [answer.headers.get("Idempotent-Replayed") for answer in answers] == [None, "true", "true"]
+    assert other.json["error"]["type"] == "idempotency_error"
+    assert len(await bench.ledger()) == 4
+
+
+async def test_an_altered_answer_leaves_what_is_stored_as_it_is(bench: Bench) -> None:
+    await bench.fault(
+        provider="stripe", kind="alter", path="POST", fields={"status": "requires_nothing", "metadata": None}
+    )
+    altered = await create(bench, "op-1")
+    again = await create(bench, "op-1")
+
+    assert (altered["status"], altered["metadata"]) == ("requires_nothing", None)
+    assert (again["status"], again["metadata"]) == ("requires_payment_method", {})
+
+
 async def test_a_key_with_other_parameters_is_refused(bench: Bench) -> None:
     await create(bench, "op-1")
     answer = await bench.stripe("POST", "/v1/payment_intents", "op-1", amount=16000, currency="brl")

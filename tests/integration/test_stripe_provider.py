@@ -34,6 +34,8 @@ ROWS: list[tuple[dict[str, Any], type[ExternalServiceError]]] = [
     ({"kind": "status", "status": 403}, CredentialsRefused),
     ({"kind": "status", "status": 404}, ProviderNotFound),
     ({"kind": "status", "status": 409}, ProviderBusy),
+    ({"kind": "status", "status": 400, "code": "testmode_charges_only"}, CredentialsRefused),
+    ({"kind": "status", "status": 403, "code": "account_invalid"}, CredentialsRefused),
     ({"kind": "throttle"}, ProviderThrottled),
     ({"kind": "status", "status": 429, "code": "lock_timeout"}, ProviderBusy),
     ({"kind": "status", "status": 500}, OutcomeUnknown),
@@ -70,6 +72,95 @@ async def test_each_refusal_has_its_word(
     assert type(refused.value) is kind
     assert refused.value.service == "stripe"
     assert refused.value.definite is (kind not in (OutcomeUnknown, ProviderBusy))
+
+
+READINGS: list[tuple[dict[str, Any], type[ExternalServiceError], bool]] = [
+    ({"status": 400}, OutcomeUnknown, False),
+    ({"status": 401}, CredentialsRefused, False),
+    ({"status": 402}, OutcomeUnknown, False),
+    ({"status": 403}, OutcomeUnknown, False),
+    ({"status": 403, "code": "more_permissions_required"}, OutcomeUnknown, False),
+    ({"status": 404}, ProviderNotFound, False),
+    ({"status": 410}, OutcomeUnknown, False),
+    ({"status": 424}, OutcomeUnknown, False),
+    ({"status": 429}, ProviderThrottled, False),
+    ({"status": 500}, OutcomeUnknown, True),
+    ({"status": 503}, OutcomeUnknown, True),
+]
+
+
+@pytest.mark.parametrize(("fault", "kind", "is_fault"), READINGS)
+async def test_a_refused_reading_is_about_its_object_alone(
+    stripe: StripeProvider, bench: Bench, fault: dict[str, Any], kind: type[ExternalServiceError], is_fault: bool
+) -> None:
+    made = await create(stripe)
+    await bench.fault(provider="stripe", path="GET", kind="status", times=2, **fault)
+    for reading in (stripe.retrieve(made.intent_id), stripe.find("pay_1", 0, 1)):
+        with pytest.raises(ExternalServiceError) as refused:
+            await reading
+        assert (type(refused.value), refused.value.provider_fault) == (kind, is_fault)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict.fromkeys(
+            (
+                "metadata", "next_action", "last_payment_error", "client_secret", "amount_received", "latest_charge",
+                "payment_method", "payment_method_types", "payment_method_options", "automatic_payment_methods",
+            )
+        ),
+        {"next_action": {"type": "pix_display_qr_code", "pix_display_qr_code": None}},
+        {"next_action": {"type": "pix_display_qr_code", "pix_display_qr_code": {"data": None, "expires_at": None}}},
+        {"next_action": {"type": "boleto_display_details", "boleto_display_details": {"number": None}}},
+        {"next_action": {"type": "a_new_one"}},
+        {"last_payment_error": {"code": None, "decline_code": None, "advice_code": None}},
+        {"latest_charge": {"id": "ch_1", "payment_method_details": None}, "status": "succeeded"},
+        {"a_new_field": {"of": ["any", "shape"]}},
+    ],
+)  # fmt: skip
+async def test_a_payment_intent_with_optional_fields_missing_is_read(
+    stripe: StripeProvider, bench: Bench, fields: dict[str, Any]
+) -> None:
+    await bench.fault(provider="stripe", path="POST", kind="alter", fields=fields)
+    made = await create(stripe)
+
+    assert made.intent_id.startswith("pi_")
+    assert made.status == ("SUCCEEDED" if "status" in fields else "AWAITING_METHOD")
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_fault"),
+    [
+        ({"amount": None}, False),
+        ({"amount": "15000"}, False),
+        ({"amount": 16000}, False),
+        ({"currency": None}, False),
+        ({"status": None}, False),
+        ({"status": {"is": "new"}}, False),
+        ({"metadata": "x"}, False),
+        ({"object": "list"}, True),
+    ],
+)
+async def test_a_payment_intent_that_cannot_be_read_is_no_fault_of_stripes(
+    stripe: StripeProvider, bench: Bench, fields: dict[str, Any], is_fault: bool
+) -> None:
+    await bench.fault(provider="stripe", path="POST", kind="alter", fields=fields)
+    with pytest.raises(OutcomeUnknown) as unread:
+        await create(stripe)
+
+    assert (unread.value.definite, unread.value.provider_fault) == (False, is_fault)
+
+
+async def test_a_replayed_failure_is_no_fault_of_stripes_today(stripe: StripeProvider, bench: Bench) -> None:
+    await bench.fault(provider="stripe", path="POST", kind="status", status=500)
+    faults = []
+    for _ in range(3):
+        with pytest.raises(OutcomeUnknown) as failed:
+            await create(stripe)
+        faults.append((failed.value.provider_fault, failed.value.kept))
+
+    assert faults == [(True, True), (False, True), (False, True)]
 
 
 async def test_a_throttle_says_when_to_come_again(stripe: StripeProvider, bench: Bench) -> None:
