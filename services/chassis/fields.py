@@ -133,6 +133,14 @@ class Fields:
         value: str = getattr(self._message, field).strip()
         return self._checked(field, value, least=int(required), most=most)
 
+    def reference(self, oneof: str = "reference") -> tuple[str, str]:
+        """Return which field of a required oneof of identifiers is set, and the identifier."""
+        field = self._message.WhichOneof(oneof)
+        if field is None:
+            self.wrong(oneof, Rule.REQUIRED)
+            return "", ""
+        return field, self.identifier(field)
+
     def text(self, field: str, *, most: int, least: int = 0, multiline: bool = False) -> str:
         """
         Return a text for people, normalized.

@@ -67,11 +67,10 @@ class EmailServicer(EmailServiceServicer):
 
     async def CancelEmails(self, request: pb.CancelEmailsRequest, _rpc: Rpc) -> pb.CancelEmailsResponse:
         fields = Fields(request)
-        reference = request.WhichOneof("reference") or "email_id"
-        found = {reference: fields.identifier(reference)}
+        reference, id = fields.reference()
         fields.check()
         canceled, too_late = await self._database.run(
-            store.cancel, found.get("email_id", ""), found.get("appointment_id", "")
+            store.cancel, *((id, "") if reference == "email_id" else ("", id))
         )
         return pb.CancelEmailsResponse(canceled_count=canceled, too_late_count=too_late)
 

@@ -13,6 +13,7 @@ import grpc
 from services.chassis import context
 from services.chassis.database import Database
 from services.chassis.errors import AlreadyExists, InvalidRequest, OutcomeUnknown, ServiceError
+from services.chassis.fields import Fields
 from services.chassis.idempotency import Fingerprints
 from services.chassis.violations import Rule
 from services.chassis.worker import Worker
@@ -110,9 +111,11 @@ class PaymentServicer(PaymentServiceServicer):
             creating.exception()  # its caller may have gone
 
     async def GetPayment(self, request: pb.GetPaymentRequest, _context: Context) -> pb.GetPaymentResponse:
-        if not request.payment_id and not request.stripe_payment_intent_id:
-            raise InvalidRequest([Rule.REQUIRED.at("reference")])
-        stored = await self._database.read(store.get, request.payment_id, request.stripe_payment_intent_id, owner())
+        fields = Fields(request)
+        reference, id = fields.reference()
+        fields.check()
+        by = (id, "") if reference == "payment_id" else ("", id)
+        stored = await self._database.read(store.get, *by, owner())
         payment = stored.to_proto()
         if "send" not in context.scopes.get():
             payment.ClearField("client_secret")  # whoever holds it can pay, or read who pays

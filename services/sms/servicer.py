@@ -77,8 +77,7 @@ class SmsServicer(pb_grpc.SmsServiceServicer):
 
     async def CancelSms(self, request: pb.CancelSmsRequest, _rpc: Rpc) -> pb.CancelSmsResponse:
         fields = Fields(request)
-        reference = request.WhichOneof("reference") or "sms_id"
-        id = fields.identifier(reference)
+        reference, id = fields.reference()
         fields.check()
         transaction = store.cancel if reference == "sms_id" else store.cancel_appointment
         canceled, too_late = await self._database.run(transaction, id)

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 import structlog
 
 from services.chassis.errors import CredentialsRefused, ExternalServiceError, ProviderRejected, ProviderThrottled
+from services.chassis.fields import printable
 from services.sms.provider import OptedOut
 from services.sms.twilio_codes import CODES
 from topsmile.common.v1 import common_pb2 as common
@@ -46,6 +47,8 @@ class StatusEvent:
 
 def read(event: common.ProviderEvent) -> StatusEvent | str:
     """Read a callback; a sentence says why it cannot be."""
+    if not printable(event.event_id):
+        return "its event_id is not printable"
     try:
         form = parse_qs(event.body.decode(), strict_parsing=True, max_num_fields=100)
     except ValueError:  # UnicodeDecodeError too
@@ -62,7 +65,9 @@ def read(event: common.ProviderEvent) -> StatusEvent | str:
         return "it lacks an event_id, MessageSid or MessageStatus"
     status, reason = _outcome(STATUSES.get(told, ""), code)
     detail = f"Twilio {code} {first('ErrorMessage')}".strip() if code else ""
-    return StatusEvent(event.event_id, sid, query.get("sms_id", [""])[0], status, detail[:300], reason)
+    return StatusEvent(
+        event.event_id, sid, query.get("sms_id", [""])[0].replace("\0", ""), status, detail[:300], reason
+    )
 
 
 def _outcome(status: str, code: str) -> tuple[str, str]:
