@@ -49,6 +49,7 @@ class Rule(Enum):
     )
     END_BEFORE_START = "must be after start_time", "O fim deve ser depois do início."
     NOT_BEFORE_START = "must be before the appointment's start", "O envio deve ser antes do início da consulta."
+    APPOINTMENT_OVER = "must be of an appointment that is not over", "Esta consulta já passou."
     NOT_A_CHOICE = "must be one of {choices}", "Escolha uma das opções: {choices}."
     TOO_MANY_ENTRIES = "must have at most {limit} entries, not {length}", "Envie no máximo {limit} itens."
     # Money and people.

@@ -56,6 +56,10 @@ class Appointment:
     clinic_phone: str
     notes: str
 
+    @property
+    def over_at(self) -> datetime:
+        return self.end_at or self.start_at + OVER_AFTER
+
     @classmethod
     def read(cls, fields: Fields) -> Appointment:
         start_at, end_at = fields.time("start_time", required=True), fields.time("end_time")
@@ -101,6 +105,8 @@ class Payment:
         )
 
 
+#: How long after its start an appointment without an end is over.
+OVER_AFTER = timedelta(hours=1)
 # Stands for a moment that is missing, until `check` says so.
 NEVER = datetime.max.replace(tzinfo=UTC)
 
@@ -120,6 +126,11 @@ class Message:
     @property
     def subject(self) -> str:
         return SUBJECTS[self.template]
+
+    @property
+    def over_at(self) -> datetime | None:
+        """From when on it is too late to ask for it."""
+        return self.useless_at or (self.about.over_at if isinstance(self.about, Appointment) else None)
 
     @property
     def asked(self) -> dict[str, object]:

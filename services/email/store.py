@@ -13,9 +13,10 @@ from pathlib import Path
 
 from services.chassis import jobs
 from services.chassis.database import Row, maybe_one, one, rows
-from services.chassis.errors import NotFound
+from services.chassis.errors import InvalidRequest, NotFound
 from services.chassis.idempotency import Fingerprint
 from services.chassis.jobs import Job
+from services.chassis.violations import Rule
 from services.email.message import CONFIRMATION, REMINDER, Message, milliseconds
 from services.email.sendgrid_events import Fact
 from topsmile.common.v1 import common_pb2 as common
@@ -124,6 +125,8 @@ async def accept(email_id: str, caller: str, message: Message, fingerprint: Fing
         before = await one(BY_KEY, caller=caller, key=message.key)
         fingerprint.check(before["fingerprint"])
         return await find(before["email_id"])
+    if message.over_at is not None and milliseconds(message.over_at) <= row["created_at"]:
+        raise InvalidRequest([Rule.APPOINTMENT_OVER.at("appointment.start_time")])
     accepted = {"status": row["status"], "changed_at": row["created_at"], "detail": ""}
     await rows(CHANGE, email_id=email_id, **accepted)
     await jobs.add(

@@ -29,6 +29,8 @@ LONGEST = 1600
 NAMED = 20
 #: A code that has not left by then would only confuse.
 CODE_USEFUL_MS = 10 * 60 * 1000
+#: How long after its start an appointment without an end is over.
+OVER_AFTER = timedelta(hours=1)
 # Stands for a moment that is missing, until `check` says so.
 NEVER = datetime.max.replace(tzinfo=UTC)
 #: A notice has no word for these.
@@ -50,6 +52,8 @@ class Message:
     send_at: datetime | None = None
     #: From when on it is of no use, where the appointment says so.
     useless_at: datetime | None = None
+    #: From when on it is too late to ask for it.
+    over_at: datetime | None = None
 
     @property
     def priority(self) -> int:
@@ -66,6 +70,11 @@ class Appointment:
     start_at: datetime
     zone: ZoneInfo
     clinic_phone: str
+    end_at: datetime | None
+
+    @property
+    def over_at(self) -> datetime:
+        return self.end_at or self.start_at + OVER_AFTER
 
     @classmethod
     def read(cls, fields: Fields) -> Appointment:
@@ -82,6 +91,7 @@ class Appointment:
             start_at=start_at or NEVER,
             zone=fields.zone("time_zone"),
             clinic_phone=fields.text("clinic_phone", most=40),
+            end_at=end_at,
         )
 
 
@@ -141,16 +151,19 @@ class Reading:
         appointment_id: str = "",
         send_at: datetime | None = None,
         useless_at: datetime | None = None,
+        over_at: datetime | None = None,
     ) -> Message:
         asked = {"template": template, **dict(_given(self._request)), "recipient": self._recipient}
-        return Message(template, self._key, self._recipient, text, asked, appointment_id, send_at, useless_at)
+        return Message(template, self._key, self._recipient, text, asked, appointment_id, send_at, useless_at, over_at)
 
 
 def confirmation(request: pb.SendAppointmentConfirmationRequest, numbers: Numbers) -> Message:
     reading = Reading(request, numbers)
     about = reading.appointment()
     reading.check()
-    return reading.message(CONFIRMATION, words.confirmation(about), appointment_id=about.appointment_id)
+    return reading.message(
+        CONFIRMATION, words.confirmation(about), appointment_id=about.appointment_id, over_at=about.over_at
+    )
 
 
 def reminder(request: pb.SendAppointmentReminderRequest, numbers: Numbers) -> Message:
@@ -166,6 +179,7 @@ def reminder(request: pb.SendAppointmentReminderRequest, numbers: Numbers) -> Me
         appointment_id=about.appointment_id,
         send_at=send_at if before is None else about.start_at - before,
         useless_at=about.start_at,
+        over_at=about.start_at,
     )
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from services.chassis import jobs, pace
 from services.chassis.database import maybe_one, one, rows
-from services.chassis.errors import CredentialsRefused, NotFound
+from services.chassis.errors import CredentialsRefused, InvalidRequest, NotFound
 from services.chassis.idempotency import Fingerprint
+from services.chassis.violations import Rule
 from services.sms.message import CODE, CODE_USEFUL_MS, CONFIRMATION, REMINDER, Message, milliseconds, moment_of
 from services.sms.provider import Receipt
 from services.sms.quiet_hours import QuietHours
@@ -119,6 +120,8 @@ async def accept(new: NewSms, message: Message) -> Sms:
         new.fingerprint.check(before["fingerprint"])
         return await get(before["sms_id"])
     scheduled_at, now = row["scheduled_at"], row["created_at"]
+    if message.over_at is not None and milliseconds(message.over_at) <= now:
+        raise InvalidRequest([Rule.APPOINTMENT_OVER.at("appointment.start_time")])
     give_up_at = milliseconds(message.useless_at) if message.useless_at else None
     await jobs.add(
         QUEUE, new.sms_id, new.payload, priority=message.priority, due_at=due_at, trace=new.trace,

@@ -296,6 +296,28 @@ async def test_every_wrong_field_is_named_at_once(service: Running) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("started", [timedelta(days=9000), timedelta(hours=3), timedelta(minutes=61)])
+async def test_a_mail_about_an_appointment_that_is_over_is_refused(service: Running, started: timedelta) -> None:
+    reminding = reminder(-started, -started - timedelta(hours=1))
+    confirming = confirmation(key="key-9")
+    confirming.appointment.CopyFrom(reminding.appointment)
+    for call in (
+        service.email.SendAppointmentReminder(reminding),
+        service.email.SendAppointmentConfirmation(confirming),
+    ):
+        code, _, wrong = await refusal(call)
+        assert (code, list(wrong)) == (grpc.StatusCode.INVALID_ARGUMENT, ["appointment.start_time"])
+
+
+async def test_a_confirmation_is_mailed_until_the_appointment_ends(service: Running) -> None:
+    confirming = confirmation()
+    confirming.appointment.start_time.FromDatetime(datetime.now(UTC) - timedelta(hours=2))
+    confirming.appointment.end_time.FromDatetime(datetime.now(UTC) + timedelta(hours=1))
+    sent = (await service.email.SendAppointmentConfirmation(confirming)).email
+
+    assert history(await service.until(sent.email_id, "SENT"))[-1] == "SENT"
+
+
 async def test_a_reminder_waits_until_its_moment(service: Running) -> None:
     asked = reminder(timedelta(days=30), timedelta(days=29))
     waiting = (await service.email.SendAppointmentReminder(asked)).email
@@ -310,11 +332,12 @@ async def test_a_reminder_waits_until_its_moment(service: Running) -> None:
 
 
 async def test_a_reminder_is_not_sent_once_the_appointment_has_begun(service: Running) -> None:
-    asked = reminder(-timedelta(minutes=1), -timedelta(hours=1))
+    asked = reminder(timedelta(days=1), timedelta(hours=23))
     late = (await service.email.SendAppointmentReminder(asked)).email
+    service.pass_time(DAY + MINUTES)
     ended = await service.until(late.email_id, "EXPIRED")
 
-    assert history(ended) == ["QUEUED", "EXPIRED"]
+    assert history(ended) == ["SCHEDULED", "EXPIRED"]
     assert await service.mails() == []
 
 

@@ -276,6 +276,52 @@ async def test_every_wrong_field_is_named_and_nothing_is_stored(desk: Desk) -> N
     assert (await desk.row("SELECT COUNT(*) AS n FROM sms"))["n"] == 0
 
 
+HOUR = timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("started", "length", "over"),
+    [
+        (timedelta(days=9000), None, True),
+        (timedelta(days=1), timedelta(hours=3), True),
+        (timedelta(hours=1, minutes=1), None, True),
+        (timedelta(minutes=50), None, False),
+        (timedelta(hours=2), timedelta(hours=3), False),
+        (timedelta(days=-1), None, False),
+    ],
+)
+async def test_a_confirmation_of_an_appointment_that_is_over_is_refused(
+    desk: Desk, started: timedelta, length: timedelta | None, over: bool
+) -> None:
+    start_at = datetime.now(UTC) - started
+    request = pb.SendAppointmentConfirmationRequest(idempotency_key="c", recipient=recipient())
+    request.appointment.CopyFrom(appointment(start_at))
+    if length:
+        request.appointment.end_time.FromDatetime(start_at + length)
+    if over:
+        error = await refused(desk.stub.SendAppointmentConfirmation(request), InvalidRequest)
+        assert [violation.field for violation in error.violations] == ["appointment.start_time"]
+        assert (await desk.row("SELECT COUNT(*) AS n FROM sms"))["n"] == 0
+    else:
+        await desk.becomes((await desk.stub.SendAppointmentConfirmation(request)).sms.sms_id, "SENT")
+
+
+@pytest.mark.parametrize("started", [timedelta(days=3000), timedelta(hours=2), timedelta(seconds=5)])
+async def test_a_reminder_of_an_appointment_that_has_begun_is_refused(desk: Desk, started: timedelta) -> None:
+    request = reminder("r", datetime.now(UTC) - started, before=HOUR)
+    error = await refused(desk.stub.SendAppointmentReminder(request), InvalidRequest)
+
+    assert [violation.field for violation in error.violations] == ["appointment.start_time"]
+
+
+async def test_a_repeated_key_is_answered_also_when_the_appointment_is_over(desk: Desk) -> None:
+    request = reminder("r", daytime(days=1), before=HOUR)
+    first = (await desk.stub.SendAppointmentReminder(request)).sms
+    await desk.until(daytime(days=2))
+
+    assert (await desk.stub.SendAppointmentReminder(request)).sms.sms_id == first.sms_id
+
+
 @pytest.mark.parametrize("to", ["21 9xxxx xxxx", "(11) 9DENT-ISTA", "11 9123-4567/8", "912345678;phone-context=+5511"])
 async def test_a_recipient_with_letters_or_two_numbers_is_refused_and_nobody_is_texted(desk: Desk, to: str) -> None:
     error = await refused(desk.stub.SendSms(custom(recipient=to)), InvalidRequest)

@@ -436,11 +436,13 @@ class Appointment(message.Message):
     """What to bring or mind, shown as plain text; at most 1,000 characters, may be empty. Texts leave it out."""
     @builtins.property
     def start_time(self) -> timestamp_pb2.Timestamp:
-        """Required."""
+        """Required; in the years 2000 to 2199, as all times in requests. A new confirmation of an appointment that is over, or a
+        new reminder of one that has begun, is INVALID_ARGUMENT.
+        """
 
     @builtins.property
     def end_time(self) -> timestamp_pb2.Timestamp:
-        """After start_time. Left out: the calendar entry takes 30 minutes."""
+        """After start_time. Left out: the calendar entry takes 30 minutes, and the appointment is over an hour after its start."""
 
     def __init__(
         self,
