@@ -70,7 +70,7 @@ class Appointment:
     start_at: datetime
     zone: ZoneInfo
     clinic_phone: str
-    end_at: datetime | None
+    end_at: datetime | None = None
 
     @property
     def over_at(self) -> datetime:

@@ -25,7 +25,7 @@ def appointment(**changes: str) -> Appointment:
     }
     return Appointment(
         appointment_id="apt-1", patient_name="Ana", start_at=datetime(2026, 3, 12, 17, 30, tzinfo=UTC), zone=SAO_PAULO,
-        **facts,
+        end_at=None, **facts,
     )  # fmt: skip
 
 
