@@ -45,7 +45,9 @@ DOMAIN = "topsmile.integrations"
 DETAILS_KEY = "grpc-status-details-bin"
 # The trailers of an RPC have to fit into 8 KiB: the details as base64, and the message once more, percent-encoded.
 MAX_VIOLATION_BYTES = 3200
-MAX_MESSAGE_BYTES = 500
+MAX_MESSAGE_BYTES = 300  # it travels twice, once percent-encoded
+MAX_SENTENCE_BYTES = 400
+MAX_METADATA_BYTES, MAX_VALUE_BYTES = 600, 200
 #: Seconds until a request whose outcome is unknown is worth repeating, for callers: inside, each layer has its own.
 OUTCOME_UNKNOWN_DELAY = 5.0
 
@@ -261,17 +263,26 @@ def to_status(error: ServiceError) -> status_pb2.Status:
 
 
 def _details(error: ServiceError) -> Iterator[Message]:
-    metadata = dict(error.metadata)
-    if isinstance(error, ExternalServiceError):
-        metadata["service"] = error.service
-    yield error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
+    yield error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(_metadata(error)))
     if error.violations:
         yield error_details_pb2.BadRequest(field_violations=_fitting(error.violations))
     if (seconds := retry_after(error)) is not None:
         delay = Duration()
         delay.FromMilliseconds(round(seconds * 1000))
         yield error_details_pb2.RetryInfo(retry_delay=delay)
-    yield error_details_pb2.LocalizedMessage(locale="pt-BR", message=localized(error))
+    yield error_details_pb2.LocalizedMessage(locale="pt-BR", message=shortened(localized(error), MAX_SENTENCE_BYTES))
+
+
+def _metadata(error: ServiceError) -> Iterator[tuple[str, str]]:
+    """Leave out entries for which there is no room, but never `service`: it says what kind of error it is."""
+    service = {"service": error.service} if isinstance(error, ExternalServiceError) else {}
+    room = MAX_METADATA_BYTES
+    for key, value in (service | error.metadata | service).items():
+        short = shortened(value, MAX_VALUE_BYTES)
+        room -= len(key.encode()) + len(short.encode())
+        if room < 0:
+            return
+        yield key, short
 
 
 def retry_after(error: ServiceError) -> float | None:
@@ -313,9 +324,9 @@ def _fitting(violations: Sequence[Violation]) -> Iterator[error_details_pb2.BadR
     for index, violation in enumerate(violations):
         named = error_details_pb2.BadRequest.FieldViolation(
             field=shortened(violation.field, 100),
-            description=shortened(violation.description, 400),
-            reason=violation.reason,
-            localized_message=_locale(violation.localized),
+            description=shortened(violation.description, MAX_SENTENCE_BYTES),
+            reason=shortened(violation.reason, 100),
+            localized_message=_locale(shortened(violation.localized, MAX_SENTENCE_BYTES)),
         )
         room -= named.ByteSize() + 4
         if room < 0:

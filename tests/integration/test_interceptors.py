@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -17,6 +19,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from services.chassis.errors import (
+    DETAILS_KEY,
     InProgress,
     InvalidRequest,
     NotSent,
@@ -118,6 +121,36 @@ async def test_an_error_crosses_as_the_same_class_with_everything_it_knows(stub:
 
     assert (type(error), error.violations) == (InvalidRequest, servicer.fail_with.violations)
     assert error.localized == "Alguns dados estão incorretos. Confira e tente de novo."
+
+
+LONG_ERRORS = [
+    InvalidRequest([Violation(f"appointments[{n}].patient_name", "não é válido: " * 40) for n in range(500)]),
+    InvalidRequest([Violation("ação" * 200, "日本語のとても長い説明 " * 300, "R" * 500, "ção " * 3000)] * 300),
+    InvalidRequest([Violation("a", "b", "", "c")] * 5_000),
+    InvalidRequest([Violation("name", "👩🏽‍⚕️" * 4_000, "WRONG", "é" * 9_000)]),
+    InvalidRequest([Violation("name", "must be shorter")], localized="É preciso " * 2_000),
+    InvalidRequest([Violation("x", "%" * 9_000)], metadata={f"key_{n}": "ção " * 900 for n in range(30)}),
+]
+
+
+@pytest.mark.parametrize("error", LONG_ERRORS, ids=range(len(LONG_ERRORS)))
+async def test_an_error_that_says_a_lot_keeps_its_status_and_its_first_field(
+    stub: Stub, servicer: EchoServicer, error: InvalidRequest
+) -> None:
+    servicer.fail_with = error
+
+    with capture_logs():
+        seen = await refused(stub.SendEcho(text(), metadata=(("x-correlation-id", "c" * 128),)))
+    back = from_rpc_error(seen)
+
+    assert (seen.code(), type(back)) == (grpc.StatusCode.INVALID_ARGUMENT, InvalidRequest)
+    trailers = dict(seen.trailing_metadata() or ())
+    assert len(base64.b64encode(trailers[DETAILS_KEY])) + len(quote(seen.details() or "")) + 400 < 8_192
+    assert back.violations[0].field[:4] == error.violations[0].field[:4]
+    told = len(back.violations)
+    assert told == len(error.violations) or f"and {len(error.violations) - told + 1} more" in (
+        back.violations[-1].description
+    )
 
 
 async def test_retry_info_arrives_in_seconds(stub: Stub, servicer: EchoServicer) -> None:
