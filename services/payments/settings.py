@@ -1,9 +1,8 @@
 """What the environment says about the payments service."""
 
-from typing import Self
 from urllib.parse import urlsplit
 
-from pydantic import SecretStr, field_validator, model_validator
+from pydantic import SecretStr, ValidationInfo, field_validator
 
 from services.chassis.settings import PerSecond, ProcessSettings
 
@@ -37,8 +36,10 @@ class Settings(ProcessSettings, process="PAYMENTS", port=50051, operations_port=
             raise ValueError("is no http:// or https:// address")
         return base.rstrip("/")
 
-    @model_validator(mode="after")
-    def _real_money_goes_to_stripe(self) -> Self:
-        if self.livemode and self.stripe_api_base != STRIPE:
-            raise ValueError(f"STRIPE_SECRET_KEY is a live key, so STRIPE_API_BASE has to be {STRIPE}")
-        return self
+    @field_validator("stripe_api_base")
+    @classmethod
+    def _real_money_goes_to_stripe(cls, base: str, info: ValidationInfo) -> str:
+        key = info.data.get("stripe_secret_key")
+        if key is not None and key.get_secret_value().startswith(LIVE) and base != STRIPE:
+            raise ValueError(f"must be {STRIPE}, since STRIPE_SECRET_KEY is a live key")
+        return base

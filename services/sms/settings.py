@@ -1,9 +1,9 @@
 """What the environment says about the sms service."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
 from phonenumbers import SUPPORTED_REGIONS
-from pydantic import BeforeValidator, Field, PlainValidator, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, SecretStr, ValidationInfo, field_validator
 
 from services.chassis.settings import PerSecond, ProcessSettings, Secrets
 from services.sms.quiet_hours import QuietHours
@@ -53,10 +53,16 @@ class Settings(ProcessSettings, process="SMS", port=50053, operations_port=9103)
     def magic_numbers(self) -> bool:
         return self.twilio_api_base.rstrip("/") != TWILIO
 
-    @model_validator(mode="after")
-    def _credentials(self) -> Self:
-        if bool(self.twilio_api_key_sid) != bool(self.twilio_api_key_secret.get_secret_value()):
-            raise ValueError("TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET go together")
-        if not self.twilio_api_key_sid and not self.twilio_auth_token:
-            raise ValueError("TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET, or TWILIO_AUTH_TOKEN, are required")
-        return self
+    @field_validator("twilio_api_key_secret")
+    @classmethod
+    def _whole_key(cls, secret: SecretStr, info: ValidationInfo) -> SecretStr:
+        if bool(info.data.get("twilio_api_key_sid")) != bool(secret.get_secret_value()):
+            raise ValueError("must be set together with TWILIO_API_KEY_SID")
+        return secret
+
+    @field_validator("twilio_auth_token")
+    @classmethod
+    def _some_credentials(cls, tokens: tuple[SecretStr, ...], info: ValidationInfo) -> tuple[SecretStr, ...]:
+        if not tokens and not info.data.get("twilio_api_key_sid"):
+            raise ValueError("must be set, or TWILIO_API_KEY_SID and TWILIO_API_KEY_SECRET")
+        return tokens

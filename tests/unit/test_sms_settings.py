@@ -55,3 +55,15 @@ def test_what_is_wrong_is_named(
         loaded(monkeypatch, **changes)
 
     assert named in capsys.readouterr().err
+
+
+def test_all_that_is_wrong_is_named_in_one_round(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        loaded(monkeypatch, TWILIO_API_KEY_SECRET="s", TWILIO_PER_SECOND="inf", SMS_PEPPER="", SMS_LISTEN="0.0.0.0:1")
+
+    assert {line.split(":")[0] for line in capsys.readouterr().err.splitlines()} == {
+        "SMS_AUTH_TOKENS", "SMS_FINGERPRINT_KEYS", "SMS_PEPPER", "TWILIO_API_KEY_SECRET", "TWILIO_AUTH_TOKEN",
+        "TWILIO_PER_SECOND",
+    }  # fmt: skip
