@@ -16,7 +16,7 @@ from gateway.watcher import Watcher
 from services.chassis import lifecycle, settings, web
 from services.chassis.database import connect
 from services.chassis.health import Readiness
-from services.chassis.operations import operations
+from services.chassis.operations import Facts, operations
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -31,11 +31,13 @@ async def main(config: Settings) -> None:
             workers[queue].wake()
 
         readiness = Readiness(database)
-        facts = {service.name: lambda service=service: service.breaker.state for service in clients.all}
+        watcher = Watcher(database, clients, wake)
+        states = {service.name: lambda service=service: service.breaker.state for service in clients.all}
+        facts: Facts = {**states, "watch": watcher.details}
         async with (
             web.listening(operations(config, readiness, facts), config.operations_listen) as operations_address,
             readiness.watched(),
-            lifecycle.working([*workers.values(), Watcher(database, clients, wake), Forgetting(database)]) as over,
+            lifecycle.working([*workers.values(), watcher, Forgetting(database)]) as over,
             web.listening(
                 application(config, database, clients, wake),
                 config.listen,

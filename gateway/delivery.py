@@ -81,16 +81,15 @@ def deliveries(database: Database, clients: Clients) -> dict[str, Worker]:
     payments, email, sms = clients.all
 
     async def apply_stripe(row: Row) -> tuple[str, str]:
-        event = _event(row, row["event_id"].rpartition("/")[2])
-        request = payments_pb2.ApplyEventsRequest(events=[event])
+        request = payments_pb2.ApplyEventsRequest(events=[_event(row)])
         return _outcome(await payments.call(clients.payment_admin_stub.ApplyEvents, request))
 
     async def apply_sendgrid(row: Row) -> tuple[str, str]:
-        request = email_pb2.ApplyEventsRequest(events=[_event(row, row["event_id"])])
+        request = email_pb2.ApplyEventsRequest(events=[_event(row)])
         return _outcome(await email.call(clients.email_admin_stub.ApplyEvents, request))
 
     async def apply_twilio(row: Row) -> tuple[str, str]:
-        request = sms_pb2.ApplyEventsRequest(events=[_event(row, row["event_id"])])
+        request = sms_pb2.ApplyEventsRequest(events=[_event(row)])
         return _outcome(await sms.call(clients.sms_admin_stub.ApplyEvents, request))
 
     async def mail(payload: bytes) -> Message:
@@ -108,9 +107,9 @@ def deliveries(database: Database, clients: Clients) -> dict[str, Worker]:
     }
 
 
-def _event(row: Row, event_id: str) -> common.ProviderEvent:
+def _event(row: Row) -> common.ProviderEvent:
     event = common.ProviderEvent(
-        event_id=event_id,
+        event_id=row["event_id"].rpartition("/")[2],
         type=row["type"],
         account=row["account"],
         body=row["body"],

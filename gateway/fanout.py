@@ -19,7 +19,11 @@ METHODS = {common.PAYMENT_METHOD_CARD, common.PAYMENT_METHOD_PIX, common.PAYMENT
 
 
 class Notice(NamedTuple):
-    """One notice to one recipient by one service; `key` is the same whenever the same fact is learnt again."""
+    """
+    One notice to one recipient by one service; `key` is the same whenever the same fact is learnt again.
+
+    It is the idempotency key, in the space of the payment's caller, and the id of the job that asks for the notice.
+    """
 
     queue: str
     key: str
@@ -31,7 +35,7 @@ def notices(change: PaymentChange) -> Iterator[Notice]:
     kind = TOLD_AS.get(payment.status)
     if kind is None or change.previous_status == payment.status:
         return
-    key = f"{payment.payment_id}:{common.PaymentNoticeKind.Name(kind).removeprefix('PAYMENT_NOTICE_KIND_')}"
+    key = f"notice:{payment.payment_id}:{common.PaymentNoticeKind.Name(kind).removeprefix('PAYMENT_NOTICE_KIND_')}"
     summary = _summary(payment, payment.paid_time if payment.HasField("paid_time") else change.change_time)
     if payment.payer.email:
         recipient = email_pb2.Recipient(address=payment.payer.email, name=payment.payer.name)

@@ -1,6 +1,7 @@
 """Events as received: stored with their delivery jobs before the provider hears 200, and forgotten in time."""
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -18,6 +19,8 @@ TRIED_FOR_MS = 3 * DAY_MS
 #: Bodies name people, so they go early; ids stay for as long as a provider might repeat them.
 BODIES_KEPT_MS, IDS_KEPT_MS = 7 * DAY_MS, 35 * DAY_MS
 AT_ONCE = 500
+#: Outcomes, an empty one included, of events of which nothing is known to be applied.
+NOT_APPLIED = {"", "REJECTED", "DEAD"}
 
 TAKE = """
     INSERT INTO inbox (provider, event_id, type, account, livemode, body, query, received_at)
@@ -52,7 +55,11 @@ FORGET = """
 
 
 class Event(NamedTuple):
-    """`event_id` is the same for the same fact told again; `account` and `livemode` are Stripe's alone."""
+    """
+    `event_id` is the same for the same fact told again; `account` and `livemode` are Stripe's alone.
+
+    Before its last `/` may stand what tells rows apart, and is not the provider's: an account, a body.
+    """
 
     provider: str
     event_id: str
@@ -68,12 +75,29 @@ async def take(events: Sequence[Event], trace: str) -> int:
     new = 0
     for event in events:
         row = await maybe_one(TAKE, **event._asdict())
+        if row is None and (other := await _other_body(event)) is not None:
+            event = other  # noqa: PLW2901 - the same event under another id
+            row = await maybe_one(TAKE, **event._asdict())
         if row is not None:
             new += 1
             give_up_at = row["received_at"] + TRIED_FOR_MS
             queue, job = OWNERS[event.provider], f"event:{event.event_id}"
             await jobs.add(queue, job, b"", give_up_at=give_up_at, trace=trace)
     return new
+
+
+async def _other_body(event: Event) -> Event | None:
+    """
+    Return an event that came before in another body, under an id for this body; None where it need not be delivered.
+
+    Only an event that was applied stands in its own way: a provider renders one for each version of its API. The
+    service that owns it sees that both are one event.
+    """
+    stored = await find(event.provider, event.event_id)
+    if stored is None or stored["outcome"] not in NOT_APPLIED or bytes(stored["body"]) == event.body:
+        return None
+    digest = hashlib.sha256(event.body).hexdigest()[:16]
+    return event._replace(event_id=f"{digest}/{event.event_id}")
 
 
 async def find(provider: str, event_id: str) -> Row | None:

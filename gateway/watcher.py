@@ -11,9 +11,9 @@ import structlog
 from gateway import inbox
 from gateway.clients import Clients
 from gateway.fanout import Notice, notices
-from services.chassis import context, jobs
+from services.chassis import context, jobs, metrics
 from services.chassis.database import Database
-from services.chassis.errors import OutOfRange, ServiceError
+from services.chassis.errors import InvalidRequest, OutOfRange, ServiceError
 from topsmile.payments.v1 import payments_pb2
 
 STREAM = "payments"
@@ -34,7 +34,7 @@ async def remember(before: str, after: str, found: Sequence[Notice], trace: str)
     if not await inbox.advance(STREAM, before, after):
         raise OvertakenError
     for notice in found:
-        await jobs.add(notice.queue, f"notice:{notice.key}", notice.request.SerializeToString(), trace=trace)
+        await jobs.add(notice.queue, notice.key, notice.request.SerializeToString(), trace=trace)
 
 
 class Watcher:
@@ -45,6 +45,13 @@ class Watcher:
         self._clients = clients
         self._wake = wake
         self._stopped = asyncio.Event()
+        self._interruption: str | None = None  #: Until something is heard again.
+        self._restart: str | None = None
+
+    def details(self) -> object:
+        """Tell an operator whether changes become notices now, and why the cursor was refused last."""
+        state = "INTERRUPTED" if self._interruption else "FOLLOWING"
+        return {"state": state, "reason": self._interruption, "started_over": self._restart}
 
     def stop(self) -> None:
         self._stopped.set()
@@ -71,6 +78,7 @@ class Watcher:
             return 0, ASIDE * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
         except ServiceError as error:
             failures += 1
+            self._interruption = error.reason
             log.warning("watcher.interrupted", reason=error.reason, failures=failures)
         ceiling = min(BACKOFF_MOST, BACKOFF_FIRST * 2**failures)
         return failures, random.uniform(BACKOFF_FIRST, ceiling)  # noqa: S311 - no secret
@@ -86,9 +94,13 @@ class Watcher:
         try:
             while (response := await self._next(call)) is not None:
                 cursor, heard = await self._take(cursor, response), True
-        except OutOfRange:
-            # The keys of what was sent are kept for longer than the changes are: nothing is told twice.
-            log.exception("watcher.starts_over")
+                self._interruption = None
+        except (OutOfRange, InvalidRequest) as refusal:
+            # From the oldest change: what nobody was told of is told, and the keys of what was sent are kept for longer
+            # than the changes are, so nothing is told twice.
+            self._restart = refusal.reason
+            metrics.watch_restarts_total.labels(refusal.reason).inc()
+            log.exception("watcher.started_over", reason=refusal.reason, cursor=cursor)
             await self._database.run(inbox.advance, STREAM, cursor, "")
         finally:
             call.cancel()
@@ -110,7 +122,8 @@ class Watcher:
     async def _take(self, cursor: str, response: payments_pb2.WatchPaymentsResponse) -> str:
         found = list(notices(response.change)) if response.HasField("change") else []
         if found or response.cursor != cursor:
-            await self._database.run(remember, cursor, response.cursor, found, context.trace())
+            trace = context.trace(response.change.payment.caller)
+            await self._database.run(remember, cursor, response.cursor, found, trace)
         for notice in found:
             self._wake(notice.queue)
         return response.cursor

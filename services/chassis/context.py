@@ -50,20 +50,22 @@ def outgoing_metadata() -> tuple[tuple[str, str], ...]:
     return tuple((key, value) for key, value in carried.items() if value)
 
 
-def trace() -> str:
-    """What a job keeps of the call that made it, so that its log lines join the same story."""
-    return f"{correlation_id.get()} {traceparent.get()}".strip()
+def trace(on_behalf_of: str = "") -> str:
+    """Return what a job keeps of the call that made it; with a name, the job works for that caller."""
+    return f"{correlation_id.get()} {traceparent.get()} {on_behalf_of}".rstrip()
 
 
 @contextmanager
 def restored(trace: str) -> Iterator[None]:
-    """Do a job's work in the story of the call that made it."""
-    kept, _, parent = trace.partition(" ")
-    outer = correlation_id.get(), traceparent.get()
+    """Do a job's work with the ids of the call that made it, and for the caller that it names."""
+    kept, parent, name = (*trace.split(" "), "", "", "")[:3]
+    outer = correlation_id.get(), traceparent.get(), caller.get()
     adopt_correlation_id(kept)
     adopt_traceparent(parent)
+    caller.set(name)
     try:
         yield
     finally:
         correlation_id.set(outer[0])
         traceparent.set(outer[1])
+        caller.set(outer[2])

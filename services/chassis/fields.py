@@ -92,6 +92,10 @@ def choices(enum: Any) -> dict[str, int]:
     return {name: number for name, number in short.items() if name not in ANSWERS_ONLY}
 
 
+#: How the keys begin under which the gateway asks for the notices of a caller's payments.
+NOTICES = "notice:"
+
+
 class Fields:
     def __init__(self, message: Message, prefix: str = "", violations: list[Violation] | None = None) -> None:
         self._message = message
@@ -126,7 +130,10 @@ class Fields:
         return Fields(getattr(self._message, field), f"{self._prefix}{field}.", self._violations)
 
     def key(self) -> str:
-        return self.identifier("idempotency_key", most=255)
+        key = self.identifier("idempotency_key", most=255)
+        if key.startswith(NOTICES) and self._message.DESCRIPTOR.name != "SendPaymentNoticeRequest":
+            self.wrong("idempotency_key", Rule.RESERVED_KEY, prefix=NOTICES)
+        return key
 
     def identifier(self, field: str, *, most: int = 100, required: bool = True) -> str:
         """Return somebody else's name of a thing as it was given, save for outer white space."""

@@ -38,6 +38,10 @@ payment_alerts_total = Counter(
     ["alert"],
 )
 
+watch_restarts_total = Counter(
+    "topsmile_watch_restarts_total", "Times the gateway's cursor of payments was refused and it began anew", ["reason"]
+)
+
 _paused_for: dict[str, set[str]] = {}  # the reasons told so far: a series once begun has to fall to 0
 
 

@@ -41,6 +41,7 @@ class House:
         self.database: Database
         self.clients: Clients
         self.http: aiohttp.ClientSession
+        self.watcher: Watcher
 
     def clock(self) -> float:
         return time.time() + self.offset
@@ -110,9 +111,9 @@ async def house(
         def wake(queue: str) -> None:
             workers[queue].wake()
 
+        built.watcher = Watcher(built.database, built.clients, wake)
         if working:
-            watcher = Watcher(built.database, built.clients, wake)
-            await stack.enter_async_context(running([*workers.values(), watcher]))
+            await stack.enter_async_context(running([*workers.values(), built.watcher]))
         app = application(
             settings, built.database, built.clients, wake, clock=built.clock, at_once=at_once, seconds=seconds
         )

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from prometheus_client import REGISTRY
 
 from gateway import inbox
 from gateway.fanout import notices
 from gateway.watcher import Watcher
-from services.chassis.errors import InvalidRequest, Violation
+from services.chassis.database import rows
+from services.chassis.errors import InvalidRequest, Unavailable, Violation
 from tests.fakes.gateway import House, house, until
+from tests.fakes.payments_service import Payments, payments_service
+from tests.fakes.sandbox_bench import Bench
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 
@@ -50,7 +54,8 @@ async def gateway(tmp_path: Path) -> AsyncIterator[House]:
 
 def test_a_success_tells_by_mail_and_by_text() -> None:
     mail, text = notices(change())
-    assert (mail.queue, mail.key, text.queue, text.key) == ("email", "pay_1:SUCCEEDED", "sms", "pay_1:SUCCEEDED")
+    assert (mail.queue, text.queue) == ("email", "sms")
+    assert mail.key == text.key == "notice:pay_1:SUCCEEDED"
     for told in (cast("Any", mail.request), cast("Any", text.request)):
         assert told.kind == 1
         assert (told.payment.amount.amount_minor, told.payment.amount.currency) == (14000, "BRL")
@@ -103,7 +108,7 @@ async def test_a_success_is_told_once_by_each(database_url: str) -> None:
         gateway.payments.change(payment(2), PROCESSING)
 
         await until(lambda: len(gateway.email.kept.requests) == len(gateway.sms.kept.requests) == 2)
-        assert set(gateway.email.kept.requests) == {"pay_1:SUCCEEDED", "pay_2:SUCCEEDED"}
+        assert set(gateway.email.kept.requests) == {"notice:pay_1:SUCCEEDED", "notice:pay_2:SUCCEEDED"}
         assert gateway.email.calls == gateway.sms.calls == {"SendPaymentNoticeRequest": 2}
 
         async def settled() -> bool:
@@ -133,9 +138,99 @@ async def test_a_cursor_that_is_too_old_starts_over_and_tells_nothing_twice(gate
     gateway.payments.forgotten = 2
     await gateway.payments.start()
 
-    await until(lambda: "pay_3:SUCCEEDED" in gateway.email.kept.requests)
+    await until(lambda: "notice:pay_3:SUCCEEDED" in gateway.email.kept.requests)
     assert gateway.payments.watches[-1] == ""
     assert gateway.email.calls.total() == 2
+
+
+async def test_a_restored_payments_database_loses_no_receipt_and_sends_none_twice(
+    database_url: str, tmp_path: Path, bench: Bench
+) -> None:
+    before = restarts("CURSOR_UNKNOWN")
+    gateway_url = f"sqlite:///{tmp_path}/gateway.db"
+    async with payments_service(database_url, bench.url) as payments:
+        async with house(gateway_url, payments_target=payments.target) as gateway:
+            kept = await paid(payments, bench, "kept")
+            await until(lambda: len(gateway.email.kept.requests) == 1)
+            backup = await payments.database.run(copied)
+            lost = await paid(payments, bench, "lost")
+            await until(lambda: set(gateway.email.kept.requests) == {receipt(kept), receipt(lost)})
+        await payments.database.run(restored, backup)
+        # Changes past the old cursor's number, receipts among them, before the gateway asks again.
+        new = [await paid(payments, bench, f"new-{n}") for n in range(3)]
+        async with house(gateway_url, payments_target=payments.target) as gateway:
+            await until(lambda: set(gateway.email.kept.requests) == {receipt(each) for each in new})
+            await until(lambda: set(gateway.sms.kept.requests) == {receipt(each) for each in new})
+            later = await paid(payments, bench, "later")
+            await until(lambda: receipt(later) in gateway.email.kept.requests)
+
+            assert gateway.email.calls.total() == gateway.sms.calls.total() == 4
+            assert gateway.watcher.details() == {"state": "FOLLOWING", "reason": None, "started_over": "CURSOR_UNKNOWN"}
+    assert restarts("CURSOR_UNKNOWN") == before + 1
+
+
+def restarts(reason: str) -> float:
+    return REGISTRY.get_sample_value("topsmile_watch_restarts_total", {"reason": reason}) or 0.0
+
+
+def receipt(payment_id: str) -> str:
+    return f"notice:{payment_id}:SUCCEEDED"
+
+
+async def paid(payments: Payments, bench: Bench, name: str) -> str:
+    payment = await payments.create(name, appointment_id=name)
+    await bench.ask("POST", f"/_sandbox/payments/{payment.payment_id}/pay")
+    page = (await bench.stripe("GET", "/v1/events", type="payment_intent.succeeded", limit=1)).json
+    assert await payments.apply(page["data"][0]) == ["APPLIED"]
+    return payment.payment_id
+
+
+TABLES = ("payment", "payment_change", "change_counter", "stripe_event", "job")
+
+
+async def copied() -> dict[str, list[dict[str, Any]]]:
+    return {table: [dict(row) for row in await rows(f"SELECT * FROM {table}")] for table in TABLES}
+
+
+async def restored(backup: dict[str, list[dict[str, Any]]]) -> None:
+    for table in TABLES:
+        await rows(f"DELETE FROM {table}")
+        for row in backup[table]:
+            names, values = ", ".join(row), ", ".join(f":{name}" for name in row)
+            await rows(f"INSERT INTO {table} ({names}) VALUES ({values})", **row)
+
+
+@pytest.mark.parametrize("cursor", ["c7", "99", "c99.0", "x\n"])
+async def test_a_cursor_that_payments_refuses_for_its_form_starts_over(
+    database_url: str, tmp_path: Path, bench: Bench, cursor: str
+) -> None:
+    gateway_url = f"sqlite:///{tmp_path}/gateway.db"
+    async with payments_service(database_url, bench.url) as payments:
+        payment_id = await paid(payments, bench, "one")
+        async with house(gateway_url, payments_target=payments.target, working=False) as gateway:
+            await gateway.database.run(inbox.advance, "payments", "", cursor)
+        async with house(gateway_url, payments_target=payments.target) as gateway:
+            await until(lambda: receipt(payment_id) in gateway.email.kept.requests)
+
+
+@pytest.mark.parametrize("caller", ["clinic-a", "clinic/b", "local"])
+async def test_a_notice_is_asked_for_in_the_name_of_the_payments_caller(gateway: House, caller: str) -> None:
+    gateway.payments.change(payment(caller=caller), PROCESSING)
+    await until(lambda: len(gateway.email.kept.requests) == len(gateway.sms.kept.requests) == 1)
+
+    assert gateway.email.callers == gateway.sms.callers == {caller}
+
+
+async def test_a_restarted_gateway_asks_for_notices_in_the_callers_name(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/gateway.db"
+    async with house(url) as gateway:
+        gateway.email.fail_with = Unavailable("not now")
+        gateway.payments.change(payment(caller="clinic-a"), PROCESSING)
+        await until(lambda: gateway.email.calls.total() > 0)
+    async with house(url) as gateway:
+        await until(lambda: len(gateway.email.kept.requests) == 1)
+
+        assert gateway.email.callers == {"clinic-a"}
 
 
 async def test_two_watchers_of_one_database_tell_once(gateway: House) -> None:

@@ -168,3 +168,38 @@ async def test_bodies_are_forgotten_after_a_week_and_ids_after_five(database_url
         gateway.database.offset_ms = inbox.IDS_KEPT_MS + 60_000
         await gateway.database.run(inbox.forget)
         assert await gateway.stored() == []
+
+
+@pytest.mark.parametrize("first", ["REJECTED", "pending", "DEAD"])
+async def test_an_event_in_another_body_is_delivered_unless_it_was_applied(database_url: str, first: str) -> None:
+    old, modern = (
+        json.dumps({**json.loads(event(1)), "api_version": version}).encode() for version in ("2020", "2026")
+    )
+    async with house(database_url) as gateway:
+        if first == "pending":
+            await gateway.payments.stop()
+        if first == "DEAD":
+            gateway.payments.fail_with = InvalidRequest([Violation("events", "no")])
+        else:
+            gateway.payments.events.outcomes = ["REJECTED"]
+        await gateway.stripe(old)
+        if first != "pending":
+            await until(lambda: outcome_is(gateway, first))
+        gateway.payments.fail_with = None
+        for _ in range(2):
+            assert await gateway.stripe(modern) == 200
+        if first == "pending":
+            await gateway.payments.start()
+
+        await until(lambda: applied_once(gateway))
+        for body in (old, modern, old):
+            assert await gateway.stripe(body) == 200
+        assert len(await gateway.stored()) == 2
+
+
+async def outcome_is(gateway: House, wanted: str) -> bool:
+    return wanted in await outcomes(gateway)
+
+
+async def applied_once(gateway: House) -> bool:
+    return "APPLIED" in await outcomes(gateway) and "" not in await outcomes(gateway)

@@ -41,6 +41,27 @@ def test_a_right_request_is_read_into_values() -> None:
     assert ["k", "SUCCEEDED", "ana@example.com.br", "", (15000, "BRL"), paid_at] == read(request())
 
 
+@pytest.mark.parametrize("key", ["notice:", "notice:pay_1:SUCCEEDED", " notice:x"])
+def test_a_notices_key_is_refused_for_anything_else(key: str) -> None:
+    notice = request()
+    notice.idempotency_key = key
+    assert read(notice)[0] == key.strip()
+    fields = Fields(email_pb2.SendAppointmentReminderRequest(idempotency_key=key))
+    fields.key()
+    with pytest.raises(InvalidRequest) as refused:
+        fields.check()
+
+    assert [violation.reason for violation in refused.value.violations] == ["RESERVED_KEY"]
+
+
+@pytest.mark.parametrize("key", ["notice", "Notice:1", "my-notice:1"])
+def test_a_key_that_only_resembles_a_notices_key_is_taken(key: str) -> None:
+    fields = Fields(email_pb2.SendAppointmentReminderRequest(idempotency_key=key))
+
+    assert fields.key() == key
+    fields.check()
+
+
 def test_every_wrong_field_is_named_by_its_path() -> None:
     message = request()
     message.idempotency_key = "x" * 256

@@ -11,7 +11,8 @@ deadline gets 10 seconds.
 
 Idempotency: every RPC that creates, sends or moves money takes an `idempotency_key` of 1–255 printable characters,
 chosen by the caller. Repeating a request with its key answers the same resource as it stands by then. The same key
-with another request is ALREADY_EXISTS.
+with another request is ALREADY_EXISTS. Keys that begin with `notice:` are those of a payment's notices, and refused for
+anything else.
 
 Errors: each error carries google.rpc.ErrorInfo with domain `topsmile.integrations` and a reason of ErrorReason.
 google.rpc.BadRequest names every wrong field at once. google.rpc.RetryInfo says when to try again where that is
