@@ -1,13 +1,15 @@
 """Start the whole system and keep it up: python -m launch [folder] (`make run`)."""
 
+import launch.early  # noqa: F401 - first: it handles Ctrl-C
+
+# isort: split
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 from launch.settings import complete, merged, sandboxed
-from launch.system import System
+from launch.system import StartError, System
 
 READY = """
   gateway   {gateway}            POST /v1/appointments/…/confirmation, POST /v1/payments, GET /v1/status
@@ -24,28 +26,44 @@ Three things to try:
 """
 
 
+class Told:
+    """The signal that told this process to stop, 0 before one did."""
+
+    number = 0
+
+    def __call__(self, number: int, _frame: object) -> None:
+        self.number = number
+
+
 def main(folder: Path) -> int:
-    system = System(complete(merged(os.environ, Path(".env")), folder.absolute()), folder)
-    if taken := system.taken():
-        sys.stderr.write(f"already in use: {', '.join(taken)}. Is the system running? Set …_LISTEN to move it.\n")
-        return 1
-    stopping = threading.Event()
-
-    def drain(_number: int, _frame: object) -> None:
-        stopping.set()
-        threading.Thread(target=system.stop).start()  # a signal handler may not wait
-
+    """Return 0 when it was told to stop, 128 + signal when that came before all was ready, 1 or 2 as its processes."""
+    told = Told()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, drain)
-    system.start()
+        signal.signal(number, told)
     try:
-        for name in system.waiting():
-            print(f"  {name} is up", flush=True)
-    except TimeoutError as late:
-        if not stopping.is_set():
-            sys.stderr.write(f"{late}; see {folder}/log\n")
-        system.stop()
+        system = System(complete(merged(os.environ, Path(".env")), folder.absolute()), folder)
+        if taken := system.taken():
+            sys.stderr.write(f"already in use: {', '.join(taken)}. Is the system running? Set …_LISTEN to move it.\n")
+            return 1
+        system.start()
+    except (StartError, OSError, ValueError) as problem:  # ValueError: .env is no text, or a setting holds a NUL
+        sys.stderr.write(f"{problem}\n")
         return 1
+    try:
+        for name in system.waiting(stopped=lambda: told.number != 0):
+            print(f"  {name} is up", flush=True)
+        if not told.number:
+            print_ready(system, folder)
+            return system.wait(stopped=lambda: told.number != 0)
+        return 128 + told.number
+    except StartError as problem:
+        sys.stderr.write(f"{problem}\n")
+        return problem.code
+    finally:
+        system.stop()
+
+
+def print_ready(system: System, folder: Path) -> None:
     settings = system.settings
     print(
         READY.format(
@@ -62,9 +80,6 @@ def main(folder: Path) -> int:
         )
     )
     print("ready", flush=True)
-    code = system.wait()
-    system.stop()
-    return 0 if stopping.is_set() else code or 1
 
 
 if __name__ == "__main__":

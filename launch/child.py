@@ -1,7 +1,8 @@
 """
 Run a module as the child of a process that may be killed: python -m launch.child services.sms
 
-When the parent goes, however it goes, the child gets the SIGTERM that the parent can no longer send.
+When the parent goes, however it goes, the child gets the SIGTERM that the parent can no longer send. It does not begin
+where the file that LAUNCH_STOPPING names is there: the parent sent its SIGTERM before the child could take it.
 """
 
 import os
@@ -21,7 +22,7 @@ def follow(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and not os.path.exists(os.environ.get("LAUNCH_STOPPING", "")):  # noqa: PTH110 - it is quick
     threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
     module, sys.argv = sys.argv[1], sys.argv[1:]
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - as `python -m` does

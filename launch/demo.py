@@ -23,7 +23,7 @@ import aiohttp
 import grpc
 
 from launch.settings import PROVIDERS, complete, merged
-from launch.system import System, running
+from launch.system import StartError, System, running
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2, email_pb2_grpc
 from topsmile.sms.v1 import sms_pb2, sms_pb2_grpc
@@ -49,6 +49,7 @@ class StoryError(Exception):
 
 PROBLEMS = (
     StoryError,
+    StartError,
     TimeoutError,
     OSError,
     subprocess.CalledProcessError,

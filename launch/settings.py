@@ -104,12 +104,19 @@ def made_up(folder: Path) -> dict[str, str]:
     known = {name: value or "" for name, value in dotenv_values(file).items()} if file.exists() else {}
     made = {**new_secrets(), **known}
     if made != known:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = folder / f"secrets.{os.getpid()}"
-        part.touch(mode=0o600)
-        part.write_text("".join(f"{name}={value}\n" for name, value in made.items()))
+        write_private(part, "".join(f"{name}={value}\n" for name, value in made.items()))
         part.rename(file)
+    file.chmod(0o600)
     return made
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write what nobody but the owner may read."""
+    file.touch(mode=0o600)
+    file.chmod(0o600)
+    file.write_text(text)
 
 
 def new_secrets() -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -11,12 +13,17 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from http.client import HTTPException
 from pathlib import Path
 
-from launch.settings import PROCESSES, sandboxed
+from launch.settings import PROCESSES, sandboxed, write_private
 
 ROOT = Path(__file__).parent.parent
+#: Seconds that the others get when a process has ended while starting, so that all they find wrong is shown together.
+OTHERS = 20.0
+#: How a process names a wrong setting.
+SETTING = re.compile(r"[A-Z][A-Z0-9_]+: ")
 
 SUPERVISOR = """\
 [supervisord]
@@ -46,11 +53,25 @@ stdout_logfile_backups=2
 """
 
 
+# What the supervisor says of a process that ended by itself.
+EXITED = re.compile(r" exited: (\w+) \(exit status (\d+);")
+
+
+class StartError(Exception):
+    """The system cannot start. `code` is the exit code of the README."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class System:
     def __init__(self, settings: Mapping[str, str], folder: Path) -> None:
         self.settings = dict(settings)
         self.folder = folder.absolute()
         self._supervisor: subprocess.Popen[bytes] | None = None
+        self._lock: int | None = None
+        self._said: dict[str, int] = {}  #: Name of a log → its size when this system started.
 
     @property
     def gateway(self) -> str:
@@ -66,19 +87,31 @@ class System:
         return [address for address in addresses if answers(address)]
 
     def start(self) -> None:
-        (self.folder / "log").mkdir(parents=True, exist_ok=True)
+        """Start the processes; StartError: another system runs from this folder."""
+        for folder in (self.folder, self.folder / "log"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = alone(self.folder / "launch.lock")
+        for log in (self.folder / "log").glob("*.log*"):
+            log.chmod(0o600)
+            self._said[log.stem] = log.stat().st_size
+        self._stopping.unlink(missing_ok=True)
         config = self.folder / "supervisor.conf"
-        config.write_text(self._config())
+        write_private(config, self._config())
         self._supervisor = subprocess.Popen(
             [sys.executable, "-m", "launch.child", "supervisor.supervisord", "-c", str(config)],
             cwd=ROOT,
-            env=self.settings,
+            env={**self.settings, "LAUNCH_STOPPING": str(self._stopping)},
             stdout=subprocess.DEVNULL,
+            umask=0o077,
             start_new_session=True,  # Ctrl-C is ours to pass on, once
         )
         state = {"pid": os.getpid(), "sandboxed": sandboxed(self.settings)}
         addresses = {name: value for name, value in self.settings.items() if name in listeners()}
-        (self.folder / "running.json").write_text(json.dumps({**state, "settings": addresses}))
+        write_private(self.folder / "running.json", json.dumps({**state, "settings": addresses}))
+
+    @property
+    def _stopping(self) -> Path:
+        return self.folder / "stopping"
 
     def _config(self) -> str:
         def escaped(text: object) -> str:
@@ -91,36 +124,91 @@ class System:
             parts.append(PROGRAM.format(name=name, command=escaped(command), priority=priority, **where))
         return "".join(parts)
 
-    def waiting(self, seconds: float = 60.0) -> Iterator[str]:
-        """Name each process as it becomes ready; raises TimeoutError naming those that do not."""
+    def waiting(self, seconds: float = 60.0, stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        """Name each process as it becomes ready; StartError says why one does not. Ends early when stopped."""
         left = set(PROCESSES)
         until = time.monotonic() + seconds
-        while left:
+        while left and not stopped():
             for name in sorted(left):
                 if ready(self.readiness(name)):
                     left.remove(name)
                     yield name
+            ended = self._ended()
+            if ended:  # the others get time to say what else is wrong
+                until = min(until, time.monotonic() + OTHERS)
+            if left and (left <= ended.keys() or time.monotonic() > until):
+                raise StartError(self._why(left, ended), 2 if 2 in ended.values() else 1)
             if self._supervisor is not None and self._supervisor.poll() is not None:
-                raise TimeoutError("the supervisor has ended")
-            if time.monotonic() > until:
-                raise TimeoutError(f"not ready: {', '.join(sorted(left))}")
+                raise StartError(f"the supervisor has ended; see {self.folder}/log")
             time.sleep(0.05)
+
+    def _ended(self) -> dict[str, int]:
+        """Return the exit code of each process that has ended by itself since the start."""
+        return {name: int(code) for line in self._lines("supervisor") for name, code in EXITED.findall(line)}
+
+    def _why(self, left: Collection[str], ended: Mapping[str, int]) -> str:
+        """Tell what the processes that are not ready said last: of wrong settings each line, else one."""
+        said: dict[str, None] = {}  # in order, and once where several processes share a setting
+        for name in sorted(ended or left):
+            lines = [line for line in map(words, self._lines(name)) if line] or ["it said nothing"]
+            wrong = [line for line in lines if SETTING.match(line)] if ended.get(name) == 2 else []
+            said |= dict.fromkeys(wrong or [f"{name}: {lines[-1]}"])
+        what = f"ended: {', '.join(sorted(ended))}" if ended else f"not ready: {', '.join(sorted(left))}"
+        return "\n".join([*said, f"{what}; see {self.folder}/log"])
+
+    def _lines(self, name: str) -> list[str]:
+        """Return what a process has logged since the start."""
+        try:
+            with (self.folder / "log" / f"{name}.log").open(errors="replace") as log:
+                log.seek(self._said.get(name, 0))
+                return log.read().splitlines()
+        except OSError:
+            return []
 
     def readiness(self, name: str) -> str:
         if name == "sandbox":
             return f"{self.sandbox}/healthz"
         return f"http://{self.settings[f'{name.upper()}_OPERATIONS_LISTEN']}/readyz"
 
-    def wait(self) -> int:
+    def wait(self, stopped: Callable[[], bool]) -> int:
+        """Return 0 when stopped, 1 when the supervisor has ended by itself."""
         assert self._supervisor is not None  # noqa: S101 - started
-        return self._supervisor.wait()
+        while not stopped():
+            if self._supervisor.poll() is not None:
+                return 1
+            time.sleep(0.1)
+        return 0
 
     def stop(self) -> None:
-        """Drain and end everything; a second call does nothing."""
+        """Drain and end everything; a second call does nothing, and so does one for what was not started."""
         if self._supervisor is not None and self._supervisor.poll() is None:
+            self._stopping.touch()
             self._supervisor.send_signal(signal.SIGTERM)
             self._supervisor.wait()
-        (self.folder / "running.json").unlink(missing_ok=True)
+        if self._lock is not None:
+            (self.folder / "running.json").unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+
+def alone(file: Path) -> int:
+    """Lock the file until this process ends, however it ends. StartError: another one has it."""
+    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise StartError(f"another system runs from {file.parent}: stop it first, or name another folder") from None
+    return lock
+
+
+def words(line: str) -> str:
+    """Return what a line of a log says: of JSON the event and the reason."""
+    try:
+        told = json.loads(line)
+        return ": ".join(str(told[name]) for name in ("event", "why", "exception") if told.get(name))
+    except (ValueError, AttributeError, KeyError):
+        return line.strip()
 
 
 def listeners() -> set[str]:
@@ -129,17 +217,21 @@ def listeners() -> set[str]:
 
 
 def answers(address: str) -> bool:
+    """Tell whether somebody listens there; the process itself says what is wrong with an address that is none."""
     host, _, port = address.rpartition(":")
     with socket.socket(socket.AF_INET6 if "[" in host else socket.AF_INET) as probe:
         probe.settimeout(1.0)
-        return probe.connect_ex((host.strip("[]"), int(port))) == 0
+        try:
+            return probe.connect_ex((host.strip("[]"), int(port))) == 0
+        except (OSError, ValueError, OverflowError):
+            return False
 
 
 def ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - http://, ours
             return bool(answer.status == 200)
-    except OSError:
+    except (OSError, ValueError, HTTPException):
         return False
 
 

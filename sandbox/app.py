@@ -43,10 +43,12 @@ def listen(settings: Settings) -> socket.socket:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, listener: socket.socket | None = None) -> AsyncIterator[str]:
+async def running(
+    settings: Settings, listener: socket.socket | None = None, state: State | None = None
+) -> AsyncIterator[str]:
     """The sandbox, serving; yields its base URL."""
     listener = listener or listen(settings)
-    state = State(settings.database)
+    state = state or State(settings.database)
     with state.transaction() as db:
         keys = Keys(db, settings)
     sender = Sender(state, keys, settings.webhook_target)

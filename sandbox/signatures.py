@@ -15,11 +15,9 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
-    load_der_private_key,
-    load_pem_private_key,
 )
 
-from sandbox.settings import Settings
+from sandbox.settings import Settings, load_ec_key
 from sandbox.state import secret
 
 
@@ -63,16 +61,3 @@ class Keys:
         signed = url + "".join(name + value for name, value in fields)
         digest = hmac.new(self.twilio_token.encode(), signed.encode(), hashlib.sha1).digest()
         return {"X-Twilio-Signature": base64.b64encode(digest).decode()}
-
-
-def load_ec_key(text: str) -> ec.EllipticCurvePrivateKey:
-    """From PEM or from base64 of DER."""
-    if text.startswith("-----"):
-        key = load_pem_private_key(text.encode(), None)
-    else:
-        key = load_der_private_key(base64.b64decode(text), None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError(  # noqa: TRY004 - the type of the key is the value of a setting
-            "SANDBOX_SENDGRID_PRIVATE_KEY is not an elliptic curve key"
-        )
-    return key
