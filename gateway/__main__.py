@@ -41,6 +41,7 @@ async def main(config: Settings) -> None:
             web.listening(
                 application(config, database, clients, wake),
                 config.listen,
+                hosts={config.public_host},
                 ssl_certfile=config.tls_cert,
                 ssl_keyfile=config.tls_key,
             ) as address,

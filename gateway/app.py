@@ -18,6 +18,7 @@ from gateway.bodies import CLOSE
 from gateway.clients import Clients
 from gateway.payments import Payments
 from gateway.settings import Settings
+from gateway.signatures import TwilioSecrets
 from gateway.status import Status
 from gateway.webhooks import (
     SENDGRID_AT_MOST,
@@ -32,7 +33,7 @@ from services.chassis import authentication, context, deadline, metrics
 from services.chassis.authentication import Doorkeeper
 from services.chassis.caller_limit import CallerLimit
 from services.chassis.database import Database
-from services.chassis.errors import ServiceError, Unavailable
+from services.chassis.errors import PermissionDenied, ServiceError, Unavailable
 from services.chassis.problems import Refusal, answer
 
 DEADLINE = 10.0  # seconds for a whole request
@@ -40,6 +41,8 @@ AT_ONCE = 500  # requests that run together; more are shed
 WAITING = 2000  # requests whose senders are slow; they take nobody's turn
 SMALL = 64 << 10  # bytes of a body that are always taken
 LARGE = 64 << 20  # bytes of all bodies together, beyond what is small of each
+#: What a proxy adds: whoever is behind it is not on this machine's loopback.
+FORWARDED = {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
 
 log = structlog.get_logger()
 
@@ -126,7 +129,8 @@ def _tell(scope: Scope, status: int, seconds: float, bug: Exception | None) -> N
     metrics.http_requests_total.labels(route, method, status).inc()
     metrics.http_seconds.labels(route).observe(seconds)
     log.log(
-        40 if bug else 20, "http", route=route, method=method, status=status, seconds=round(seconds, 4),
+        40 if bug else 30 if status in {401, 403} else 20,
+        "http", route=route, method=method, status=status, reason=scope.get("reason"), seconds=round(seconds, 4),
         caller=context.caller.get() or None, exc_info=bug,
     )  # fmt: skip
 
@@ -136,11 +140,14 @@ class Guard:
 
     def __init__(self, settings: Settings, seconds: float) -> None:
         self._seconds = seconds
+        self._anonymous = not settings.auth_tokens
         self._doorkeeper = Doorkeeper(settings.auth_tokens)
         self._each = CallerLimit(settings.caller_limit)
 
     def before(self, scope: authentication.Scope, endpoint: Endpoint) -> Endpoint:
         async def guarded(request: Request) -> Response:
+            if self._anonymous and not FORWARDED.isdisjoint(request.headers):
+                raise PermissionDenied("what a proxy forwards needs a token: set GATEWAY_AUTH_TOKENS")
             caller = self._doorkeeper.recognise(request.headers.get("authorization", ""))
             context.caller.set(caller.name)
             context.scopes.set(frozenset(caller.scopes))
@@ -185,6 +192,7 @@ def webhooks(
 ) -> list[Route]:
     stripe_secrets = [secret.get_secret_value().encode() for secret in settings.stripe_webhook_secret]
     twilio_tokens = [token.get_secret_value().encode() for token in settings.twilio_auth_token]
+    twilio_secrets = TwilioSecrets(twilio_tokens, settings.twilio_shared_keys)
     stripe = partial(stripe_events, secrets=stripe_secrets, clock=clock)
     sendgrid = partial(
         sendgrid_events,
@@ -192,11 +200,11 @@ def webhooks(
         window=settings.sendgrid_webhook_window,
         clock=clock,
     )
-    twilio = partial(twilio_events, tokens=twilio_tokens, public_url=settings.public_url)
+    twilio = partial(twilio_events, secrets=twilio_secrets, public_url=settings.public_url)
     return [
-        Route("/webhooks/stripe", Webhook(database, stripe, STRIPE_AT_MOST, wake)),
-        Route("/webhooks/sendgrid", Webhook(database, sendgrid, SENDGRID_AT_MOST, wake)),
-        Route("/webhooks/twilio/status", Webhook(database, twilio, TWILIO_AT_MOST, wake)),
+        Route("/webhooks/stripe", Webhook(database, "stripe", stripe, STRIPE_AT_MOST, wake)),
+        Route("/webhooks/sendgrid", Webhook(database, "sendgrid", sendgrid, SENDGRID_AT_MOST, wake)),
+        Route("/webhooks/twilio/status", Webhook(database, "twilio", twilio, TWILIO_AT_MOST, wake)),
     ]
 
 

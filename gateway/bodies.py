@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import math
+import re
 from collections.abc import Collection
-from typing import Any, NoReturn
+from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
@@ -19,6 +21,9 @@ from services.chassis.violations import InvalidValueError, Rule, Violation
 
 SECONDS = 10.0
 JSON_AT_MOST = 256 << 10
+MAX_DEPTH = 100  # levels of JSON: what reads it later recurses, too
+#: The escape of half a character: alone, it stands for nothing that UTF-8 can write.
+HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 CLOSE = {"connection": "close"}  # nothing more is expected from this sender
 
 
@@ -50,13 +55,39 @@ def _too_large(most: int) -> Refusal:
 def parse_json(body: bytes) -> Any:
     """Read UTF-8 JSON; whatever else came is one refusal."""
     try:
-        return json.loads(body.decode(), parse_constant=_no_number)
+        given = json.loads(body.decode(), parse_constant=_finite, parse_float=_finite)
+        if HALF_CHARACTER.search(body):
+            json.dumps(given, ensure_ascii=False).encode()
+        if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+            _require_shallow(given)
     except (ValueError, RecursionError):
-        raise Refusal(400, "MALFORMED_JSON", "the body is no JSON in UTF-8") from None
+        raise Refusal(
+            400,
+            "MALFORMED_JSON",
+            f"the body must be JSON in UTF-8, at most {MAX_DEPTH} levels deep, with finite numbers",
+        ) from None
+    return given
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(name)
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(number)
+    return value
+
+
+def _require_shallow(given: object) -> None:
+    level = [given]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for each in level
+            if isinstance(each, dict | list)
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return
+    raise ValueError(MAX_DEPTH)
 
 
 async def json_object(request: Request) -> dict[str, Any]:
@@ -113,8 +144,6 @@ def _set(message: Message, field: Any, value: object, wrong: list[Violation], pa
             setattr(message, field.name, _scalar(field, value))
         else:
             _set_message(getattr(message, field.name), value, wrong, path)
-    except UnicodeEncodeError:
-        wrong.append(Rule.NOT_PRINTABLE.at(path))
     except InvalidValueError as error:
         wrong.append(error.rule.at(path, **error.values))
 

@@ -9,7 +9,8 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from cryptography.exceptions import InvalidSignature
@@ -22,7 +23,11 @@ PORTS = {"http": 80, "https": 443}
 
 
 class BadSignature(Exception):  # noqa: N818 - a refusal, no error of ours
-    """The message says what is wrong and quotes nothing that came."""
+    """`reason` is a metric's label; the message says what is wrong. Neither quotes anything that came."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def verify_stripe(header: bytes, body: bytes, secrets: Sequence[bytes], now: float) -> None:
@@ -31,7 +36,9 @@ def verify_stripe(header: bytes, body: bytes, secrets: Sequence[bytes], now: flo
     moments = [value for name, value in pairs if name == b"t"]
     offered = [value for name, value in pairs if name == b"v1"]
     if len(moments) != 1 or not offered:
-        raise BadSignature("the signature's header has not the form t=…,v1=…")
+        raise BadSignature(
+            "SIGNATURE_MALFORMED" if header else "SIGNATURE_MISSING", "the signature's header has not the form t=…,v1=…"
+        )
     require_fresh(moments[0], now, TOLERANCE)
     signed = moments[0] + b"." + body
     expected = [hmac.new(secret, signed, hashlib.sha256).hexdigest().encode() for secret in secrets]
@@ -48,13 +55,15 @@ def verify_sendgrid(
     window: float,
 ) -> None:
     """Verify ECDSA over timestamp and body. The same event has many valid signatures: they identify nothing."""
+    if not signature:
+        raise BadSignature("SIGNATURE_MISSING", "there is no signature")
     require_fresh(moment, now, window)
     try:
         der = base64.b64decode(signature, validate=True)
     except binascii.Error as error:
-        raise BadSignature("the signature is no base64") from error
+        raise BadSignature("SIGNATURE_MALFORMED", "the signature is no base64") from error
     if not any(_verifies(key, der, moment + body) for key in keys):
-        raise BadSignature("no key of ours verifies the signature")
+        raise BadSignature("SIGNATURE_MISMATCH", "no key of ours verifies the signature")
 
 
 def _verifies(key: EllipticCurvePublicKey, der: bytes, signed: bytes) -> bool:
@@ -65,15 +74,48 @@ def _verifies(key: EllipticCurvePublicKey, der: bytes, signed: bytes) -> bool:
     return True
 
 
-def verify_twilio(signature: bytes, url: str, form: Sequence[tuple[str, str]], tokens: Sequence[bytes]) -> None:
-    """Verify HMAC-SHA1 over the public address and the sorted form, blank values included. It has no time in it."""
+class TwilioSecrets(NamedTuple):
+    tokens: Sequence[bytes]
+    #: By the id that Twilio gave them.
+    shared_keys: Mapping[str, bytes]
+
+
+def verify_twilio(
+    signature: bytes, settings: bytes, url: str, form: Sequence[tuple[str, str]], secrets: TwilioSecrets
+) -> None:
+    """
+    Verify an HMAC over the public address and the sorted form, blank values included. It has no time in it.
+
+    `settings` is the header `key=…,algorithm=HMAC_SHA256` of a shared key; without it an auth token signs with SHA-1.
+    """
+    if not signature:
+        raise BadSignature("SIGNATURE_MISSING", "there is no signature")
+    algorithm, keys = (hashlib.sha256, _shared(settings, secrets)) if settings else (hashlib.sha1, secrets.tokens)
     parameters = "".join(name + value for name, value in sorted(set(form)))
     expected = [
-        base64.b64encode(hmac.new(token, (address + parameters).encode(), hashlib.sha1).digest())
-        for token in tokens
+        base64.b64encode(hmac.new(key, (address + parameters).encode(), algorithm).digest())
+        for key in keys
         for address in spellings(url)
     ]
     require_match(expected, [signature])
+
+
+def _shared(settings: bytes, secrets: TwilioSecrets) -> Sequence[bytes]:
+    named = {name.strip(): value.strip() for name, _, value in (each.partition(b"=") for each in settings.split(b","))}
+    if named.get(b"algorithm") != b"HMAC_SHA256":
+        raise BadSignature("ALGORITHM_UNKNOWN", "the algorithm must be HMAC_SHA256")
+    key = secrets.shared_keys.get(named.get(b"key", b"").decode("latin-1"))
+    if key is None:
+        raise BadSignature("KEY_UNKNOWN", "the key is none of TWILIO_SHARED_KEYS")
+    return [key]
+
+
+def verify_body_hash(hashes: Sequence[str], body: bytes) -> None:
+    """Verify `bodySHA256` of a signed address: it stands for a body that is no form."""
+    if len(hashes) != 1:
+        raise BadSignature("BODY_NOT_SIGNED", "the address must name the body's SHA-256 once")
+    if not hmac.compare_digest(hashlib.sha256(body).hexdigest().encode(), hashes[0].lower().encode()):
+        raise BadSignature("BODY_MISMATCH", "the body is not the one that was signed")
 
 
 def spellings(url: str) -> set[str]:
@@ -86,13 +128,15 @@ def spellings(url: str) -> set[str]:
 
 def require_fresh(moment: bytes, now: float, window: float) -> None:
     if not moment.isdigit() or len(moment) > 12:
-        raise BadSignature("the timestamp is no number of seconds")
+        raise BadSignature("TIMESTAMP_MALFORMED", "the timestamp is no number of seconds")
     age = now - int(moment)
-    if age > window or age < -TOLERANCE:
-        raise BadSignature("the timestamp is too old" if age > 0 else "the timestamp lies in the future")
+    if age > window:
+        raise BadSignature("TIMESTAMP_TOO_OLD", "the timestamp is too old")
+    if age < -TOLERANCE:
+        raise BadSignature("TIMESTAMP_IN_FUTURE", "the timestamp lies in the future")
 
 
 def require_match(expected: Sequence[bytes], offered: Sequence[bytes]) -> None:
     # All of them, always: the time taken tells nothing about which one came close.
     if True not in [hmac.compare_digest(ours, theirs) for ours in expected for theirs in offered]:
-        raise BadSignature("no secret of ours makes this signature")
+        raise BadSignature("SIGNATURE_MISMATCH", "no secret of ours makes this signature")

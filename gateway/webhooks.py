@@ -10,24 +10,33 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qs, parse_qsl, urlencode
 
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway import inbox
 from gateway.bodies import parse_json, read_body
 from gateway.inbox import OWNERS, Event
-from gateway.signatures import BadSignature, verify_sendgrid, verify_stripe, verify_twilio
-from services.chassis import context
+from gateway.signatures import (
+    BadSignature,
+    TwilioSecrets,
+    verify_body_hash,
+    verify_sendgrid,
+    verify_stripe,
+    verify_twilio,
+)
+from services.chassis import context, metrics
 from services.chassis.database import Database
 from services.chassis.errors import ServiceError, Unavailable
 from services.chassis.problems import Refusal, answer
 
 STRIPE_AT_MOST, SENDGRID_AT_MOST, TWILIO_AT_MOST = 1 << 20, 2 << 20, 64 << 10
 STORED_WITHIN = 10.0  # seconds
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,13 @@ class Webhook:
     def __init__(
         self,
         database: Database,
+        provider: str,
         read: Callable[[Post], Sequence[Event]],
         most: int,
         stored: Callable[[str], None],
     ) -> None:
         self._database = database
+        self._provider = provider
         self._read = read  #: Verifies and takes apart; raises BadSignature or Refusal.
         self._most = most
         self._stored = stored  #: Told which queue has something new.
@@ -63,8 +74,10 @@ class Webhook:
         try:
             await self._take(scope, receive)
         except BadSignature as refusal:
+            self._tell(refusal.reason, str(refusal))
             response = answer(Refusal(400, "BAD_SIGNATURE", str(refusal)))
-        except (HTTPException, ServiceError) as refusal:
+        except (Refusal, ServiceError) as refusal:
+            self._tell(refusal.reason, str(refusal))
             response = answer(refusal)
         await response(scope, receive, send)
 
@@ -80,7 +93,11 @@ class Webhook:
                 await self._database.add(inbox.take, events, context.trace())
         except TimeoutError:
             raise Unavailable("the inbox is not answering", reason="STORE_UNAVAILABLE") from None
-        self._stored(OWNERS[events[0].provider])
+        self._stored(OWNERS[self._provider])
+
+    def _tell(self, reason: str, detail: str) -> None:
+        metrics.webhooks_rejected_total.labels(self._provider, reason).inc()
+        log.warning("webhook.rejected", provider=self._provider, reason=reason, detail=detail)
 
 
 def stripe_events(post: Post, secrets: Sequence[bytes], clock: Callable[[], float]) -> list[Event]:
@@ -104,7 +121,7 @@ def sendgrid_events(
     moment = post.header(b"x-twilio-email-event-webhook-timestamp")
     verify_sendgrid(signature, moment, post.body, keys=keys, now=clock(), window=window)
     told = parse_json(post.body)
-    if not isinstance(told, list) or not told or not all(isinstance(item, dict) for item in told):
+    if not isinstance(told, list) or not all(isinstance(item, dict) for item in told):
         raise Refusal(400, "MALFORMED_EVENT", "events come as a JSON list of objects")
     return [_sendgrid_event(item) for item in told]
 
@@ -115,20 +132,37 @@ def _sendgrid_event(item: Mapping[str, Any]) -> Event:
     return Event("sendgrid", event_id, _word(item.get("event")) or "unknown", json.dumps(item).encode())
 
 
-def twilio_events(post: Post, tokens: Sequence[bytes], public_url: str) -> list[Event]:
-    try:
-        form = parse_qsl(
-            post.body.decode(), keep_blank_values=True, errors="strict", max_num_fields=200
-        )  # fmt: skip
-    except ValueError:
-        raise BadSignature("the body is no form in UTF-8") from None
+def twilio_events(post: Post, secrets: TwilioSecrets, public_url: str) -> list[Event]:
+    signature, settings = post.header(b"x-twilio-signature"), post.header(b"x-twilio-webhooks-signature-settings")
     url = public_url + post.path + (f"?{post.query}" if post.query else "")
-    verify_twilio(post.header(b"x-twilio-signature"), url, form, tokens)
+    body = post.body
+    if post.header(b"content-type").partition(b";")[0].strip().lower() == b"application/json":
+        verify_twilio(signature, settings, url, [], secrets)
+        verify_body_hash(parse_qs(post.query).get("bodySHA256", []), body)
+        form = _form(parse_json(body))
+        body = urlencode(form).encode()
+    else:
+        try:
+            form = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=200)
+        except ValueError:
+            raise BadSignature("BODY_MALFORMED", "the body is no form in UTF-8") from None
+        verify_twilio(signature, settings, url, form, secrets)
     told = dict(form)
     message, status = _word(told.get("MessageSid")), _word(told.get("MessageStatus"))
     if not message or not status:
         raise Refusal(400, "MALFORMED_EVENT", "a status callback has MessageSid and MessageStatus")
-    return [Event("twilio", _hash((message, status, post.query)), status, post.body, query=post.query)]
+    return [Event("twilio", _hash((message, status, post.query)), status, body, query=post.query)]
+
+
+def _form(told: object) -> list[tuple[str, str]]:
+    """Write a JSON callback as the form that the service reads."""
+    if not isinstance(told, dict):
+        raise Refusal(400, "MALFORMED_EVENT", "a status callback is a JSON object")
+    return [
+        (name, value if isinstance(value, str) else json.dumps(value))
+        for name, value in told.items()
+        if value is not None
+    ]
 
 
 def _word(value: object) -> str:

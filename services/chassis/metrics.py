@@ -18,6 +18,10 @@ rpcs_shed_total = Counter(
 http_requests_total = Counter("topsmile_http_requests_total", "HTTP requests answered", ["route", "method", "status"])
 http_seconds = Histogram("topsmile_http_seconds", "How long they took", ["route"], buckets=SECONDS)
 
+webhooks_rejected_total = Counter(
+    "topsmile_webhooks_rejected_total", "Webhooks refused, by what was wrong with them", ["provider", "reason"]
+)
+
 outbound_seconds = Histogram(
     "topsmile_outbound_seconds", "Calls to a provider", ["service", "outcome"], buckets=SECONDS
 )

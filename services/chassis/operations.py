@@ -6,18 +6,23 @@ On loopback it is open. Anywhere else all but the two for health need a token wi
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from services.chassis import problems
 from services.chassis.authentication import Doorkeeper, is_loopback, require
 from services.chassis.errors import PermissionDenied, ServiceError
 from services.chassis.health import Readiness
 from services.chassis.settings import ProcessSettings
+
+log = structlog.get_logger()
 
 OPEN = {"/healthz", "/readyz"}
 
@@ -43,7 +48,12 @@ def operations(
     return Starlette(
         routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics), *routes],
         middleware=[Middleware(Guard, settings=settings)] if guarded else [],
+        exception_handlers={HTTPException: _problem},
     )
+
+
+async def _problem(_request: Request, error: Exception) -> Response:
+    return problems.answer(error)
 
 
 async def metrics(_request: Request) -> Response:
@@ -61,8 +71,8 @@ class Guard:
             try:
                 self._admit(Request(scope).headers.get("authorization", ""))
             except ServiceError as refusal:
-                status = 403 if isinstance(refusal, PermissionDenied) else 401
-                answer = JSONResponse({"reason": refusal.reason}, status, {"www-authenticate": "Bearer"})
+                log.warning("operations.refused", reason=refusal.reason)
+                answer = problems.answer(refusal)
         await answer(scope, receive, send)
 
     def _admit(self, authorization: str) -> None:

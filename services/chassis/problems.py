@@ -8,6 +8,7 @@ from typing import Any
 from grpc import StatusCode
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from services.chassis import context
 from services.chassis.errors import PORTUGUESE, ServiceError, localized
@@ -89,7 +90,11 @@ class ProblemResponse(JSONResponse):
 
     def __init__(self, problem: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
         super().__init__(problem, problem["status"], headers)
-        self.reason: str = problem["reason"]
+        self._reason = problem["reason"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["reason"] = self._reason  # for whoever writes the log line
+        await super().__call__(scope, receive, send)
 
 
 def answer(error: Exception) -> ProblemResponse:

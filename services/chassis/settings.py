@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import limits
 from pydantic import (
@@ -55,6 +56,24 @@ def _parse_address(text: str | Address) -> Address:
     return Address(parts[1] or parts[2], int(parts[3]))
 
 
+def parse_url(text: str) -> str:
+    """Read `https://hooks.example.com` or, below a path, `https://example.com/hooks`; the last slash goes."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port  # raises where it is none
+    except ValueError:
+        parts, port = urlsplit(""), None
+    # urlsplit drops line breaks in silence: the text itself has to be clean.
+    if not (
+        re.fullmatch(r"https?://[!-~]+", text)
+        and re.fullmatch(r"[a-z0-9._:-]+", parts.hostname or "")
+        and port != 0
+        and not set("?#@\\") & set(text)
+    ):
+        raise ValueError("must be an address such as https://hooks.example.com, without user, query or fragment")
+    return text.rstrip("/")
+
+
 def _split(text: object) -> object:
     return tuple(part.strip() for part in text.split(",") if part.strip()) if isinstance(text, str) else text
 
@@ -89,6 +108,7 @@ def _readable(path: Path) -> Path:
     return path
 
 
+Url = Annotated[str, PlainValidator(parse_url)]
 Listen = Annotated[Address, PlainValidator(_parse_address)]
 Tokens = Annotated[
     tuple[Token, ...], PlainValidator(lambda text: parse_tokens(text) if isinstance(text, str) else text)

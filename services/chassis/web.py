@@ -2,16 +2,47 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from services.chassis import problems
+from services.chassis.authentication import is_loopback
 from services.chassis.connections import Connection
 from services.chassis.lifecycle import GRACE
 from services.chassis.settings import Address
+
+
+class LoopbackHosts:
+    """
+    Refuse what is asked of another host.
+
+    A browser may be made to call a loopback listener in the name of a stranger's host (DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, others: Collection[str]) -> None:
+        self._app = app
+        self._others = others
+        self._known = lru_cache(maxsize=256)(self._is_known)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) == 1 and not self._known(hosts[0]):
+            app = problems.answer(problems.Refusal(421, "WRONG_HOST", "Host must be localhost or PUBLIC_URL's"))
+        await app(scope, receive, send)
+
+    def _is_known(self, value: bytes) -> bool:
+        try:
+            host = urlsplit(f"//{value.decode()}").hostname or ""
+        except ValueError:
+            return False
+        return is_loopback(host) or host in self._others
 
 
 class _Server(uvicorn.Server):
@@ -22,9 +53,20 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def listening(
-    app: ASGIApp, address: Address, *, connection: type[asyncio.Protocol] = Connection, **config: Any
+    app: ASGIApp,
+    address: Address,
+    *,
+    hosts: Collection[str] = (),
+    connection: type[asyncio.Protocol] = Connection,
+    **config: Any,
 ) -> AsyncIterator[Address]:
-    """Serve HTTP while the body runs, then finish what is being answered. Gives the address, with port 0 resolved."""
+    """
+    Serve HTTP while the body runs, then finish what is being answered. Gives the address, with port 0 resolved.
+
+    On loopback, only requests to loopback's names and to `hosts` are served.
+    """
+    if is_loopback(address.host):
+        app = LoopbackHosts(app, hosts)
     server = _Server(
         uvicorn.Config(
             app,

@@ -49,7 +49,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         outbound(base, service="twilio", auth=settings.credentials, timeout=ACT) as http,
     ):
         breaker = CircuitBreaker("twilio")
-        provider = TwilioProvider(http, base, account, sender, settings.public_url)
+        provider = TwilioProvider(http, base, account, sender, settings.public_url or "")
         handler = Sender(database, provider, breaker, pepper, settings.sms_quiet_hours).handle
         worker = Worker(database, Queue(store.QUEUE, handler, store.given_up, pace=pace), breaker.room)
         servicer = SmsServicer(

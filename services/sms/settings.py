@@ -5,7 +5,7 @@ from typing import Annotated
 from phonenumbers import SUPPORTED_REGIONS
 from pydantic import BeforeValidator, Field, PlainValidator, SecretStr, ValidationInfo, field_validator
 
-from services.chassis.settings import PerSecond, ProcessSettings, Secrets
+from services.chassis.settings import PerSecond, ProcessSettings, Secrets, Url
 from services.sms.quiet_hours import QuietHours
 
 TWILIO = "https://api.twilio.com"
@@ -33,7 +33,7 @@ class Settings(ProcessSettings, process="SMS", port=50053, operations_port=9103)
     #: Texts a second, by all replicas together.
     twilio_per_second: PerSecond = 10.0
     #: Where the gateway is reached from outside; without it nobody tells what became of a text.
-    public_url: str = ""
+    public_url: Url | None = None
     #: Seals codes that wait: once it is changed, those are lost.
     sms_pepper: SecretStr = Field(min_length=16)
     #: Whose mobile numbers are texted.

@@ -26,8 +26,8 @@ from tests.fakes import signing
 from tests.fakes.services import FakeEmail, FakePayments, FakeSms
 
 STRIPE_SECRET, OLD_STRIPE_SECRET = "whsec_new", "whsec_old"
-TWILIO_TOKEN, OLD_TWILIO_TOKEN = "twilio_new", "twilio_old"
-PUBLIC_URL = "https://hooks.clinic.example"
+TWILIO_TOKEN, OLD_TWILIO_TOKEN, TWILIO_SHARED_KEY = "twilio_new", "twilio_old", "twilio_shared"
+PUBLIC_URL = "https://localhost"
 
 
 class House:
@@ -54,6 +54,7 @@ class House:
             "stripe_webhook_secret": (SecretStr(STRIPE_SECRET), SecretStr(OLD_STRIPE_SECRET)),
             "sendgrid_webhook_public_key": parse_public_keys(f"{self.sendgrid.public},{self.old_sendgrid.public}"),
             "twilio_auth_token": (SecretStr(TWILIO_TOKEN), SecretStr(OLD_TWILIO_TOKEN)),
+            "twilio_shared_keys": {"key_1": TWILIO_SHARED_KEY.encode()},
             "public_url": PUBLIC_URL,
             "payments_target": self.payments.target,
             "email_target": self.email.target,

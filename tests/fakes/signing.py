@@ -40,3 +40,17 @@ def twilio_header(url: str, body: bytes, token: str) -> dict[str, str]:
         "X-Twilio-Signature": base64.b64encode(digest).decode(),
         "Content-Type": "application/x-www-form-urlencoded",
     }
+
+
+def twilio_shared(url: str, body: bytes, key: str, secret: str, algorithm: str = "HMAC_SHA256") -> tuple[bytes, bytes]:
+    """The signature under a shared key, and the header that names the key."""
+    pairs = sorted(parse_qsl(body.decode(), keep_blank_values=True))
+    signed = url + "".join(f"{name}{value}" for name, value in pairs)
+    made = hmac.new(secret.encode(), signed.encode(), algorithm.removeprefix("HMAC_").lower()).digest()
+    return base64.b64encode(made), f"key={key},algorithm={algorithm}".encode()
+
+
+def twilio_json(url: str, body: bytes, token: str) -> tuple[str, dict[str, str]]:
+    """The address with the body's hash in it, and the headers."""
+    url += f"{'&' if '?' in url else '?'}bodySHA256={hashlib.sha256(body).hexdigest()}"
+    return url, twilio_header(url, b"", token) | {"Content-Type": "application/json"}

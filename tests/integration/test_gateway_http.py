@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from services.chassis.errors import (
     InvalidRequest,
@@ -42,11 +43,11 @@ async def gateway(tmp_path: Path) -> AsyncIterator[House]:
 
 
 async def call(
-    gateway: House, path: str, body: object = None, method: str = "POST", **headers: str
+    gateway: House, path: str | URL, body: object = None, method: str = "POST", **headers: str
 ) -> tuple[int, Any, Any]:
     sent = {"Idempotency-Key": "key-1"} | {name.replace("_", "-"): value for name, value in headers.items()}
     data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-    url = f"http://{gateway.address}{path}"
+    url = path if isinstance(path, URL) else f"http://{gateway.address}{path}"
     async with gateway.http.request(method, url, data=data, headers=sent) as answer:
         text = await answer.read()
         return answer.status, json.loads(text) if text else None, answer.headers
@@ -156,7 +157,7 @@ async def test_every_wrong_field_is_named_at_once(gateway: House) -> None:
             "start_time": "tomorrow",
             "end_time": 5,
             "clinic": ["x"],
-            "notes": "\ud800",
+            "notes": {"a": 1},
             "colour": "red",
         },
         "before": "a day",
@@ -182,11 +183,59 @@ async def test_a_moment_and_a_span_exclude_one_another(gateway: House) -> None:
     assert (status, wrong_fields(problem)) == (422, {"send_time"})
 
 
-async def test_what_is_no_json_is_400(gateway: House) -> None:
-    for body in [b"", b"{", b"\xff", b"[" * 100_000, b'{"a": NaN}']:
-        status, problem, headers = await call(gateway, "/v1/payments", body)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"\\ud800":1}',
+        b'{"patient_id":"\\udfff"}',
+        b'{"metadata":{"\\uDABC":"x"}}',
+        b'{"amount":{"amount_minor":1e400}}',
+        b'{"amount":{"amount_minor":-1E999}}',
+        b'{"amount":{"amount_minor":NaN}}',
+        b'{"amount":{"amount_minor":' + b"9" * 5000 + b"}}",
+        b'{"metadata":' + b'{"a":' * 101 + b"1" + b"}" * 102,
+        b"[" * 100_000,
+        b"\xff",
+        b"",
+    ],
+)
+async def test_what_is_no_json_is_400(gateway: House, body: bytes) -> None:
+    for path in ("/v1/payments", "/v1/appointments/apt_1/confirmation", "/v1/appointments/apt_1/reminder"):
+        status, problem, _ = await call(gateway, path, body)
         assert (status, problem["reason"]) == (400, "MALFORMED_JSON")
-        assert headers["content-type"] == "application/problem+json"
+        assert problem["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"\0": 1},
+        {"amount": {"amount_minor": -(2**70), "currency": "BRL"}},
+        {"amount": {"amount_minor": 2**200, "currency": "BRL"}},
+        {"amount": {"amount_minor": 1e300, "currency": "BRL"}},
+        {"amount": {"amount_minor": 10, "currency": {"a": [[[[[[1]]]]]]}}},
+        {"metadata": {"a": None}},
+        {"methods": [[["PIX"]]]},
+    ],
+)
+async def test_what_fits_no_field_is_422(gateway: House, body: object) -> None:
+    status, problem, _ = await call(gateway, "/v1/payments", body)
+    assert (status, problem["reason"]) == (422, "INVALID_REQUEST")
+    assert problem["errors"]
+
+
+@pytest.mark.parametrize(
+    "path", ["%00", "pay_%00", "pi_%ed%a0%80", "pay_%ff", "pay_" + "x" * 9000, "pay_%0d%0a", "%2e%2e"]
+)
+async def test_a_strange_id_is_nobody_s(gateway: House, path: str) -> None:
+    status, _, _ = await call(gateway, URL(f"http://{gateway.address}/v1/payments/{path}", encoded=True), method="GET")
+    assert status == 404
+
+
+@pytest.mark.parametrize("key", ["", " ", "\x80", "k" * 256, "\t"])
+async def test_a_strange_key_is_named(gateway: House, key: str) -> None:
+    status, problem, _ = await call(gateway, "/v1/payments", PAYMENT, **{"Idempotency-Key": key})
+    assert (status, wrong_fields(problem)) == (422, {"Idempotency-Key"})
 
 
 async def test_what_is_no_object_is_422(gateway: House) -> None:
@@ -291,6 +340,24 @@ async def test_callers_are_known_by_their_tokens_and_held_to_their_scopes(tmp_pa
         assert gateway.email.callers == gateway.sms.callers == {"front-desk"}
         assert (await call(gateway, "/v1/status", method="GET", Authorization="Bearer report-secret"))[0] == 200
         assert await gateway.stripe(b'{"id":"evt_1","type":"x"}') == 200  # known by its signature
+
+
+@pytest.mark.parametrize(
+    "header", [{"Forwarded": "for=1.2.3.4"}, {"X-Forwarded-For": "1.2.3.4"}, {"Via": "1.1 nginx"}, {"X-Real-IP": "::1"}]
+)
+async def test_what_a_proxy_forwards_is_served_to_nobody_without_a_token(
+    gateway: House, tmp_path: Path, header: dict[str, str]
+) -> None:
+    for path, method in (("/v1/payments/pay_1", "GET"), ("/v1/payments", "POST"), ("/v1/status", "GET")):
+        status, problem, _ = await call(gateway, path, PAYMENT, method, **header)
+        assert (status, problem["reason"]) == (403, "PERMISSION_DENIED")
+    assert gateway.payments.calls["CreatePayment"] == 0
+    async with house(
+        f"sqlite:///{tmp_path}/other.db", working=False, auth_tokens=token("front-desk", "read"),
+        public_url="https://hooks.example.com",
+    ) as behind:  # fmt: skip
+        told = {"Authorization": "Bearer front-desk-secret"}
+        assert (await call(behind, "/v1/status", method="GET", **header, **told))[0] == 200
 
 
 async def test_a_caller_above_its_limit_is_429(tmp_path: Path) -> None:

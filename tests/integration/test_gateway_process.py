@@ -57,6 +57,50 @@ def test_off_loopback_it_needs_tokens(tmp_path: Path) -> None:
     assert "GATEWAY_AUTH_TOKENS" in refusal(settings(tmp_path) | {"GATEWAY_LISTEN": "0.0.0.0:0"})
 
 
+@pytest.mark.parametrize(
+    "url", ["https://hooks.example.com", "http://192.168.0.7:8080", "https://[2001:db8::1]/x", "http://gateway:8080"]
+)
+def test_a_public_url_off_loopback_needs_tokens(tmp_path: Path, url: str) -> None:
+    assert "GATEWAY_AUTH_TOKENS" in refusal(settings(tmp_path) | {"PUBLIC_URL": url})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://x.example:99999",
+        "https://x.example:0",
+        "https://x.example:x",
+        "https://x.example\r\nX: y",
+        "https://x.ex\tample",
+        "https://x.example/a b",
+        "https://user@x.example",
+        "https://user:secret@x.example",
+        "https://x.example?",
+        "https://x.example/?a=b",
+        "https://x.example#a",
+        "https://x.example\\y",
+        "https://clínica.example",
+        "https://[::1",
+        "https://",
+        "ftp://x.example",
+        "//x.example",
+    ],
+)
+def test_a_public_url_that_is_none_is_refused(tmp_path: Path, url: str) -> None:
+    assert "PUBLIC_URL: must be an address" in (wrong := refusal(settings(tmp_path) | {"PUBLIC_URL": url}))
+    assert "secret" not in wrong
+
+
+@pytest.mark.parametrize("window", ["-1", "0", "inf", "nan", "1e9", "x"])
+def test_a_window_that_admits_nothing_or_everything_is_refused(tmp_path: Path, window: str) -> None:
+    assert "SENDGRID_WEBHOOK_WINDOW: " in refusal(settings(tmp_path) | {"SENDGRID_WEBHOOK_WINDOW": window})
+
+
+@pytest.mark.parametrize("keys", ["x", "x:", ":y", "x:y,,z:a", ","])
+def test_shared_keys_that_are_none_are_refused(tmp_path: Path, keys: str) -> None:
+    assert "TWILIO_SHARED_KEYS: must be" in refusal(settings(tmp_path) | {"TWILIO_SHARED_KEYS": keys})
+
+
 def test_it_takes_events_while_nothing_else_runs_and_ends_on_sigterm(tmp_path: Path) -> None:
     with process("gateway", settings(tmp_path)) as gateway:
         body = b'{"id":"evt_1","type":"x"}'

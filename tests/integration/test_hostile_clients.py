@@ -396,6 +396,22 @@ async def test_a_refusal_is_a_problem_with_a_sentence_for_people(
     assert problem["message"].endswith(".")
 
 
+@pytest.mark.parametrize("listener", ["http", "operations"])
+@pytest.mark.parametrize(
+    "host", [b"evil.example", b"10.0.0.1:8080", b"localhost.evil.example", b"[2001:db8::1]", b"", b"["]
+)
+async def test_a_stranger_s_host_is_refused_on_loopback(gateway: Process, listener: str, host: bytes) -> None:
+    for path in (b"/v1/status", b"/metrics", b"/nowhere"):
+        heard = await said(gateway, b"GET %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (path, host), listener=listener)
+        assert (heard.split()[1], json.loads(heard.partition(b"\r\n\r\n")[2])["reason"]) == (b"421", "WRONG_HOST")
+
+
+@pytest.mark.parametrize("host", [b"localhost", b"LOCALHOST:80", b"127.0.0.1:9", b"127.9.9.9", b"[::1]:8080"])
+async def test_loopback_s_own_names_are_served(gateway: Process, host: bytes) -> None:
+    heard = await said(gateway, b"GET /healthz HTTP/1.1\r\nHost: %b\r\n\r\n" % host, listener="operations")
+    assert heard.split()[1] == b"200"
+
+
 async def test_what_follows_a_body_s_last_chunk_is_bounded(gateway: Process) -> None:
     start = signed(b"") + b"Transfer-Encoding: chunked\r\n\r\n0"
     before = memory_mib(gateway)

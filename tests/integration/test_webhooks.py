@@ -8,8 +8,11 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
+import structlog
+from prometheus_client import REGISTRY
 
 from services.chassis.database import rows
 from tests.fakes import signing
@@ -18,6 +21,7 @@ from tests.fakes.gateway import (
     OLD_TWILIO_TOKEN,
     PUBLIC_URL,
     STRIPE_SECRET,
+    TWILIO_SHARED_KEY,
     TWILIO_TOKEN,
     House,
     house,
@@ -34,7 +38,7 @@ GARBAGE = {
     "empty": b"",
     "not UTF-8": b'{"id":"\xff\xfe","type":"x"}',
     "null": b"null",
-    "list": b"[]",
+    "text": b'"x"',
     "a list of no objects": b"[1, null]",
     "number": b"1",
     "cut off": b'{"id":"evt_1",',
@@ -44,6 +48,13 @@ GARBAGE = {
     "NUL": b'{"id":"evt_\\u0000","type":"x"}',
     "lone surrogate": b'{"id":"evt_\\ud800","type":"x"}',
     "NaN": b'{"id":NaN,"type":"x"}',
+    "endless": b'{"id":"evt_1","type":"x","created":1e400}',
+    "endless below": b'[{"id":"evt_1","type":"x","a":[-1e999]}]',
+    "half a character as a name": b'{"id":"evt_1","type":"x","\\ud83d":1}',
+    "half a character below": b'[{"event":"x","a":{"\\uDE00":1}}]',
+    "deeper than is read": b'{"id":"evt_1","type":"x","a":' + b"[" * 120 + b"]" * 120 + b"}",
+    "deep list": b'[{"a":' * 60 + b"1" + b"}]" * 60,
+    "endless digits": b'{"id":"evt_1","type":"x","a":' + b"9" * 5000 + b"}",
     "UTF-16": '{"id":"evt_1","type":"x"}'.encode("utf-16"),
 }
 
@@ -76,7 +87,7 @@ async def raw(gateway: House, sent: bytes, *, then_close: bool = True) -> bytes:
     await writer.drain()
     if then_close:
         writer.write_eof()
-    answer = await asyncio.wait_for(reader.read(), 15)
+    answer = await asyncio.wait_for(reader.read(65536), 15)
     writer.close()
     await writer.wait_closed()
     return answer
@@ -139,9 +150,8 @@ async def test_a_missing_stripe_header_is_400(gateway: House) -> None:
 
 
 async def test_a_header_that_is_no_ascii_is_400(gateway: House) -> None:
-    request = (
-        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nStripe-Signature: t=1,v1=\xff\xfe\r\n\r\n{}"
-    )
+    start = b"POST /webhooks/stripe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n"
+    request = start + b"Stripe-Signature: t=1,v1=\xff\xfe\r\n\r\n{}"
     assert (await raw(gateway, request)).startswith(b"HTTP/1.1 400")
     assert await gateway.stored() == []
 
@@ -157,6 +167,70 @@ async def test_the_same_garbage_is_400_from_sendgrid(gateway: House) -> None:
         await refused(gateway, "/webhooks/sendgrid", body, gateway.sendgrid.header(body, int(time.time())))
 
 
+@pytest.mark.parametrize("batch", [b"[]", b"[]\r\n", b" [ ] "])
+async def test_an_empty_batch_that_is_signed_is_taken(anywhere: House, batch: bytes) -> None:
+    assert await anywhere.mails(batch) == 200
+    assert await anywhere.stored() == await anywhere.jobs() == []
+    stranger = signing.SendGridKey().header(batch, int(time.time()))
+    assert (await anywhere.post("/webhooks/sendgrid", batch, stranger))[0] == 400
+
+
+@pytest.mark.parametrize("text", ["\\ud83d\\ude00", "ação", "\\u0000", "1e308", "\\\\ud800 written out", "a" * 5000])
+async def test_an_unusual_event_that_is_json_is_taken(gateway: House, text: str) -> None:
+    body = f'{{"id":"evt_1","type":"x","text":"{text}","list":{"[" * 90}{"]" * 90}}}'.encode()
+    assert await gateway.stripe(body) == 200
+    assert await gateway.mails(b'[{"event":"delivered","reason":"%b"}]' % text.encode()) == 200
+
+
+REJECTED = "topsmile_webhooks_rejected_total"
+
+
+def rejected(provider: str, reason: str) -> float:
+    return REGISTRY.get_sample_value(REJECTED, {"provider": provider, "reason": reason}) or 0.0
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "reason"),
+    [
+        ("stripe", {}, "SIGNATURE_MISSING"),
+        ("stripe", {"Stripe-Signature": "v1=1"}, "SIGNATURE_MALFORMED"),
+        ("stripe", {"Stripe-Signature": "t=x,v1=1"}, "TIMESTAMP_MALFORMED"),
+        ("stripe", {"Stripe-Signature": "t=1,v1=1"}, "TIMESTAMP_TOO_OLD"),
+        ("stripe", {"Stripe-Signature": "t=99999999999,v1=1"}, "TIMESTAMP_IN_FUTURE"),
+        ("stripe", signing.stripe_header(EVENT, "whsec_stranger", int(time.time()) + 60), "SIGNATURE_MISMATCH"),
+        ("stripe", {"Content-Encoding": "gzip"}, "SIGNATURE_MISSING"),
+        ("sendgrid", {}, "SIGNATURE_MISSING"),
+        ("sendgrid", signing.SendGridKey().header(EVENT, int(time.time())), "SIGNATURE_MISMATCH"),
+        ("twilio/status", {}, "SIGNATURE_MISSING"),
+        ("twilio/status", {"X-Twilio-Signature": "x"}, "SIGNATURE_MISMATCH"),
+        (
+            "twilio/status",
+            {"X-Twilio-Signature": "x", "X-Twilio-Webhooks-Signature-Settings": "key=k,algorithm=HMAC_SHA256"},
+            "KEY_UNKNOWN",
+        ),
+    ],
+)
+async def test_a_refused_webhook_says_why_in_the_log_and_in_a_metric(
+    gateway: House, path: str, headers: dict[str, str], reason: str
+) -> None:
+    provider = path.partition("/")[0]
+    before = rejected(provider, reason)
+    with structlog.testing.capture_logs() as lines:
+        assert await refused(gateway, f"/webhooks/{path}", EVENT, headers) == "BAD_SIGNATURE"
+    assert rejected(provider, reason) == before + 1
+    [line] = [line for line in lines if line["event"] == "webhook.rejected"]
+    assert (line["log_level"], line["provider"], line["reason"]) == ("warning", provider, reason)
+    for secret in (STRIPE_SECRET, "whsec_stranger", EVENT.decode(), *headers.values()):
+        assert len(secret) < 5 or secret not in repr(lines)
+
+
+async def test_what_is_refused_for_its_body_is_told_and_counted_too(gateway: House) -> None:
+    for body, reason in ((b"{", "MALFORMED_JSON"), (b"[1]", "MALFORMED_EVENT"), (b'{"id":"x"}', "MALFORMED_EVENT")):
+        before = rejected("stripe", reason)
+        assert await gateway.stripe(body) == 400
+        assert rejected("stripe", reason) == before + 1
+
+
 async def test_garbage_is_400_from_twilio(gateway: House) -> None:
     for body in [b"", b"null", b"[]", b"\xff\xfe", b"a=%FF", b"&" * 1000, b"MessageSid=SM1", b"{}"]:
         url = f"{PUBLIC_URL}/webhooks/twilio/status"
@@ -169,13 +243,13 @@ async def test_a_declared_length_above_the_limit_is_413_before_a_byte_is_read(
     gateway: House, path: str, most: int
 ) -> None:
     for length in (most + 1, 10 << 20):
-        request = f"POST /webhooks/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+        request = f"POST /webhooks/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
         assert (await raw(gateway, request, then_close=False)).startswith(b"HTTP/1.1 413")
     assert await gateway.stored() == []
 
 
 async def test_a_streamed_body_is_cut_at_the_limit(gateway: House) -> None:
-    request = b"POST /webhooks/twilio/status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    request = b"POST /webhooks/twilio/status HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     request += b"8000\r\n" + b"x" * 0x8000 + b"\r\n"
     answer = await raw(gateway, request + b"8001\r\n" + b"x" * 0x8001 + b"\r\n", then_close=False)
     assert answer.startswith(b"HTTP/1.1 413")
@@ -188,7 +262,7 @@ async def test_the_largest_body_that_is_allowed_is_taken(gateway: House) -> None
 
 
 async def test_a_body_that_ends_early_leaves_nothing(gateway: House) -> None:
-    await raw(gateway, b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{}")
+    await raw(gateway, b"POST /webhooks/stripe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{}")
     assert await gateway.stored() == []
 
 
@@ -280,6 +354,45 @@ async def test_a_status_callback_is_stored_with_its_query(anywhere: House) -> No
     assert job["queue"] == "sms"
 
 
+JSON_TEXTED = b'{"MessageSid":"SM1","MessageStatus":"delivered","To":"+5511912345678","ErrorCode":null,"NumSegments":1}'
+
+
+@pytest.mark.parametrize("query", ["", "?sms_id=sms_1", "?sms_id=sms_1&x=%C3%A9"])
+async def test_a_json_callback_is_verified_by_its_body_s_hash_and_stored_as_a_form(anywhere: House, query: str) -> None:
+    url, headers = signing.twilio_json(f"{PUBLIC_URL}/webhooks/twilio/status{query}", JSON_TEXTED, TWILIO_TOKEN)
+    path = url.removeprefix(PUBLIC_URL)
+    for wrong in (JSON_TEXTED.replace(b"SM1", b"SM2"), JSON_TEXTED + b" ", b"", b"{}"):
+        assert await refused(anywhere, path, wrong, headers) == "BAD_SIGNATURE"
+    assert await refused(anywhere, path + "0", JSON_TEXTED, headers) == "BAD_SIGNATURE"
+    assert (await anywhere.post(path, JSON_TEXTED, headers))[0] == 200
+
+    (event,) = await anywhere.stored()
+    form = {"MessageSid": ["SM1"], "MessageStatus": ["delivered"], "To": ["+5511912345678"], "NumSegments": ["1"]}
+    assert parse_qs(event["body"].decode(), strict_parsing=True) == form
+    assert event["query"].startswith(query.removeprefix("?"))
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"null", b"1", b"{}", b'{"MessageSid":1e999}', b"\xff", b"{", b'{"MessageSid":{}}']
+)
+async def test_a_json_callback_that_is_none_is_400_though_it_is_signed(gateway: House, body: bytes) -> None:
+    url, headers = signing.twilio_json(f"{PUBLIC_URL}/webhooks/twilio/status", body, TWILIO_TOKEN)
+    await refused(gateway, url.removeprefix(PUBLIC_URL), body, headers)
+
+
+@pytest.mark.parametrize("query", ["", "?sms_id=sms_1", "?sms_id=sms_1&x=y"])
+async def test_a_callback_signed_with_a_shared_key_is_taken(gateway: House, query: str) -> None:
+    path = f"/webhooks/twilio/status{query}"
+    signature, settings = signing.twilio_shared(PUBLIC_URL + path, TEXTED, "key_1", TWILIO_SHARED_KEY)
+    headers = {
+        "X-Twilio-Signature": signature.decode(),
+        "X-Twilio-Webhooks-Signature-Settings": settings.decode(),
+        "Content-Type": "application/x-www-form-urlencoded",
+    }
+    assert await refused(gateway, path, TEXTED + b"0", headers) == "BAD_SIGNATURE"
+    assert (await gateway.post(path, TEXTED, headers))[0] == 200
+
+
 async def test_a_callback_s_address_is_part_of_the_proof(gateway: House) -> None:
     headers = signing.twilio_header(f"{PUBLIC_URL}/webhooks/twilio/status?attempt=att_1", TEXTED, TWILIO_TOKEN)
     assert await refused(gateway, "/webhooks/twilio/status?attempt=att_2", TEXTED, headers) == "BAD_SIGNATURE"
@@ -299,7 +412,7 @@ async def test_too_many_requests_at_once_are_503_with_retry_after(tmp_path: Path
 async def test_a_sender_that_is_slow_takes_nobody_s_turn(tmp_path: Path) -> None:
     async with house(f"sqlite:///{tmp_path}/gateway.db", working=False, at_once=1) as gateway:
         _, writer = await asyncio.open_connection(*gateway.address)
-        writer.write(b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n{}")
+        writer.write(b"POST /webhooks/stripe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n{}")
         await writer.drain()
         await asyncio.sleep(0.1)
         async with gateway.http.post(f"http://{gateway.address}/webhooks/stripe", data=EVENT) as answer:

@@ -1,13 +1,21 @@
 """Signatures: what proves an event, and that nothing whatever makes the proof fail in another way than refusing."""
 
 import base64
+import hashlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.settings import parse_public_keys
-from gateway.signatures import BadSignature, verify_sendgrid, verify_stripe, verify_twilio
+from gateway.signatures import (
+    BadSignature,
+    TwilioSecrets,
+    verify_body_hash,
+    verify_sendgrid,
+    verify_stripe,
+    verify_twilio,
+)
 from tests.fakes import signing
 
 NOW = 1_770_000_000
@@ -34,9 +42,11 @@ def sendgrid(signature: bytes, moment: bytes, body: bytes = BODY, now: float = N
     return True
 
 
-def twilio(signature: bytes, form: list[tuple[str, str]], url: str = URL) -> bool:
+def twilio(signature: bytes, form: list[tuple[str, str]], url: str = URL, settings: bytes = b"") -> bool:
     try:
-        verify_twilio(signature, url, form, [b"new", b"old"])
+        verify_twilio(
+            signature, settings, url, form, TwilioSecrets([b"new", b"old"], {"key_1": b"one", "key_2": b"two"})
+        )
     except BadSignature:
         return False
     return True
@@ -131,6 +141,48 @@ def test_twilio_may_write_the_port_or_leave_it_out() -> None:
     assert twilio(signed, [], "https://a.example/x")
     signed = signing.twilio_header("https://a.example/x", b"", "new")["X-Twilio-Signature"].encode()
     assert twilio(signed, [], "https://a.example:8443/x")
+
+
+@pytest.mark.parametrize(
+    ("key", "secret", "algorithm", "taken"),
+    [
+        ("key_1", "one", "HMAC_SHA256", True),
+        ("key_2", "two", "HMAC_SHA256", True),
+        ("key_1", "two", "HMAC_SHA256", False),
+        ("key_3", "one", "HMAC_SHA256", False),
+        ("key_1", "new", "HMAC_SHA256", False),
+        ("key_1", "one", "HMAC_SHA512", False),
+        ("key_1", "one", "HMAC_SHA1", False),
+        ("", "new", "HMAC_SHA256", False),
+    ],
+)
+def test_a_shared_key_signs_with_sha_256_under_an_id_of_ours(
+    key: str, secret: str, algorithm: str, taken: bool
+) -> None:
+    signature, settings = signing.twilio_shared(URL, b"SmsSid=SM1&Empty=", key, secret, algorithm)
+    assert twilio(signature, [("SmsSid", "SM1"), ("Empty", "")], settings=settings) is taken
+    assert not twilio(signature, [("SmsSid", "SM2"), ("Empty", "")], settings=settings)
+    assert not twilio(signature, [("SmsSid", "SM1"), ("Empty", "")])
+
+
+@pytest.mark.parametrize(
+    ("hashes", "reason"),
+    [([], "BODY_NOT_SIGNED"), (["a", "a"], "BODY_NOT_SIGNED"), (["0" * 64], "BODY_MISMATCH"), (["é"], "BODY_MISMATCH")],
+)
+def test_a_body_that_its_address_does_not_name_is_refused(hashes: list[str], reason: str) -> None:
+    with pytest.raises(BadSignature) as refused:
+        verify_body_hash(hashes, BODY)
+    assert refused.value.reason == reason
+    verify_body_hash([hashlib.sha256(BODY).hexdigest().upper()], BODY)
+
+
+@given(st.binary(), st.binary(), st.lists(st.text()))
+def test_a_shared_key_s_proof_and_a_body_s_only_ever_refuse(
+    signature: bytes, settings: bytes, hashes: list[str]
+) -> None:
+    assert not twilio(signature, [], settings=settings)
+    with pytest.raises(BadSignature):
+        verify_body_hash(hashes, BODY)
 
 
 @given(st.binary(), st.lists(st.tuples(st.text(), st.text())))
