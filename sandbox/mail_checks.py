@@ -10,6 +10,8 @@ from typing import Any
 from sandbox.state import Json
 
 ADDRESS = re.compile(r"[^@\s<>,;\"]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
+#: A method is taken, a charset or a line break is not.
+MEDIA_TYPE = re.compile(r"[A-Za-z0-9.+-]+/[A-Za-z0-9.+-]+(?:; ?method=[A-Z]+)?")
 RESERVED_HEADERS = {"x-sg-id", "x-sg-eid", "received", "dkim-signature", "content-type", "content-transfer-encoding"}
 RESERVED_HEADERS |= {"to", "from", "subject", "reply-to", "cc", "bcc"}
 KINDS = ("to", "cc", "bcc")
@@ -122,6 +124,7 @@ def _content(mail: Json) -> Iterator[tuple[str, str]]:
         if not isinstance(part, dict) or not part.get("type") or not part.get("value"):
             yield f"content.{index}", "The content value and type must be strings of at least one character."
             return
+        yield from _media_type(part["type"], f"content.{index}.type")
     kinds = [part["type"] for part in content]
     if "text/plain" in kinds[1:]:
         yield "content", "If present, text/plain must be first, followed by text/html, then any other part."
@@ -133,10 +136,17 @@ def _attachments(attachments: list[Any]) -> Iterator[tuple[str, str]]:
         if not isinstance(attachment, dict) or not attachment.get("filename") or not attachment.get("content"):
             yield field, "An attachment needs a filename and a content."
             return
+        if attachment.get("type"):
+            yield from _media_type(attachment["type"], f"{field}.type")
         try:
             base64.b64decode(attachment["content"], validate=True)
         except (binascii.Error, TypeError, ValueError):
             yield f"{field}.content", "The attachment content must be base64 encoded."
+
+
+def _media_type(value: Any, field: str) -> Iterator[tuple[str, str]]:
+    if not isinstance(value, str) or not MEDIA_TYPE.fullmatch(value):
+        yield field, "The type cannot contain ';', or CRLF."
 
 
 def _limits(mail: Json) -> Iterator[tuple[str, str]]:

@@ -37,15 +37,19 @@ def invitation(appointment: Appointment, organizer: Mailbox, attendee: Mailbox, 
     calendar.add("prodid", "-//TopSmile//Consultas//PT-BR")
     calendar.add("version", "2.0")
     calendar.add("method", "REQUEST")
-    calendar.add_component(_rules(appointment.zone, appointment.start_at.year))
+    calendar.add_component(_rules(appointment.zone, appointment.start_at.astimezone(appointment.zone).year))
     calendar.add_component(event)
     return bytes(calendar.to_ical())
 
 
 @lru_cache(maxsize=64)
 def _rules(zone: ZoneInfo, year: int) -> Timezone:
-    """The zone's offsets from this year's beginning to two years later; finding them takes 15 ms."""
-    return Timezone.from_tzinfo(zone, zone.key, first_date=date(year, 1, 1), last_date=date(year + 2, 1, 1))
+    """
+    Return the zone's offsets around a year; finding them takes 15 ms.
+
+    They begin a year early: a time before the first of them, such as that evening's in another zone, has no offset.
+    """
+    return Timezone.from_tzinfo(zone, zone.key, first_date=date(year - 1, 1, 1), last_date=date(year + 2, 1, 1))
 
 
 def _lines(appointment: Appointment) -> list[str]:

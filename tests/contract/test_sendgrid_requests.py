@@ -55,8 +55,11 @@ def test_nobody_is_tracked_and_the_event_will_know_the_email() -> None:
     assert not any(tracking["enable"] for tracking in sent["tracking_settings"].values())
 
 
-def test_an_invitation_is_attached_as_it_is() -> None:
-    (attached,) = body(MAILS["named, with an invitation"])["attachments"]
+def test_an_invitation_is_a_part_and_a_file_of_the_mail_without_a_charset() -> None:
+    sent = body(MAILS["named, with an invitation"])
+    (attached,) = sent["attachments"]
 
     assert base64.b64decode(attached["content"]) == b"BEGIN:VCALENDAR\r\nEND:VCALENDAR\r\n"
-    assert (attached["type"], attached["filename"]) == ("text/calendar", "consulta.ics")
+    assert (attached["type"], attached["filename"]) == ("text/calendar; method=REQUEST", "consulta.ics")
+    assert [part["type"] for part in sent["content"]] == ["text/plain", "text/html", "text/calendar; method=REQUEST"]
+    assert sent["content"][2]["value"] == "BEGIN:VCALENDAR\r\nEND:VCALENDAR\r\n"

@@ -216,10 +216,10 @@ async def send_confirmation(service: Running, **changes: Any) -> str:
 async def test_a_confirmation_says_every_fact_in_both_its_forms(service: Running) -> None:
     sent = await service.until(await send_confirmation(service), "SENT")
     (mail,) = await service.mails()
-    text, html = (part["value"] for part in mail["content"])
+    text, html, _calendar = (part["value"] for part in mail["content"])
 
     assert sent.subject == mail["subject"] == "Confirmação de Agendamento"
-    assert [part["type"] for part in mail["content"]] == ["text/plain", "text/html"]
+    assert [part["type"] for part in mail["content"]] == ["text/plain", "text/html", "text/calendar; method=REQUEST"]
     assert mail["personalizations"] == [{"to": [{"email": "ana@example.com", "name": "Ana Souza"}]}]
     assert mail["from"] == {"email": "contato@topsmile.example", "name": "TopSmile"}
     assert mail["custom_args"] == {"email_id": sent.email_id, "attempt": "1"}
@@ -242,7 +242,7 @@ async def test_a_later_confirmation_moves_the_calendar_entry_of_the_earlier(serv
     first, second = (icalendar.Calendar.from_ical(base64.b64decode(file["content"])) for file in attached)
     before, after = (cast("Any", entry.walk("VEVENT")[0]) for entry in (first, second))  # its values are a long union
 
-    assert {file["type"] for file in attached} == {"text/calendar"}
+    assert {file["type"] for file in attached} == {"text/calendar; method=REQUEST"}
     assert (first["method"], str(before["organizer"])) == ("REQUEST", "mailto:contato@topsmile.example")
     assert before["uid"] == after["uid"]
     assert before["sequence"] < after["sequence"]

@@ -89,6 +89,9 @@ async def test_a_late_receipt_comes_twice_when_its_day_is_over(bench: Bench) -> 
     assert events[1]["timestamp"] - events[0]["timestamp"] == pytest.approx(86_400, abs=2)
 
 
+ICS = {"filename": "a.ics", "content": "QQ=="}
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -104,6 +107,12 @@ async def test_a_late_receipt_comes_twice_when_its_day_is_over(bench: Bench) -> 
         ({"headers": {"Received": "x"}}, "headers.Received"),
         ({"send_at": int(time.time()) + 80 * 3600}, "send_at"),
         ({"attachments": [{"filename": "a.ics", "content": "§"}]}, "attachments.0.content"),
+        ({"attachments": [ICS | {"type": "text/calendar; charset=utf-8"}]}, "attachments.0.type"),
+        ({"attachments": [ICS | {"type": "text/calendar; method=REQUEST; charset=utf-8"}]}, "attachments.0.type"),
+        ({"attachments": [ICS | {"type": "text/calendar\r\nBcc: x"}]}, "attachments.0.type"),
+        ({"content": [{"type": "text/plain; charset=utf-8", "value": "x"}]}, "content.0.type"),
+        ({"personalizations": [{"to": [{"email": "ana@clínica.com.br"}]}]}, "personalizations.0.to.0.email"),
+        ({"from": {"email": "contato@saúde.example"}}, "from.email"),
     ],
 )
 async def test_a_wrong_mail_is_refused_by_field(bench: Bench, changes: dict[str, Any], field: str) -> None:
