@@ -13,9 +13,10 @@ from google.protobuf.message import Message as ProtoMessage
 
 from services.chassis import jobs
 from services.chassis.fields import Fields
+from services.chassis.folding import fold
 from services.chassis.violations import Rule
 from services.sms import words
-from services.sms.folding import composed, fold
+from services.sms.segments import GSM
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.sms.v1 import sms_pb2 as pb
 
@@ -203,7 +204,7 @@ def custom(request: pb.SendSmsRequest, numbers: Numbers) -> Message:
     reading = Reading(request, numbers)
     body = reading.fields.text("body", least=1, most=4 * LONGEST, multiline=True)
     send_at = reading.fields.time("send_time")
-    text, lost = (composed(body), "") if request.keep_accents else fold(body)
+    text, lost = (body, "") if request.keep_accents else fold(body, GSM)
     if lost:
         reading.fields.wrong("body", Rule.NOT_WRITABLE, characters=" ".join(lost[:NAMED]))
     elif body and not text:

@@ -15,6 +15,7 @@ ALPHABET = frozenset(
 )
 # Behind an escape, hence two septets each, which no segment's end may part.
 EXTENSION = frozenset("\f^{}\\[~]|€")
+GSM = ALPHABET | EXTENSION
 
 
 class Size(NamedTuple):
@@ -23,7 +24,7 @@ class Size(NamedTuple):
 
 
 def size(text: str) -> Size:
-    if all(char in ALPHABET or char in EXTENSION for char in text):
+    if GSM.issuperset(text):
         return Size(GSM_7, _segments([2 if char in EXTENSION else 1 for char in text], 160, 153))
     return Size(UCS_2, _segments([2 if ord(char) > 0xFFFF else 1 for char in text], 70, 67))
 

@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 
 from services.brazil.dates import clock, spoken_day
 from services.brazil.money import reais
-from services.sms.folding import fold
-from services.sms.segments import size
+from services.chassis.folding import fold
+from services.sms.segments import GSM, size
 
 if TYPE_CHECKING:
     from services.sms.message import Appointment, Payment
@@ -30,7 +30,7 @@ def confirmation(appointment: Appointment) -> str:
 
 
 def verification(code: str) -> str:
-    return fold(f"Seu código de verificação: {code}").text
+    return fold(f"Seu código de verificação: {code}", GSM).text
 
 
 def receipt(payment: Payment) -> str:
@@ -64,9 +64,9 @@ def _one_segment(opening: str, details: Iterator[str]) -> str:
 
     A detail loses its pictures. One with letters of another script is left out whole.
     """
-    text = fold(opening).text
+    text = fold(opening, GSM).text
     for detail in details:
-        longer = fold(text + detail)
+        longer = fold(text + detail, GSM)
         if size(longer.text).segments == 1 and all(category(char) in PICTURES for char in longer.lost):
             text = longer.text
     return text

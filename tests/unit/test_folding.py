@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.sms.folding import WRITABLE, composed, fold
+from services.chassis import folding
+from services.payments.latin import to_ascii
+from services.sms.segments import GSM
+
+
+def fold(text: str) -> folding.Folded:
+    return folding.fold(text, GSM)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +90,7 @@ def test_a_latin_letter_is_folded_to_plain_ones(char: str) -> None:
     text, lost = fold(char)
 
     assert lost == (char if char in SOUNDS else "")
-    assert set(text) <= WRITABLE
+    assert set(text) <= GSM
     if char not in SOUNDS and unicodedata.category(char) in {"Lu", "Ll"} and text[0].isalpha():
         assert text[0].isupper() == (unicodedata.category(char) == "Lu")
 
@@ -98,10 +104,10 @@ def test_folding_twice_changes_nothing_more(text: str) -> None:
 
 @given(st.text(max_size=200))
 def test_a_folded_text_needs_no_unicode(text: str) -> None:
-    assert set(fold(text).text) <= WRITABLE
+    assert set(fold(text).text) <= GSM
 
 
-@given(st.text("".join(sorted(WRITABLE - set("\r"))), max_size=200))
+@given(st.text("".join(sorted(GSM - set("\r"))), max_size=200))
 def test_a_text_in_gsm_7_is_only_stripped_of_spaces(text: str) -> None:
     assert fold(text) == (re.sub(" {2,}", " ", text).strip(), "")
 
@@ -120,5 +126,14 @@ def test_the_numbers_of_a_text_are_those_that_were_written(text: str) -> None:
     )
 
 
-def test_kept_accents_are_composed_to_one_character_each() -> None:
-    assert composed(" a\u0303 ") == "ã"
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("São João, nº 5 – ap. 1½", "Sao Joao, no 5 - ap. 1 1/2"),
+        ("Łódź, Straße, Ærø, Đỗ, İzmir", "Lodz, Strasse, AEro, Do, Izmir"),
+        ("D\N{RIGHT SINGLE QUOTATION MARK}Ávila & Filhos", "D'Avila & Filhos"),
+        ("李明", "李明"),
+    ],
+)
+def test_a_text_is_folded_to_ascii_whole_or_not_at_all(text: str, written: str) -> None:
+    assert to_ascii(text) == written

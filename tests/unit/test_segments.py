@@ -2,8 +2,8 @@
 
 import pytest
 
-from services.sms.folding import composed, fold
-from services.sms.segments import GSM_7, UCS_2, size
+from services.chassis.folding import fold
+from services.sms.segments import GSM, GSM_7, UCS_2, size
 
 
 @pytest.mark.parametrize(
@@ -38,4 +38,4 @@ def test_folding_a_reminder_saves_two_segments_of_three() -> None:
         " Dúvidas: (11) 3123-4567. Paciente: Ana"
     )
 
-    assert (size(composed(text)).segments, size(fold(text).text).segments) == (3, 1)
+    assert (size(text).segments, size(fold(text, GSM).text).segments) == (3, 1)

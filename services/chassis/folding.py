@@ -1,8 +1,8 @@
 """
-How a text is written in the letters of GSM-7, so that nothing of its meaning is lost.
+How a text is written in a small alphabet, such as ASCII or GSM-7, so that nothing of its meaning is lost.
 
-What GSM-7 has stays: `é`, `à`, `ñ`, `ü`. Every other Latin letter becomes its plain one, typography its typewriter's
-form. Numbers that Unicode writes as one character do not run into their neighbours: `1½` is 1 1/2, `10²` is 10^2.
+What the alphabet has stays. Every other Latin letter becomes its plain one, typography its typewriter's form. Numbers
+that Unicode writes as one character do not run into their neighbours: `1½` is 1 1/2, `10²` is 10^2.
 """
 
 # ruff: noqa: RUF001 - look-alikes are the subject
@@ -13,12 +13,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from services.sms.segments import ALPHABET, EXTENSION
-
-WRITABLE = ALPHABET | EXTENSION
-#: As much as is written as it is, or one other character.
-RUNS = re.compile(f"[{re.escape(''.join(sorted(WRITABLE)))}]+|.", re.DOTALL)
-
 #: What neither Unicode's decompositions nor a letter's name tell.
 PLAIN = {
     **dict.fromkeys("‐‑‒–—―−", "-"), **dict.fromkeys("‘’‚‛‹›′ʹʻʼʽ´`Ꞌꞌ", "'"), **dict.fromkeys("“”„‟«»", '"'),
@@ -27,7 +21,7 @@ PLAIN = {
     "≤": "<=", "≥": ">=", "→": "->", "←": "<-", "©": "(c)", "®": "(R)", "°": "o", "\t": " ",
     **dict.fromkeys(map(chr, range(0xFE00, 0xFE10)), ""),  # they choose between two looks of a character
     # The prefix of µg must not be read as milli.
-    "µ": "mc", "μ": "mc",
+    "µ": "mc", "μ": "mc", "ß": "ss",
     "Ð": "D", "ð": "d", "Þ": "Th", "þ": "th", "ẞ": "SS", "ĸ": "k", "Ŋ": "Ng", "ŋ": "ng", "ŉ": "'n", "Ə": "E", "ə": "e",
     "Ɣ": "G", "ɣ": "g", "Ƣ": "Gh", "ƣ": "gh", "Ʃ": "Sh", "ʃ": "sh", "Ʒ": "Z", "ʒ": "z", "Ǯ": "Z", "ǯ": "z", "Ɩ": "I",
     "ɩ": "i", "Ʊ": "U", "ʊ": "u", "Ʉ": "U", "ʉ": "u", "Ƿ": "W", "ƿ": "w", "Ȝ": "Y", "ȝ": "y", "Ƕ": "Hv", "Ɑ": "A",
@@ -59,16 +53,16 @@ class _Piece(NamedTuple):
     joint: str = ""
 
 
-def fold(text: str) -> Folded:
-    """Write a text in GSM-7. Where nothing is lost it says the same, and folding it again changes nothing."""
+def fold(text: str, alphabet: frozenset[str]) -> Folded:
+    """Write a text in this alphabet. Where nothing is lost it says the same, and folding it again changes nothing."""
     written, joint, latin, lost = "", "", False, dict[str, None]()
-    for char in RUNS.findall(unicodedata.normalize("NFC", text.replace("\r\n", "\n"))):
-        if char[0] in WRITABLE:
+    for char in _runs(alphabet).findall(unicodedata.normalize("NFC", text.replace("\r\n", "\n"))):
+        if char[0] in alphabet:
             piece: _Piece | None = _Piece(char)
         elif latin and unicodedata.combining(char) not in NO_ACCENT:
             continue
         else:
-            piece = _piece(char)
+            piece = _piece(char, alphabet)
         if piece is None:
             lost[char] = None
             continue
@@ -91,10 +85,16 @@ def _run_together(written: str, piece: _Piece, before: str) -> bool:
     return left.isdigit() and (right.isdigit() or (bool(piece.joint) and right in "+-"))
 
 
+@lru_cache
+def _runs(alphabet: frozenset[str]) -> re.Pattern[str]:
+    """As much as is written as it is, or one other character."""
+    return re.compile(f"[{re.escape(''.join(sorted(alphabet)))}]+|.", re.DOTALL)
+
+
 @lru_cache(maxsize=4096)
-def _piece(char: str) -> _Piece | None:
+def _piece(char: str, alphabet: frozenset[str]) -> _Piece | None:
     category = unicodedata.category(char)
-    if char in WRITABLE:
+    if char in alphabet:
         return _Piece(char)
     if char in PLAIN:
         return _Piece(PLAIN[char], " " if category == "Sc" else "")
@@ -102,11 +102,11 @@ def _piece(char: str) -> _Piece | None:
         return _Piece(BLANK[category])
     if category == "Nd":
         return _Piece(str(unicodedata.decimal(char)))
-    return _taken_apart(char, category) or _named(char, category)
+    return _taken_apart(char, category, alphabet) or _named(char, category)
 
 
-def _taken_apart(char: str, category: str) -> _Piece | None:
-    folded = [_piece(part) for part in _parts(char)]
+def _taken_apart(char: str, category: str, alphabet: frozenset[str]) -> _Piece | None:
+    folded = [_piece(part, alphabet) for part in _parts(char)]
     text = "".join(piece.text for piece in folded if piece)
     if not text or None in folded:
         return None
@@ -130,8 +130,3 @@ def _parts(char: str) -> Iterator[str]:
         if unicodedata.combining(part) in NO_ACCENT or not latin:
             yield part
             latin = unicodedata.name(part, "").startswith("LATIN")
-
-
-def composed(text: str) -> str:
-    """Keep its letters, each as one character."""
-    return unicodedata.normalize("NFC", text).strip()
