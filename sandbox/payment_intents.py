@@ -30,6 +30,8 @@ class Desk:
     def create(self, params: Json) -> Json:
         id = random_id("pi_3")
         kinds = params.get("allowed_payment_method_types") or ["card"]
+        if (params.get("automatic_payment_methods") or {}).get("enabled") and params["currency"] == "brl":
+            kinds = ["card", "boleto", "pix"]
         method_kind = (params.get("payment_method_data") or {}).get("type")
         intent = blank_intent() | {
             "id": id,
@@ -103,7 +105,8 @@ class Desk:
             intent |= {"status": "processing", "next_action": None}
             self._save(intent)
             self._tell("payment_intent.processing", intent)
-        return self._charge(intent, kind=str(action.get("type", "card")).split("_")[0])
+        kind = str(action.get("type", "")).split("_")[0]
+        return self._charge(intent, kind=kind if kind in ("pix", "boleto") else "card")
 
     def decline(self, intent: Json) -> Json:
         if intent["status"] not in OPEN:

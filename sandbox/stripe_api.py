@@ -13,7 +13,7 @@ from sandbox.form import nested
 from sandbox.idempotency import fingerprint, keep, replay
 from sandbox.payment_intents import API_VERSION, Desk
 from sandbox.state import Json, get, random_id
-from sandbox.stripe_errors import StripeError, missing
+from sandbox.stripe_errors import StripeError, missing, wrong
 from sandbox.stripe_params import (
     CANCEL,
     CAPTURE,
@@ -82,6 +82,17 @@ def found(db: sqlite3.Connection, kind: str, call: Call, param: str) -> Json:
     if body is None:
         raise missing(id, kind, param)
     return body
+
+
+def expanded(db: sqlite3.Connection, content: Json, paths: list[str]) -> Json:
+    """Put charges in the place of their ids: https://docs.stripe.com/expand"""
+    for path in paths:
+        inner, _, field = path.rpartition(".")
+        if field != "latest_charge" or inner not in {"", "data"} or (inner == "data") != (content["object"] == "list"):
+            raise wrong("expand", f"This property cannot be expanded ({path}).")
+        for intent in content["data"] if inner else [content]:
+            intent[field] = get(db, "charge", intent[field] or "")
+    return content
 
 
 UNDELIVERED = "EXISTS (SELECT 1 FROM webhooks WHERE object_id = objects.id AND state <> 'delivered')"
@@ -174,7 +185,8 @@ class Stripe:
                 authenticate(call)
                 if key and (kept := replay(db, key, call)):
                     return repeated(kept, call, request_id)
-                content = act(desk, call, checked(operation, nested(call.query + call.form)))
+                params = nested(call.query + call.form)
+                content = expanded(db, act(desk, call, checked(operation, params)), params.get("expand") or [])
                 answer = as_json(200, content, headers=standard(call, request_id), object_id=content.get("id"))
                 answer.idempotency_key = key
                 stored = True

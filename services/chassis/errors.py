@@ -72,7 +72,7 @@ class ServiceError(Exception):
     default_reason: ClassVar[str] = "INTERNAL"
     default_retry_after: ClassVar[float | None] = None  #: Seconds to wait, where nobody knows better.
     definite: bool = True  #: It is known that nothing was done.
-    provider_fault: bool = False  #: Counts for a breaker.
+    provider_fault: bool | None = False  #: Counts for a breaker; None: says nothing about the provider's health.
     retryable: bool = False  #: Provably safe to repeat at once.
 
     def __init__(
@@ -198,7 +198,7 @@ class NotSent(ExternalServiceError, Unavailable):
 class OutcomeUnknown(ExternalServiceError, Unavailable):
     default_reason = "OUTCOME_UNKNOWN"
     definite = False
-    provider_fault = True
+    provider_fault: bool | None = True
     kept: bool = False  #: The provider stores this answer and repeats it for the same key.
 
 

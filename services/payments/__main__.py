@@ -51,7 +51,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         worker = Worker(database, Queue(store.QUEUE, sender.handle, store.gave_up, pace=pace), breaker.room)
         changes, fingerprints = ChangeLog(database), Fingerprints(settings.fingerprint_keys)
         servicer = PaymentServicer(database, worker, provider, changes, fingerprints, livemode=settings.livemode)
-        admin = PaymentAdminServicer(database, worker, changes, livemode=settings.livemode)
+        admin = PaymentAdminServicer(database, worker, sender, changes, livemode=settings.livemode)
         package = "topsmile.payments.v1"
         services = [
             Service(f"{package}.PaymentService", rpc.add_PaymentServiceServicer_to_server, servicer, changes.drain),

@@ -77,6 +77,8 @@ def moved(before: pb.Payment, standing: Standing, *, confirmed: bool, now: int) 
     after.amount_captured.currency = standing.currency
     if standing.method:
         after.method = common.PaymentMethod.Value(f"PAYMENT_METHOD_{standing.method}")
+    elif status == "SUCCEEDED" and not confirmed:  # what was shown last may not be what was paid with
+        after.method = common.PAYMENT_METHOD_UNSPECIFIED
     _tell_decline(after, standing)
     _tell_step(after, standing, confirmed=confirmed)
     if status == "SUCCEEDED":

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 
-from services.chassis import metrics
+from services.chassis import deadline, metrics
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import Database
 from services.chassis.errors import (
@@ -33,6 +34,8 @@ SETTLED_AFTER = 120_000
 #: Seconds around an attempt in which its payment is looked for: how long a claim may try, and what our clock and
 #: Stripe's may differ by. On a busy account each second more is a page more.
 ATTEMPT, CLOCKS_APART = 10, 15
+#: Seconds that an event waits for a reading that adds the method.
+METHOD_WAIT = 3.0
 
 log = structlog.get_logger()
 
@@ -102,7 +105,7 @@ class Sender:
                 return await self._provider.create(job.payload, f"{payment_id}-create")
             except OutcomeUnknown as error:
                 # One key counts once: what it meets again says nothing about other payments.
-                error.provider_fault = error.provider_fault and not repeated
+                error.provider_fault = None if repeated else error.provider_fault
                 repeated = True
                 raise
 
@@ -153,6 +156,24 @@ class Sender:
             asked=_words(record.amount), taken=_words(record.amount_captured),
         )  # fmt: skip
         return Done()
+
+    async def with_method(self, report: Standing) -> Standing:
+        """
+        Return a success with the method of its charge, which is read where the report does not tell it.
+
+        That is one reading a success, of payments that offered several methods. While Stripe does not answer, the
+        method stays empty: that it is paid is worth more than how.
+        """
+        if report.status != "SUCCEEDED" or report.method:
+            return report
+        if not await self._database.read(store.is_awaited, report.intent_id, report.payment_id):
+            return report
+        try:
+            with deadline.within(METHOD_WAIT):
+                read = await self._breaker.call(self._provider.retrieve, report.intent_id)
+        except ServiceError:
+            return report
+        return replace(report, method=read.method) if read.status == "SUCCEEDED" else report
 
     async def _retrieve(self, intent_id: str) -> Standing:
         return await self._retry.call(self._breaker.call, self._provider.retrieve, intent_id)

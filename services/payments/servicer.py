@@ -22,6 +22,7 @@ from services.payments.change_log import ChangeLog
 from services.payments.lattice import is_paid
 from services.payments.payment import Order
 from services.payments.provider import Provider
+from services.payments.sender import Sender
 from services.payments.stripe_events import Hint, Ruled
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
@@ -142,9 +143,12 @@ class PaymentServicer(PaymentServiceServicer):
 
 
 class PaymentAdminServicer(PaymentAdminServiceServicer):
-    def __init__(self, database: Database, worker: Worker, changes: ChangeLog, *, livemode: bool) -> None:
+    def __init__(
+        self, database: Database, worker: Worker, sender: Sender, changes: ChangeLog, *, livemode: bool
+    ) -> None:
         self._database = database
         self._worker = worker
+        self._sender = sender
         self._changes = changes
         self._livemode = livemode
 
@@ -167,7 +171,8 @@ class PaymentAdminServicer(PaymentAdminServiceServicer):
                     outcome = common.EVENT_OUTCOME_REJECTED
                     return common.EventResult(event_id=event.event_id, outcome=outcome, detail=hint.unreadable + known)
                 unknown = stripe_events.foreign("no payment of ours is known by that PaymentIntent")
-            case standing:
+            case report:
+                standing = await self._sender.with_method(report)
                 outcome = await self._database.run(learning.apply_report, event.event_id, standing)
                 unknown = _stranger(event) if standing.payment_id else stripe_events.foreign("no payment of ours")
         if outcome is None:

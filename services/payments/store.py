@@ -150,6 +150,12 @@ async def get(payment_id: str = "", intent_id: str = "", owner: str | None = Non
     return found
 
 
+async def is_awaited(intent_id: str, payment_id: str) -> bool:
+    """Whether a payment is known by either id whose success is not, and whose method the caller left open."""
+    found = await find(BY_INTENT, intent_id=intent_id) or await find(GET, payment_id=payment_id)
+    return found is not None and not found.confirmed and found.record.status != pb.PAYMENT_STATUS_SUCCEEDED
+
+
 async def locked(payment_id: str) -> Stored:
     found = await find(GET, lock=True, payment_id=payment_id)
     if found is None:

@@ -55,7 +55,7 @@ def standing_of(intent: Mapping[str, Any], at: int | None = None) -> Standing:
         decline=decline_of(error) if error else None,
         step=step,
         ran_out=error.get("code") == RAN_OUT and intent["status"] in ("requires_payment_method", "canceled"),
-        at=at,
+        at=_paid_at(intent) if at is None else at,
     )
 
 
@@ -82,13 +82,22 @@ def _method(intent: Mapping[str, Any]) -> str:
 
     Without the charge it is known only where a single method is offered.
     """
-    charge = intent.get("latest_charge")
-    details = charge.get("payment_method_details") if isinstance(charge, Mapping) else None
-    if details and intent["status"] in PAYING:
+    if details := _paying_charge(intent).get("payment_method_details"):
         return METHODS.get(details.get("type"), "OTHER")
     offered = intent.get("payment_method_types") or []
-    chosen = intent.get("payment_method") or charge
+    chosen = intent.get("payment_method") or intent.get("latest_charge")
     return METHODS.get(offered[0], "OTHER") if chosen and len(offered) == 1 else ""
+
+
+def _paid_at(intent: Mapping[str, Any]) -> int | None:
+    created = _paying_charge(intent).get("created")
+    return _integer(created) if created and intent["status"] == "succeeded" else None
+
+
+def _paying_charge(intent: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the charge that pays it; empty where it was not read along, or is a failed try."""
+    charge = intent.get("latest_charge")
+    return charge if isinstance(charge, Mapping) and intent["status"] in PAYING else {}
 
 
 def _step(action: Mapping[str, Any]) -> Step | None:

@@ -147,7 +147,8 @@ class StripeProvider:
         return intent
 
     async def retrieve(self, intent_id: str) -> Standing:
-        return _standing(await self._request("get", f"{INTENTS}/{intent_id}", {}))
+        # The charge says how it was paid, and when: read along, it costs no request of its own.
+        return _standing(await self._request("get", f"{INTENTS}/{intent_id}", {"expand": ["latest_charge"]}))
 
     async def cancel(self, intent_id: str, key: str) -> Standing:
         params = {"cancellation_reason": "abandoned", "idempotency_key": key}
@@ -155,7 +156,11 @@ class StripeProvider:
 
     async def find(self, payment_id: str, since: float, until: float) -> Standing | None:
         # Not by Search, which finds things a while after they are made.
-        params: dict[str, Any] = {"created": {"gte": int(since), "lte": int(until)}, "limit": 100}
+        params: dict[str, Any] = {
+            "created": {"gte": int(since), "lte": int(until)},
+            "expand": ["data.latest_charge"],
+            "limit": 100,
+        }
         for _ in range(MAX_PAGES):
             page = await self._request("get", INTENTS, params)
             for intent in page["data"]:
@@ -210,8 +215,8 @@ def refuse(error: StripeError, *, reading: bool = False) -> NoReturn:
     if isinstance(refused, OutcomeUnknown):
         replayed = _replayed(headers)
         refused.kept = not reading and (replayed or (status == 500 and bool(told)))
-        # A repeated answer says nothing about today, nor does a refusal about anything but its request.
-        refused.provider_fault = not replayed and not (400 <= status < 500 and status != 408)
+        # A repeated answer says nothing about today.
+        refused.provider_fault = None if replayed else not 400 <= status < 500 or status == 408
     if refusal in (ProviderBusy, ProviderKeyReused):
         refused.definite = False  # an earlier request with this key may have done it
     raise refused from error

@@ -423,3 +423,67 @@ async def test_a_refused_key_answers_its_payment_once_that_is_paid(payments: Pay
     assert await payments.apply(body) == ["APPLIED"]
     answer = await payments.create()
     assert (answer.payment_id, status(answer)) == (refused.metadata["payment_id"], "SUCCEEDED")
+
+
+async def opens(bench: Bench, payment: pb.Payment, method: str) -> None:
+    """What the payer's browser does with Stripe's form."""
+    form = {"payment_method_data[type]": method} if method == "pix" else {"payment_method": method}
+    await bench.stripe("POST", f"/v1/payment_intents/{payment.stripe_payment_intent_id}/confirm", **form)
+
+
+async def readings(bench: Bench, payment: pb.Payment) -> int:
+    path = f"/v1/payment_intents/{payment.stripe_payment_intent_id}"
+    return len([entry for entry in await bench.ledger() if (entry["method"], entry["path"]) == ("GET", path)])
+
+
+@pytest.mark.parametrize(
+    ("offered", "steps", "paid_with"),
+    [
+        ([], ["pix", "pm_card_visa"], "CARD"),
+        (["CARD", "PIX"], ["pix", "pm_card_visa"], "CARD"),
+        (["CARD", "PIX"], ["pm_card_chargeDeclined", "pix"], "PIX"),
+        ([], ["pm_card_authenticationRequired"], "CARD"),
+        (["CARD", "BOLETO", "PIX"], ["pix"], "PIX"),
+    ],
+)
+async def test_payment_is_paid_with_the_method_of_its_charge(
+    payments: Payments, bench: Bench, offered: list[str], steps: list[str], paid_with: str
+) -> None:
+    payment = await payments.create(methods=[f"PAYMENT_METHOD_{method}" for method in offered])
+    for step in steps:
+        await opens(bench, payment, step)
+    if steps[-1] != "pm_card_visa":
+        await bench.ask("POST", f"/_sandbox/payments/{payment.payment_id}/pay")
+    await payments.apply(*(await events_of(bench)))
+    after = await payments.get(payment.payment_id)
+
+    assert (status(after), common.PaymentMethod.Name(after.method)) == ("SUCCEEDED", f"PAYMENT_METHOD_{paid_with}")
+
+
+@pytest.mark.parametrize("method", ["PIX", "BOLETO", "CARD"])
+async def test_payment_that_offered_one_method_is_not_read_for_it(
+    payments: Payments, bench: Bench, method: str
+) -> None:
+    made = await paid(payments, bench, methods=[f"PAYMENT_METHOD_{method}"])
+    await payments.apply(*(await events_of(bench, "payment_intent.succeeded")))
+    payment = await payments.get(made.payment_id)
+
+    assert common.PaymentMethod.Name(payment.method) == f"PAYMENT_METHOD_{method}"
+    assert await readings(bench, payment) == 0
+
+
+@pytest.mark.parametrize("trouble", [{"kind": "status", "status": 503}, {"kind": "reset"}, {"kind": "throttle"}])
+async def test_payment_whose_method_cannot_be_read_is_paid_by_an_unknown_one(
+    payments: Payments, bench: Bench, trouble: dict[str, Any]
+) -> None:
+    payment = await payments.create()
+    await opens(bench, payment, "pix")
+    await payments.apply(*(await events_of(bench)))
+    await payments.until(payment.payment_id, "AWAITING_CUSTOMER")
+    await opens(bench, payment, "pm_card_visa")
+    (succeeded,) = await events_of(bench, "payment_intent.succeeded")
+    await bench.fault(provider="stripe", path="GET", times=0, **trouble)
+    await payments.apply(succeeded)
+    after = await payments.get(payment.payment_id)
+
+    assert (status(after), after.method) == ("SUCCEEDED", common.PAYMENT_METHOD_UNSPECIFIED)

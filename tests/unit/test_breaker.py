@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from services.chassis.breaker import CircuitBreaker
-from services.chassis.errors import BreakerOpen, DeadlineExceeded, NotSent, ProviderRejected
+from services.chassis.errors import BreakerOpen, DeadlineExceeded, NotSent, OutcomeUnknown, ProviderRejected
 
 
 class Clock:
@@ -46,6 +46,12 @@ async def fail(breaker: CircuitBreaker, times: int = 1) -> None:
     for _ in range(times):
         with pytest.raises(NotSent):
             await breaker.call(raising(outage()))
+
+
+def silent() -> OutcomeUnknown:
+    error = OutcomeUnknown("stripe", None, "a stored answer")
+    error.provider_fault = None
+    return error
 
 
 class Gate:
@@ -253,4 +259,31 @@ async def test_an_operator_holds_it_open_until_it_is_released_to_one_trial(
 async def test_releasing_what_is_not_open_changes_nothing(breaker: CircuitBreaker) -> None:
     breaker.release()
 
+    assert breaker.state == "CLOSED"
+
+
+@pytest.mark.parametrize("times", [1, 4, 20])
+async def test_an_error_that_says_nothing_neither_counts_nor_ends_a_row_of_failures(
+    breaker: CircuitBreaker, times: int
+) -> None:
+    await fail(breaker, 4)
+    for _ in range(times):
+        with pytest.raises(OutcomeUnknown):
+            await breaker.call(raising(silent()))
+    assert breaker.state == "CLOSED"
+    await fail(breaker)
+    assert breaker.state == "OPEN"
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+async def test_a_trial_that_says_nothing_leaves_the_trial_to_the_next_call(
+    breaker: CircuitBreaker, clock: Clock, times: int
+) -> None:
+    await fail(breaker, 5)
+    clock.now += 61
+    for _ in range(times):
+        with pytest.raises(OutcomeUnknown):
+            await breaker.call(raising(silent()))
+        assert (breaker.state, breaker.room()) == ("HALF_OPEN", 1)
+    await breaker.call(answering)
     assert breaker.state == "CLOSED"
