@@ -35,15 +35,16 @@ async def main(config: Settings) -> None:
         states = {service.name: lambda service=service: service.breaker.state for service in clients.all}
         facts: Facts = {**states, "watch": watcher.details}
         async with (
-            web.listening(operations(config, readiness, facts), config.operations_listen) as operations_address,
+            web.listening(
+                operations(config, readiness, facts), config.operations_listen, **web.tls(config)
+            ) as operations_address,
             readiness.watched(),
             lifecycle.working([*workers.values(), watcher, Forgetting(database)]) as over,
             web.listening(
                 application(config, database, clients, wake),
                 config.listen,
                 hosts={config.public_host},
-                ssl_certfile=config.tls_cert,
-                ssl_keyfile=config.tls_key,
+                **web.tls(config),
             ) as address,
         ):
             log.info("listening", http=str(address), operations=str(operations_address))

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import grpc
 
-from gateway.settings import Settings
+from gateway.settings import Settings, Target
 from services.chassis import context, deadline
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.errors import CredentialsRefused, PermissionDenied, Unauthenticated, from_rpc_error
@@ -50,10 +50,20 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 
+def channel_to(target: Target) -> grpc.aio.Channel:
+    if target.ca is None:
+        return grpc.aio.insecure_channel(target.address, options=OPTIONS)
+    pair = (target.key.read_bytes(), target.certificate.read_bytes()) if target.key and target.certificate else ()
+    credentials = grpc.ssl_channel_credentials(target.ca.read_bytes(), *pair)
+    name = [("grpc.ssl_target_name_override", target.name)] if target.name else []
+    return grpc.aio.secure_channel(target.address, credentials, options=(*OPTIONS, *name))
+
+
 class Service:
-    def __init__(self, name: str, target: str, token: str = "") -> None:
+    def __init__(self, name: str, target: Target, token: str = "") -> None:
         self.name = name
-        self.channel = grpc.aio.insecure_channel(target, options=OPTIONS)
+        self.target = target
+        self.channel = channel_to(target)
         self.breaker = CircuitBreaker(name, open_for=2.0, open_at_most=60.0)
         self._credentials = (("authorization", f"Bearer {token}"),) if token else ()
 
@@ -83,9 +93,9 @@ class Service:
 class Clients:
     def __init__(self, settings: Settings) -> None:
         token = settings.gateway_token.get_secret_value() if settings.gateway_token else ""
-        self.payments = Service("payments", settings.payments_target, token)
-        self.email = Service("email", settings.email_target, token)
-        self.sms = Service("sms", settings.sms_target, token)
+        self.payments = Service("payments", settings.target("payments"), token)
+        self.email = Service("email", settings.target("email"), token)
+        self.sms = Service("sms", settings.target("sms"), token)
         self.all = (self.payments, self.email, self.sms)
         self.payment_stub = payments_pb2_grpc.PaymentServiceStub(self.payments.channel)
         self.payment_admin_stub = payments_pb2_grpc.PaymentAdminServiceStub(self.payments.channel)

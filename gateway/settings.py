@@ -3,16 +3,17 @@
 import base64
 import binascii
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Self
+from pathlib import Path
+from typing import Annotated, ClassVar, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
-from pydantic import Field, PlainValidator, SecretStr, model_validator
+from pydantic import Field, PlainValidator, SecretStr, ValidationInfo, field_validator, model_validator
 
 from services.chassis.authentication import is_loopback
-from services.chassis.settings import ProcessSettings, Secrets, Url
+from services.chassis.settings import File, ProcessSettings, Secrets, Url
 
 
 def parse_public_keys(text: str) -> tuple[EllipticCurvePublicKey, ...]:
@@ -50,6 +51,19 @@ SharedKeys = Annotated[
 SomeSecrets = Annotated[Secrets, Field(min_length=1)]
 
 
+SERVICES = ("payments", "email", "sms")
+
+
+class Target(NamedTuple):
+    """Without `ca`, calls are in clear text."""
+
+    address: str
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    name: str = ""
+
+
 class Settings(ProcessSettings, process="GATEWAY", port=8080, operations_port=8081):
     fingerprints: ClassVar[bool] = False
 
@@ -64,8 +78,22 @@ class Settings(ProcessSettings, process="GATEWAY", port=8080, operations_port=80
     twilio_shared_keys: SharedKeys = Field(default={}, repr=False)
 
     payments_target: str = "127.0.0.1:50051"
+    #: With the authority of a service's certificate, it is called over TLS: with a certificate of our own where that is
+    #: asked for, and under the name that its certificate has, where it is not the target's.
+    payments_target_ca: File | None = None
+    payments_target_cert: File | None = None
+    payments_target_key: File | None = None
+    payments_target_name: str = ""
     email_target: str = "127.0.0.1:50052"
+    email_target_ca: File | None = None
+    email_target_cert: File | None = None
+    email_target_key: File | None = None
+    email_target_name: str = ""
     sms_target: str = "127.0.0.1:50053"
+    sms_target_ca: File | None = None
+    sms_target_cert: File | None = None
+    sms_target_key: File | None = None
+    sms_target_name: str = ""
     #: What the services know us by; it needs the scopes read, send, events and forward.
     gateway_token: SecretStr | None = None
     #: Where the services tell of their providers, for GET /v1/status.
@@ -76,6 +104,22 @@ class Settings(ProcessSettings, process="GATEWAY", port=8080, operations_port=80
     @property
     def public_host(self) -> str:
         return urlsplit(self.public_url).hostname or ""
+
+    @field_validator(*(f"{service}_target_{what}" for service in SERVICES for what in ("cert", "key", "name")))
+    @classmethod
+    def _whole_target(cls, value: Path | str | None, info: ValidationInfo) -> Path | str | None:
+        target, _, what = str(info.field_name).rpartition("_")
+        if value and info.data.get(f"{target}_ca", ...) is None:
+            raise ValueError(f"must be set together with {cls.variable(f'{target}_ca')}")
+        certificate = info.data.get(f"{target}_cert", ...)
+        if what == "key" and certificate is not ... and (value is None) != (certificate is None):
+            raise ValueError(f"must be set together with {cls.variable(f'{target}_cert')}")
+        return value
+
+    def target(self, service: str) -> Target:
+        """Return where a service is, and how it is called; names are `payments`, `email` and `sms`."""
+        address, *tls = (getattr(self, f"{service}_target{what}") for what in ("", "_ca", "_cert", "_key", "_name"))
+        return Target(address, *tls)
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:

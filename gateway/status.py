@@ -1,6 +1,7 @@
 """GET /v1/status: what a person looks at first when something does not arrive."""
 
 import asyncio
+import ssl
 from typing import Any
 
 import aiohttp
@@ -31,7 +32,7 @@ class Status:
 
 
 async def _tell(http: aiohttp.ClientSession, service: Service, operations: str) -> dict[str, Any]:
-    health, facts = await asyncio.gather(_health(service), _facts(http, operations))
+    health, facts = await asyncio.gather(_health(service), _facts(http, service, operations))
     return {"status": health, "breaker": service.breaker.state, **facts}
 
 
@@ -44,10 +45,12 @@ async def _health(service: Service) -> str:
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
-async def _facts(http: aiohttp.ClientSession, operations: str) -> dict[str, Any]:
+async def _facts(http: aiohttp.ClientSession, service: Service, operations: str) -> dict[str, Any]:
     """What the service says of its provider, on its operator's listener; null where that is out of reach."""
     try:
-        async with http.get(f"{operations}/readyz") as answer:
+        verified = ssl.create_default_context(cafile=service.target.ca) if service.target.ca else True
+        name = service.target.name or None
+        async with http.get(f"{operations}/readyz", ssl=verified, server_hostname=name) as answer:
             told = await answer.json()
     except (aiohttp.ClientError, TimeoutError, ValueError):
         return {"provider": None}

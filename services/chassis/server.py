@@ -87,7 +87,7 @@ async def serve(
     readiness = Readiness(database)
     app = operations(settings, readiness, facts or {})
     async with (
-        web.listening(app, settings.operations_listen) as operations_address,
+        web.listening(app, settings.operations_listen, **web.tls(settings)) as operations_address,
         readiness.watched(),
         working(workers) as over,
         answering(settings, readiness, services) as address,

@@ -15,7 +15,7 @@ from services.chassis import problems
 from services.chassis.authentication import is_loopback
 from services.chassis.connections import Connection
 from services.chassis.lifecycle import GRACE
-from services.chassis.settings import Address
+from services.chassis.settings import Address, ProcessSettings
 
 
 class LoopbackHosts:
@@ -92,6 +92,11 @@ async def listening(
         server.should_exit = True
         await task
         bound.close()
+
+
+def tls(settings: ProcessSettings) -> dict[str, Any]:
+    """Return what makes a listener speak TLS, where the process has a certificate. Clients need none."""
+    return {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key}
 
 
 def bind(address: Address) -> socket.socket:

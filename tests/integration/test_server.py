@@ -22,11 +22,11 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from launch.certificates import Authority, Issued
 from services.chassis.errors import Unavailable
 from services.chassis.health import Readiness
 from services.chassis.lifecycle import GRACE
 from services.chassis.server import Service, answering
-from tests.fakes.certificates import Authority
 from tests.fakes.echo_service import NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 from tests.processes import BARE, ROOT, process
 
@@ -174,14 +174,21 @@ async def test_a_message_over_four_mebibytes_is_refused() -> None:
 
 
 def certified(folder: Path, authority: Authority, tokens: str) -> Settings:
-    authority.write(folder)
+    own = authority.issue("sms", [x509.DNSName("sms.clinic.example")])
+    for file, content in (("cert", own.certificate), ("key", own.key), ("ca", authority.certificate)):
+        (folder / f"{file}.pem").write_bytes(content)
     return Settings.model_validate({
         "listen": "127.0.0.1:0",
-        "tls_cert": str(authority.issue("sms", [x509.DNSName("sms.clinic.example")]).write(folder).certificate),
-        "tls_key": str(folder / "sms.key"),
-        "tls_client_ca": str(folder / "authority.pem"),
+        "tls_cert": folder / "cert.pem",
+        "tls_key": folder / "key.pem",
+        "tls_client_ca": folder / "ca.pem",
         "auth_tokens": tokens,
     })  # fmt: skip
+
+
+def credentials(authority: Authority, client: Issued | None = None) -> grpc.ChannelCredentials:
+    pair = (client.key, client.certificate) if client else ()
+    return grpc.ssl_channel_credentials(authority.certificate, *pair)
 
 
 CERTIFIED = "gateway:read+send+forward:san=spiffe://clinic/gateway,reader:read:san=reader.clinic.example"
@@ -208,7 +215,7 @@ async def test_a_certificate_s_name_gives_the_scopes_of_its_entry(
     known = authority.issue("client", names)
     async with (
         answering(settings, Readiness(FakeStore()), [Service(NAME, add_echo, EchoServicer())]) as address,
-        grpc.aio.secure_channel(str(address), known.channel(authority), SERVED_BY) as channel,
+        grpc.aio.secure_channel(str(address), credentials(authority, known), SERVED_BY) as channel,
     ):
         call = getattr(Stub(channel), method)(StringValue())
 
@@ -221,8 +228,8 @@ async def test_a_client_without_a_certificate_of_the_authority_gets_no_connectio
     stranger = other.issue("client", [x509.UniformResourceIdentifier("spiffe://clinic/gateway")])
     codes = []
     async with answering(settings, Readiness(FakeStore()), [Service(NAME, add_echo, EchoServicer())]) as address:
-        for credentials in (grpc.ssl_channel_credentials(authority.pem), stranger.channel(authority)):
-            async with grpc.aio.secure_channel(str(address), credentials, SERVED_BY) as channel:
+        for client in (None, stranger):
+            async with grpc.aio.secure_channel(str(address), credentials(authority, client), SERVED_BY) as channel:
                 codes.append(await Stub(channel).GetEcho(StringValue(), timeout=3).code())
 
     assert codes == [grpc.StatusCode.UNAVAILABLE] * 2
