@@ -40,6 +40,10 @@ LATIN = re.compile(r"LATIN (?:CAPITAL |SMALL )?(?:LETTER|LIGATURE)(?: [A-Z-]+)*?
 NO_ACCENT = (0, 1)
 
 
+#: Between a whole number and a fraction in raised and lowered digits, which is no power.
+MIXED_NUMBER = re.compile("(?<=[0-9])(?=[⁰¹²³⁴⁵⁶⁷⁸⁹]+⁄)")
+
+
 class Folded(NamedTuple):
     text: str
     #: The characters that could not be written, each once.
@@ -56,7 +60,9 @@ class _Piece(NamedTuple):
 def fold(text: str, alphabet: frozenset[str]) -> Folded:
     """Write a text in this alphabet. Where nothing is lost it says the same, and folding it again changes nothing."""
     written, joint, latin, lost = "", "", False, dict[str, None]()
-    for char in _runs(alphabet).findall(unicodedata.normalize("NFC", text.replace("\r\n", "\n"))):
+    for char in _runs(alphabet).findall(
+        unicodedata.normalize("NFC", MIXED_NUMBER.sub(" ", text.replace("\r\n", "\n")))
+    ):
         if char[0] in alphabet:
             piece: _Piece | None = _Piece(char)
         elif latin and unicodedata.combining(char) not in NO_ACCENT:
