@@ -102,9 +102,8 @@ class Fields:
         self._prefix = prefix
         self._violations: list[Violation] = [] if violations is None else violations
 
-    def wrong(self, field: str, rule: Rule | str, **values: object) -> None:
-        path = self._prefix + field
-        self._violations.append(rule.at(path, **values) if isinstance(rule, Rule) else Violation(path, rule))
+    def wrong(self, field: str, rule: Rule, **values: object) -> None:
+        self._violations.append(rule.at(self._prefix + field, **values))
 
     def read(self, field: str, parse: Callable[[str], str], text: str) -> str:
         """Return what a parser of values makes of a text; empty where it raises InvalidValueError."""

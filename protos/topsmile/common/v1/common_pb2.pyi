@@ -15,8 +15,13 @@ with another request is ALREADY_EXISTS. Keys that begin with `notice:` are those
 anything else.
 
 Errors: each error carries google.rpc.ErrorInfo with domain `topsmile.integrations` and a reason of ErrorReason.
-google.rpc.BadRequest names every wrong field at once. google.rpc.RetryInfo says when to try again where that is
-known. google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
+google.rpc.BadRequest names every wrong field at once: the path, what it must be (English), a reason that stays the
+same (`REQUIRED`, `TOO_LONG`), and `localized_message` for people (pt-BR). Where there is no room for all, the last one
+has the reason MORE and says how many. google.rpc.RetryInfo says when to try again where that is known.
+google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
+
+Texts for people are stored and answered as a person sees them: composed (NFC), with plain spaces, `\\n` for each line
+break, and without invisible characters. Identifiers and keys stay as given. An email address has its domain in ASCII.
 
 References: where a resource has two ids, the request takes either, as a `oneof reference`. Times are `…_time`, in
 UTC. The zero value of an enum is never answered where the field is set, and refused in requests.
