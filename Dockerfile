@@ -56,6 +56,7 @@ COPY protos/topsmile/common protos/topsmile/common
 COPY protos/topsmile/email protos/topsmile/email
 COPY services/brazil services/brazil
 COPY services/chassis services/chassis
+COPY services/messaging services/messaging
 COPY services/email services/email
 RUN python -c "import services.email.__main__, $DATABASES"
 ENV EMAIL_LISTEN=0.0.0.0:50052 EMAIL_OPERATIONS_LISTEN=0.0.0.0:9102 EMAIL_DATABASE_URL=sqlite:////data/email.db
@@ -69,6 +70,7 @@ COPY protos/topsmile/common protos/topsmile/common
 COPY protos/topsmile/sms protos/topsmile/sms
 COPY services/brazil services/brazil
 COPY services/chassis services/chassis
+COPY services/messaging services/messaging
 COPY services/sms services/sms
 RUN python -c "import services.sms.__main__, $DATABASES"
 ENV SMS_LISTEN=0.0.0.0:50053 SMS_OPERATIONS_LISTEN=0.0.0.0:9103 SMS_DATABASE_URL=sqlite:////data/sms.db

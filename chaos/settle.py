@@ -24,8 +24,10 @@ DUE_NOW = """UPDATE job SET due_at = now_ms() WHERE state = 'queued' AND due_at 
 PAUSE_OVER = "UPDATE pace SET paused_until = 0 WHERE paused_until > now_ms()"
 #: The time in which a lost answer may still be told by the provider is over: SendGrid's ten minutes, Twilio's one.
 WAITED_OUT = {
-    "email": "UPDATE email SET doubted_at = doubted_at - 600000 WHERE doubted_at > now_ms() - 600000",
-    "sms": "UPDATE sms SET unsure_since = unsure_since - 60000 WHERE unsure_since > now_ms() - 60000",
+    "email": """UPDATE message SET outcome_unknown_since = outcome_unknown_since - 600000
+        WHERE outcome_unknown_since > now_ms() - 600000""",
+    "sms": """UPDATE message SET outcome_unknown_since = outcome_unknown_since - 60000
+        WHERE outcome_unknown_since > now_ms() - 60000""",
 }
 OPEN = """SELECT COUNT(*) AS count FROM job WHERE state = 'running'
     OR (state = 'queued' AND (due_at <= now_ms() + 20000 OR note NOT IN ('', 'QUIET_HOURS')))"""

@@ -49,7 +49,7 @@ class Target:
 
 TARGETS = (
     Target("webhooks", "gateway", "webhooks", "http", 6000, 64, 1500, "SELECT event_id FROM inbox"),
-    Target("SendSms", "services.sms", "sms", "grpc", 3000, 64, 2000, "SELECT idempotency_key FROM sms"),
+    Target("SendSms", "services.sms", "sms", "grpc", 3000, 64, 2000, "SELECT idempotency_key FROM message"),
     Target("CreatePayment", "services.payments", "payments", "grpc", 1500, 64, 2000,
            "SELECT idempotency_key FROM payment WHERE intent_id <> ''"),
 )  # fmt: skip

@@ -101,7 +101,7 @@ EXPIRE_LEASES = """
 
 
 @asynccontextmanager
-async def connect(url: str, migrations: Path | None = None) -> AsyncIterator[Database]:
+async def connect(url: str, *migrations: Path) -> AsyncIterator[Database]:
     """
     Open `sqlite:///file`, `sqlite:////absolute/file` or `postgresql://…` and bring its schema up to date.
 
@@ -122,7 +122,7 @@ async def connect(url: str, migrations: Path | None = None) -> AsyncIterator[Dat
     else:
         raise ValueError("a database URL begins with sqlite:/// or postgresql://")
     try:
-        await migrate(database, migrations)
+        await migrate(database, *migrations)
         if url.startswith("sqlite:"):
             await database.run(rows, EXPIRE_LEASES)
         yield database

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from services.chassis import pace
 from services.chassis.database import Row, Transaction, maybe_one, one, rows
@@ -53,6 +53,8 @@ class Job:
     due_at: int
     created_at: int
     give_up_at: int
+    #: The provider that the claim chose: one of the queue's routes.
+    provider: str
     #: 1 when give_up_at had passed at the claim: the handler says whether the job is still worth doing.
     expired: int
 
@@ -91,7 +93,27 @@ class Never:
 
 
 Outcome: TypeAlias = Done | Later | Never
-BeginAct: TypeAlias = Callable[[float], Awaitable[None]]
+
+
+class BeginAct(Protocol):
+    """Called just before a request that cannot be taken back; `transaction(*args)` is stored together with that."""
+
+    async def __call__(
+        self, seconds: float, transaction: Callable[..., Transaction[object]] | None = None, /, *args: object
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Route:
+    """
+    One provider of a queue.
+
+    `room` says how many calls its breaker lets through. Its rate limit and its pauses are shared by all replicas.
+    """
+
+    provider: str
+    room: Callable[[], int]
+    rate_limit: Pace | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +123,10 @@ class Queue:
 
     The handler calls `begin_act(seconds)` just before an act that cannot be taken back. `on_dead(job, reason)` is
     the transaction that tells the record that its job was given up.
+
+    `routes` are the providers that can do the jobs, in the order of preference. A claim takes the first that has room,
+    is not paused and has a free slot; a job whose outcome is unknown stays with the provider that was asked. Without
+    routes, `pace` and the queue's own name stand for the only provider.
     """
 
     name: str
@@ -111,6 +137,14 @@ class Queue:
     pace: Pace | None = None
     #: Days a finished job is kept; while it is, its id cannot be added again.
     kept_days: int = 35
+    routes: tuple[Route, ...] = ()
+    #: Deletes a small batch of what the service need not keep; returns the number of rows.
+    purge: Callable[[], Transaction[int]] | None = None
+
+    def route(self, provider: str) -> Route:
+        """Return the route of a provider; the queue's own where it has none."""
+        own = Route(self.name, lambda: self.concurrency, self.pace)
+        return next((route for route in self.routes if route.provider == provider), own)
 
     @property
     def lease_ms(self) -> int:
@@ -119,7 +153,7 @@ class Queue:
 
 
 COLUMNS = """job.queue, job.id, job.priority, job.claims, job.attempted, job.failures, job.crashes, job.payload,
-        job.trace, job.due_at, job.created_at, job.give_up_at,
+        job.trace, job.due_at, job.created_at, job.give_up_at, job.provider,
         CASE WHEN job.give_up_at < now_ms() THEN 1 ELSE 0 END AS expired"""
 
 ADD = f"""
@@ -139,12 +173,14 @@ def live(priority: object, state: str) -> str:
     return f"queue = :queue AND priority = {priority} AND state IN ('queued', 'running') AND state = {state}"
 
 
+# A lost answer is looked for at the provider that was asked.
+OF_ROUTE = "(attempted = 0 OR provider = '' OR provider = :provider)"
 CLAIM = f"""
     WITH due AS MATERIALIZED (
-        SELECT queue, id FROM job WHERE {live(":priority", ":state")} AND due_at <= now_ms()
+        SELECT queue, id FROM job WHERE {live(":priority", ":state")} AND due_at <= now_ms() AND {OF_ROUTE}
         ORDER BY due_at LIMIT :slots FOR UPDATE SKIP LOCKED
     )
-    UPDATE job SET state = 'running', claims = claims + 1, due_at = now_ms() + :lease,
+    UPDATE job SET state = 'running', claims = claims + 1, due_at = now_ms() + :lease, provider = :provider,
         crashes = CASE WHEN state = 'running' THEN crashes + 1 ELSE crashes END
     FROM due WHERE job.queue = due.queue AND job.id = due.id
     RETURNING {COLUMNS}
@@ -162,8 +198,9 @@ def _look_at(priority: int) -> str:
     queued, running = live(priority, "'queued'"), live(priority, "'running'")
     return f"""
         SELECT {priority} AS priority, now_ms() AS now,
-            CASE WHEN EXISTS (SELECT 1 FROM job WHERE {queued} AND due_at <= now_ms()) THEN 1 ELSE 0 END AS due,
-            (SELECT MIN(due_at) FROM job WHERE {running} AND due_at <= now_ms()) AS stalled_at,
+            CASE WHEN EXISTS (SELECT 1 FROM job WHERE {queued} AND due_at <= now_ms() AND {OF_ROUTE})
+                THEN 1 ELSE 0 END AS due,
+            (SELECT MIN(due_at) FROM job WHERE {running} AND due_at <= now_ms() AND {OF_ROUTE}) AS stalled_at,
             (SELECT MIN(due_at) FROM job WHERE {queued} AND due_at > now_ms()) AS next_at
     """
 
@@ -241,11 +278,12 @@ class Sight:
     wait: float | None = None
 
 
-async def look(queue: str) -> Sight:
-    """Look without a lock at what is due, by priority. Costs nothing but a read."""
-    found = await rows(LOOK, queue=queue)
+async def look(queue: str, provider: str = "") -> Sight:
+    """Look without a lock at what is due for a provider, by priority. Costs nothing but a read."""
+    provider = provider or queue
+    found = await rows(LOOK, queue=queue, provider=provider)
     now = found[0]["now"]
-    state = await pace.seen(queue)
+    state = await pace.seen(provider)
     if state.paused_for > 0:
         return Sight(wait=state.paused_for)
     next_at = [row["next_at"] for row in found if row["next_at"] is not None]
@@ -265,14 +303,22 @@ class Claimed:
     recovering: bool = False
 
 
-async def claim(queue: Queue, slots: int, priorities: Sequence[int] = PRIORITIES, *, vanished: bool = False) -> Claimed:
+async def claim(
+    queue: Queue,
+    slots: int,
+    priorities: Sequence[int] = PRIORITIES,
+    *,
+    provider: str = "",
+    vanished: bool = False,
+) -> Claimed:
     """
     Claim what is due and can start now: within the slots and the provider's pace; one trial after a pause.
 
     With `vanished`, one job whose worker is gone. Only for a worker that runs nothing else: it may be what killed it.
     """
-    slots, limit = (1, None) if vanished else (slots, queue.pace)
-    state = await pace.locked(queue.name, limit) if limit else await pace.seen(queue.name)
+    route = queue.route(provider)
+    slots, limit = (1, None) if vanished else (slots, route.rate_limit)
+    state = await pace.locked(route.provider, limit) if limit else await pace.seen(route.provider)
     if state.paused_for > 0:
         return Claimed()
     slots = min(slots, 1) if state.recovering else slots
@@ -283,11 +329,11 @@ async def claim(queue: Queue, slots: int, priorities: Sequence[int] = PRIORITIES
         if slots > len(jobs):
             found = await rows(
                 CLAIM, queue=queue.name, priority=priority, state="running" if vanished else "queued",
-                slots=slots - len(jobs), lease=queue.lease_ms,
+                slots=slots - len(jobs), lease=queue.lease_ms, provider=route.provider,
             )  # fmt: skip
             jobs += map(job_of, found)
     if limit is not None and jobs:
-        await pace.take(queue.name, limit.after(state.free_at, state.now, len(jobs)))
+        await pace.take(route.provider, limit.after(state.free_at, state.now, len(jobs)))
     return Claimed(tuple(jobs), state.recovering)
 
 
@@ -297,9 +343,11 @@ async def claim_one(queue: Queue, id: str) -> Job | None:
     return None if row is None else job_of(row)
 
 
-async def begin_act(job: Job, act_ms: int) -> None:
+async def begin_act(job: Job, act_ms: int, stored: Done = Done()) -> None:
     if await maybe_one(BEGIN_ACT, queue=job.queue, id=job.id, claims=job.claims, act=act_ms) is None:
         raise ClaimLost(job.id)
+    if stored.transaction is not None:
+        await stored.transaction(*stored.args)
 
 
 async def done(job: Job, outcome: Done) -> None:
@@ -331,7 +379,7 @@ async def finish(job: Job, state: str, note: str) -> None:
 async def later(job: Job, outcome: Later) -> None:
     await again(job, outcome.seconds, outcome.reason, failures=0)
     if outcome.pause:
-        await pace.pause(job.queue, outcome.seconds, outcome.reason)
+        await pace.pause(job.provider or job.queue, outcome.seconds, outcome.reason)
 
 
 async def failed(job: Job, delay: float, note: str, on_dead: Callable[[Job, str], Transaction[object]]) -> bool:

@@ -1,8 +1,8 @@
 """
 Bring a schema up to date: numbered SQL files, one transaction, one at a time.
 
-The chassis' files and the service's make one stream, sorted by name and each applied once. A release only adds to the
-schema; what it no longer needs is removed by a later one, so an older process runs on a newer schema.
+The chassis' files and those of the service's folders make one stream, sorted by name and each applied once. A release
+only adds to the schema; what it no longer needs is removed by a later one, so an older process runs on a newer schema.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ BOOTSTRAP = (
 )
 
 
-async def migrate(database: Database, folder: Path | None) -> None:
+async def migrate(database: Database, *folders: Path) -> None:
     """Apply what is missing. Replicas that start together wait for one another at the lock row."""
-    scripts = stream(folder)
+    scripts = stream(*folders)
     for attempt in range(10):
         try:
             await database.run(bootstrap)
@@ -38,8 +38,8 @@ async def migrate(database: Database, folder: Path | None) -> None:
     await database.run(apply, scripts)
 
 
-def stream(folder: Path | None) -> list[tuple[str, list[str]]]:
-    files = [*OURS.glob("*.sql"), *(folder.glob("*.sql") if folder else [])]
+def stream(*folders: Path) -> list[tuple[str, list[str]]]:
+    files = [file for folder in (OURS, *folders) for file in folder.glob("*.sql")]
     return sorted((file.stem, statements(file.read_text(encoding="utf-8"))) for file in files)
 
 

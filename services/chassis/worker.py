@@ -16,9 +16,9 @@ import structlog
 
 from services.chassis import deadline, job_operations, jobs, metrics, pace
 from services.chassis.context import restored
-from services.chassis.database import Database
+from services.chassis.database import Database, Transaction
 from services.chassis.errors import BreakerOpen, CredentialsRefused, ProviderThrottled, ServiceError, Unavailable
-from services.chassis.jobs import ClaimLost, Done, Job, Later, Never, Outcome, Queue
+from services.chassis.jobs import ClaimLost, Done, Job, Later, Never, Outcome, Queue, Route
 
 log = structlog.get_logger()
 
@@ -58,7 +58,8 @@ class Worker:
     def __init__(self, database: Database, queue: Queue, room: Callable[[], int] | None = None) -> None:
         self._database = database
         self._queue = queue
-        self._room = room or (lambda: queue.concurrency)
+        only = Route(queue.name, room or (lambda: queue.concurrency), queue.pace)
+        self._routes = queue.routes or (only,)
         self._woken = asyncio.Event()
         self._stopping = False
         self._running: set[asyncio.Task[None]] = set()
@@ -107,8 +108,12 @@ class Worker:
         await asyncio.shield(self._start(job, recovering=recovering))
 
     async def _turn(self) -> bool:
-        """Claim and start what can start; True if there may be more at once."""
-        room, now = self._room(), asyncio.get_running_loop().time()
+        """Claim and start what can start, route by route; True if there may be more at once."""
+        turns = [await self._turn_of(route) for route in self._routes]
+        return any(turns)
+
+    async def _turn_of(self, route: Route) -> bool:
+        room, now = route.room(), asyncio.get_running_loop().time()
         slots = min(self._queue.concurrency - len(self._running), room)
         if room <= 0:
             self._gate.set()
@@ -117,12 +122,14 @@ class Worker:
             return False
         self._look_at = now + POLL  # a worker that is always full looks too: a job may have stalled
         try:
-            seen = await self._database.read(jobs.look, self._queue.name)
+            seen = await self._database.read(jobs.look, self._queue.name, route.provider)
             self._wait = seen.wait
             alone = self._make_room(seen.stalled_for)
             if not alone and (slots <= 0 or not seen.due or not self._gate.is_set()):
                 return False
-            claimed = await self._database.run(jobs.claim, self._queue, slots, seen.due, vanished=alone)
+            claimed = await self._database.run(
+                jobs.claim, self._queue, slots, seen.due, provider=route.provider, vanished=alone
+            )
         except Unavailable as error:
             self._gate.set()
             self._store_retry = min(5.0, self._store_retry * 2 + POLL)
@@ -183,9 +190,11 @@ class Worker:
             await self._gate.wait()
             self._held -= 1
 
-        async def begin_act(seconds: float) -> None:
+        async def begin_act(
+            seconds: float, transaction: Callable[..., Transaction[object]] | None = None, /, *args: object
+        ) -> None:
             nonlocal begun
-            await self._database.run(jobs.begin_act, job, int(seconds * 1000))
+            await self._database.run(jobs.begin_act, job, int(seconds * 1000), Done(transaction, args))
             begun = True
 
         outcome: Outcome | None = None
@@ -213,7 +222,7 @@ class Worker:
         try:
             name = await self._settle(job, outcome, error)
             if recovering and not isinstance(outcome, Later):
-                await self._database.run(pace.resume, job.queue)
+                await self._database.run(pace.resume, job.provider or job.queue)
                 self.wake()
         except (ClaimLost, Unavailable) as lost:
             name = "lost"
@@ -255,6 +264,8 @@ class Worker:
                     self.wake()
                 clock = census["now"]
                 purged = await self._database.run(job_operations.purge, name, kept_ms)
+                if self._queue.purge is not None:
+                    purged += await self._database.run(self._queue.purge)
             await asyncio.sleep(0.1 if purged else CENSUS_EVERY)
 
 

@@ -3,56 +3,68 @@
 import services.chassis.pid_1  # noqa: F401 - first: it handles SIGTERM
 
 # isort: split
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
 from services.chassis.breaker import CircuitBreaker
-from services.chassis.database import connect
-from services.chassis.idempotency import Fingerprints
+from services.chassis.jobs import Job
 from services.chassis.lifecycle import run
 from services.chassis.outbound import outbound
 from services.chassis.pace import Pace
-from services.chassis.retry import Retry
-from services.chassis.server import Service, serve
+from services.chassis.server import Service
 from services.chassis.settings import load
-from services.chassis.worker import Worker
+from services.email.message import Mailbox, kept
+from services.email.provider import Mail
 from services.email.rendering import Renderer
-from services.email.sender import ACT, Sender
 from services.email.sendgrid_provider import SendGridProvider
 from services.email.servicer import EmailAdminServicer, EmailServicer
 from services.email.settings import Settings
-from services.email.store import MIGRATIONS
+from services.messaging.channel import Channel, assemble, run_channel
+from services.messaging.provider import Provider
+from services.messaging.record import MessageRecord
+from services.messaging.sender import SEND_TIMEOUT, Policy
+from services.messaging.store import Store
 from topsmile.email.v1.email_pb2_grpc import (
     add_EmailAdminServiceServicer_to_server,
     add_EmailServiceServicer_to_server,
 )
 
+MIGRATIONS = Path(__file__).with_name("migrations")
+
+
+@asynccontextmanager
+async def assembled(settings: Settings, timeout: float = SEND_TIMEOUT) -> AsyncIterator[Channel]:
+    key = {"Authorization": f"Bearer {settings.sendgrid_api_key.get_secret_value()}"}
+    renderer = Renderer(settings.from_email)
+    async with outbound(settings.sendgrid_api_base, service="sendgrid", headers=key, timeout=timeout) as http:
+        sendgrid = SendGridProvider(http, settings.from_email)
+        rate_limit = Pace(settings.sendgrid_per_second, burst=20)
+        # SendGrid cannot be asked about a mail: its events prove that a lost answer was a yes.
+        providers = [Provider[Mail]("sendgrid", sendgrid.send, CircuitBreaker("sendgrid"), rate_limit)]
+
+        def render(record: MessageRecord, job: Job) -> Mail:
+            message = kept(record.template, job.payload)
+            content = renderer.render(message, job.created_at)
+            to = Mailbox(record.recipient, record.recipient_name)
+            return Mail(job.id, job.claims, to, message.subject, content.text, content.html, content.invitation)
+
+        async with assemble(settings, MIGRATIONS, Store("email", "eml"), providers, Policy(render)) as channel:
+            yield channel
+
+
+def rpc_services(channel: Channel) -> list[Service]:
+    package = "topsmile.email.v1"
+    servicer, admin = EmailServicer(channel.outbox), EmailAdminServicer(channel.outbox)
+    return [
+        Service(f"{package}.EmailService", add_EmailServiceServicer_to_server, servicer),
+        Service(f"{package}.EmailAdminService", add_EmailAdminServiceServicer_to_server, admin),
+    ]
+
 
 async def main(settings: Settings) -> None:
-    key = {"Authorization": f"Bearer {settings.sendgrid_api_key.get_secret_value()}"}
-    async with (
-        connect(settings.database_url, MIGRATIONS) as database,
-        outbound(settings.sendgrid_api_base, service="sendgrid", headers=key, timeout=ACT) as http,
-    ):
-        breaker = CircuitBreaker("sendgrid")
-        provider = SendGridProvider(http, settings.from_email)
-        sender = Sender(database, provider, breaker, Renderer(settings.from_email), Retry())
-        worker = Worker(database, sender.queue(Pace(settings.sendgrid_per_second, burst=20)), breaker.room)
-        await serve(
-            settings,
-            database,
-            services=[
-                Service(
-                    "topsmile.email.v1.EmailService",
-                    add_EmailServiceServicer_to_server,
-                    EmailServicer(database, worker.wake, Fingerprints(settings.fingerprint_keys)),
-                ),
-                Service(
-                    "topsmile.email.v1.EmailAdminService",
-                    add_EmailAdminServiceServicer_to_server,
-                    EmailAdminServicer(database),
-                ),
-            ],
-            workers=[worker],
-            facts={"provider": lambda: breaker.state},
-        )
+    async with assembled(settings) as channel:
+        await run_channel(settings, channel, rpc_services(channel))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from zoneinfo import ZoneInfo
 
 from icalendar import Calendar, Event, Timezone, vCalAddress, vText
 
-from services.email.message import Appointment, Mailbox
+from services.email.message import Mailbox
+from services.messaging.requests import Appointment
 
 #: How long an appointment takes in the calendar when nobody has said.
 USUAL_LENGTH = timedelta(minutes=30)

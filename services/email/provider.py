@@ -1,7 +1,6 @@
-"""What the email service needs of whoever delivers its mails."""
+"""What the email service hands to a provider."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
 
 from services.email.message import Mailbox
 
@@ -18,16 +17,3 @@ class Mail:
     html: str
     #: An iCalendar file, where there is one.
     invitation: bytes | None = None
-
-
-class EmailProvider(Protocol):
-    name: ClassVar[str]
-
-    async def send(self, mail: Mail) -> str:
-        """
-        Hand it over; returns the provider's id.
-
-        Raises NotSent, ProviderThrottled, CredentialsRefused (none of them sent anything, later it may work),
-        ProviderRefusedInput, ProviderRejected (never will) and OutcomeUnknown (it may have been taken).
-        """
-        ...

@@ -15,7 +15,8 @@ from services.brazil.dates import clock, spoken_day
 from services.brazil.money import reais
 from services.chassis.fields import CLINIC_ZONE
 from services.email.invitation import invitation
-from services.email.message import CONFIRMATION, Appointment, Mailbox, Message, Payment
+from services.email.message import Mailbox, Message
+from services.messaging.requests import CONFIRMATION, Appointment, Payment
 
 TEMPLATES = Path(__file__).with_name("templates")
 METHODS = {"CARD": "Cartão", "PIX": "Pix", "BOLETO": "Boleto"}

@@ -5,15 +5,16 @@ What a webhook's item says about one of our emails, or why it says nothing.
 """
 
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
+from services.messaging.events import Event, IgnoredEvent, InvalidEvent, StatusEvent
 from topsmile.common.v1 import common_pb2 as common
 
 STATUSES = {
     "processed": "SENT",
     "deferred": "DEFERRED",
     "delivered": "DELIVERED",
-    "bounce": "BOUNCED",  # type `blocked` too: that server refused, if only this time
+    "bounce": "BOUNCED",
     "dropped": "DROPPED",
     "spamreport": "COMPLAINED",
 }
@@ -22,74 +23,64 @@ ENGAGEMENT = {"open", "click", "unsubscribe", "group_unsubscribe", "group_resubs
 #: Reasons of a drop that are about the address and not about the mail.
 SUPPRESSIONS = {"bounced address", "unsubscribed address", "spam reporting address", "invalid"}
 NOT_SENT = {"DROPPED", "SUPPRESSED"}
+#: The type of a bounce that is about this mail: the address is good, and SendGrid does not suppress it.
+BLOCKED = "blocked"
 DETAIL_AT_MOST = 500
 END_OF_TIME = 253_402_300_800  # the year 10000, where Timestamp ends
 
 
-class Fact(NamedTuple):
-    """`detail` is the provider's and may quote the recipient's address: for the record only."""
-
-    event_id: str
-    email_id: str
-    status: str
-    happened_at: int
-    provider_message_id: str
-    detail: str
-    failure_reason: str
-
-
-class Unfit(NamedTuple):
-    """An event that changes nothing, whatever is stored."""
-
-    outcome: common.EventOutcome.ValueType
-    why: str
-
-
-def _rejected(why: str) -> Unfit:
-    return Unfit(common.EVENT_OUTCOME_REJECTED, why)
-
-
-def _ignored(why: str) -> Unfit:
-    return Unfit(common.EVENT_OUTCOME_IGNORED_FOREIGN, why)
-
-
-def read(event: common.ProviderEvent) -> Fact | Unfit:
+def read(event: common.ProviderEvent) -> Event:
     if not event.event_id or _text(event.event_id) != event.event_id:
-        return _rejected("no usable event_id")
+        return InvalidEvent("no usable event_id")
     try:
         item: Any = json.loads(event.body)
     except (ValueError, RecursionError):
-        return _rejected("not JSON")
+        return InvalidEvent("not JSON")
     if not isinstance(item, dict) or not isinstance(item.get("event"), str):
-        return _rejected("no event of SendGrid's")
-    return _foreign(item) or _fact(event.event_id, item)
+        return InvalidEvent("no event of SendGrid's")
+    return _ignored(item) or _status_event(event.event_id, item)
 
 
-def _foreign(item: dict[str, Any]) -> Unfit | None:
-    email_id, kind = item.get("email_id"), item["event"]
-    if not isinstance(email_id, str) or not email_id.startswith("eml_"):
-        return _ignored("not about an email of ours")
-    if kind in ENGAGEMENT:
-        return _ignored(f"{kind} changes no status")
-    return None if kind in STATUSES else _ignored("of a type that is not known here")
+def _ignored(item: dict[str, Any]) -> IgnoredEvent | None:
+    if not _email_id(item) and not _message_id(item):
+        return IgnoredEvent("not about an email of ours")
+    if item["event"] in ENGAGEMENT:
+        return IgnoredEvent(f"{item['event']} changes no status")
+    return None if item["event"] in STATUSES else IgnoredEvent("of a type that is not known here")
 
 
-def _fact(event_id: str, item: dict[str, Any]) -> Fact | Unfit:
+def _status_event(event_id: str, item: dict[str, Any]) -> Event:
     seconds = item.get("timestamp")
     if type(seconds) is not int or not 0 < seconds < END_OF_TIME:
-        return _rejected("no timestamp")
+        return InvalidEvent("no timestamp")
     status, said = STATUSES[item["event"]], _text(item.get("reason") or item.get("response"))
     if status == "DROPPED" and said.strip().lower() in SUPPRESSIONS:
         status = "SUPPRESSED"
-    return Fact(
+    elif status == "BOUNCED" and item.get("type") == BLOCKED:
+        status = "DROPPED"
+    # In a deferral it is SendGrid's own count.
+    attempt = "" if status == "DEFERRED" else _text(item.get("attempt"))
+    return StatusEvent(
+        provider="sendgrid",
         event_id=event_id,
-        email_id=_text(item["email_id"]),
         status=status,
+        provider_message_id=_message_id(item),
+        message_id=_email_id(item),
+        attempt=int(attempt) if attempt.isascii() and attempt.isdecimal() and len(attempt) < 10 else 0,
         happened_at=seconds * 1000,
-        provider_message_id=_text(item.get("sg_message_id")).partition(".")[0],  # what follows is the recipient's place
         detail=said,
         failure_reason="PROVIDER_REJECTED" if status in NOT_SENT else "",
     )
+
+
+def _email_id(item: dict[str, Any]) -> str:
+    email_id = _text(item.get("email_id"))
+    return email_id if email_id.startswith("eml_") else ""
+
+
+def _message_id(item: dict[str, Any]) -> str:
+    """Return the id that SendGrid answered; what follows its first dot is the recipient's place."""
+    return _text(item.get("sg_message_id")).partition(".")[0]
 
 
 def _text(value: object) -> str:

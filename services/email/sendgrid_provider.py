@@ -32,6 +32,7 @@ from services.chassis.errors import (
 from services.chassis.outbound import Answer, Outbound, retry_after
 from services.email.message import Mailbox
 from services.email.provider import Mail
+from services.messaging.provider import Receipt
 
 #: Seconds until used-up credits are tried again, and a throttled call that was not told when.
 QUOTA_PAUSE, THROTTLE_PAUSE = 60.0, 5.0
@@ -50,11 +51,11 @@ class SendGridProvider:
         self._sender = sender
         self._clock = clock
 
-    async def send(self, mail: Mail) -> str:
+    async def send(self, mail: Mail) -> Receipt:
         answer = await self._http.request("POST", "/v3/mail/send", json=self.body(mail))
         if answer.status != 202:
             raise self._refusal(answer)
-        return answer.headers.get("X-Message-Id", "")
+        return Receipt(answer.headers.get("X-Message-Id", ""))
 
     def body(self, mail: Mail) -> dict[str, object]:
         built = SendGridMail(

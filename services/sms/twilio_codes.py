@@ -14,7 +14,7 @@ from services.chassis.errors import (
     ProviderRejected,
     ProviderThrottled,
 )
-from services.sms.provider import OptedOut
+from services.messaging.provider import OptedOut
 
 CODES: Mapping[int, type[ExternalServiceError]] = {
     10001: CredentialsRefused,  # the account is not active

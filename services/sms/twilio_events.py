@@ -5,14 +5,14 @@ They come in any order, late, and twice.
 """
 
 import re
-from dataclasses import dataclass
 from urllib.parse import parse_qs
 
 import structlog
 
 from services.chassis.errors import CredentialsRefused, ExternalServiceError, ProviderRejected, ProviderThrottled
 from services.chassis.fields import printable
-from services.sms.provider import OptedOut
+from services.messaging.events import Event, IgnoredEvent, InvalidEvent, StatusEvent
+from services.messaging.provider import OptedOut
 from services.sms.twilio_codes import CODES
 from topsmile.common.v1 import common_pb2 as common
 
@@ -29,32 +29,21 @@ ENDS: dict[type[ExternalServiceError], str] = {
     ProviderThrottled: "FAILED",
 }
 
+OPTED_OUT_CODE = "21610"
+MAX_DETAIL = 300
+
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class StatusEvent:
-    event_id: str
-    provider_message_id: str
-    #: Which sms this was an attempt at, by the URL that we gave; empty where the URL is not ours.
-    sms_id: str
-    #: Ours; empty for what nothing here depends on.
-    status: str
-    detail: str
-    #: An ErrorReason where the status is not good news.
-    failure_reason: str = ""
-
-
-def read(event: common.ProviderEvent) -> StatusEvent | str:
-    """Read a callback; a sentence says why it cannot be."""
+def read(event: common.ProviderEvent) -> Event:
     if not printable(event.event_id):
-        return "its event_id is not printable"
+        return InvalidEvent("its event_id is not printable")
     try:
         form = parse_qs(event.body.decode(), strict_parsing=True, max_num_fields=100)
     except ValueError:  # UnicodeDecodeError too
-        return "the body is no form"
+        return InvalidEvent("the body is no form")
     if any("\0" in value for values in form.values() for value in values):
-        return "the form holds a NUL, which no database keeps"
+        return InvalidEvent("the form holds a NUL, which no database keeps")
     query = parse_qs(event.query, max_num_fields=100) if event.query.count("&") < 100 else {}
 
     def first(*names: str) -> str:
@@ -62,11 +51,21 @@ def read(event: common.ProviderEvent) -> StatusEvent | str:
 
     sid, told, code = first("MessageSid", "SmsSid"), first("MessageStatus", "SmsStatus"), first("ErrorCode")
     if not event.event_id or not sid or not told:
-        return "it lacks an event_id, MessageSid or MessageStatus"
-    status, reason = _outcome(STATUSES.get(told, ""), code)
-    detail = f"Twilio {code} {first('ErrorMessage')}".strip() if code else ""
+        return InvalidEvent("it lacks an event_id, MessageSid or MessageStatus")
+    if not (status := STATUSES.get(told, "")) and code != OPTED_OUT_CODE:
+        return IgnoredEvent("nothing here depends on this status")
+    status, reason = _outcome(status, code)
+    attempt = query.get("attempt", [""])[0]
     return StatusEvent(
-        event.event_id, sid, query.get("sms_id", [""])[0].replace("\0", ""), status, detail[:300], reason
+        provider="twilio",
+        event_id=event.event_id,
+        status=status,
+        provider_message_id=sid,
+        # Which attempt at which text it was, by the URL that we gave.
+        message_id=query.get("sms_id", [""])[0].replace("\0", ""),
+        attempt=int(attempt) if re.fullmatch("[0-9]{1,9}", attempt) else 0,
+        detail=f"Twilio {code} {first('ErrorMessage')}".strip()[:MAX_DETAIL] if code else "",
+        failure_reason=reason,
     )
 
 

@@ -25,7 +25,8 @@ from services.chassis.errors import (
     ProviderThrottled,
 )
 from services.chassis.outbound import Answer, Outbound, retry_after
-from services.sms.provider import Receipt, Text
+from services.messaging.provider import Receipt
+from services.sms.provider import Text
 from services.sms.twilio_codes import CODES
 
 log = structlog.get_logger()

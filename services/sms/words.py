@@ -13,7 +13,7 @@ from services.chassis.folding import fold
 from services.sms.segments import GSM, size
 
 if TYPE_CHECKING:
-    from services.sms.message import Appointment, Payment
+    from services.messaging.requests import Appointment, Payment
 
 METHODS = {"CARD": "cartão", "PIX": "Pix", "BOLETO": "boleto"}
 #: Unicode's categories of what decorates a name: emoji, their skin tones, and frames.

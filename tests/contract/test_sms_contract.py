@@ -13,9 +13,10 @@ from google.protobuf.message import Message
 from services.brazil.phones import mobile
 from services.chassis.database import connect
 from services.chassis.idempotency import Fingerprints
+from services.messaging.outbox import Outbox
+from services.messaging.store import SCHEMA, Store
 from services.sms.__main__ import MIGRATIONS
 from services.sms.pepper import Pepper
-from services.sms.quiet_hours import QuietHours
 from services.sms.servicer import SmsAdminServicer, SmsServicer
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.sms.v1 import sms_pb2 as pb
@@ -60,19 +61,13 @@ def requests() -> dict[str, Message]:
 async def test_every_rpc_of_the_contract_answers_its_type(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     services = pb.DESCRIPTOR.services_by_name
-    async with connect(f"sqlite:///{tmp_path}/sms.db", MIGRATIONS) as database:
-        servicer = SmsServicer(
-            database,
-            lambda: None,
-            Pepper("a pepper of sixteen"),
-            fingerprints=Fingerprints(),
-            numbers=mobile,
-            quiet_hours=QuietHours(),
-        )
+    async with connect(f"sqlite:///{tmp_path}/sms.db", SCHEMA, MIGRATIONS) as database:
+        outbox = Outbox(database, Store("sms", "sms"), Fingerprints(), [], lambda: None)
+        servicer = SmsServicer(outbox, Pepper("a pepper of sixteen"), mobile)
         server = grpc_testing.server_from_dictionary(
             {
                 services["SmsService"]: Bridge(servicer, loop),
-                services["SmsAdminService"]: Bridge(SmsAdminServicer(database), loop),
+                services["SmsAdminService"]: Bridge(SmsAdminServicer(outbox), loop),
             },
             grpc_testing.strict_real_time(),
         )

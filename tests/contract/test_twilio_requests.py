@@ -26,7 +26,8 @@ from services.chassis.errors import (
     ProviderThrottled,
 )
 from services.chassis.outbound import outbound
-from services.sms.provider import OptedOut, Receipt, Text
+from services.messaging.provider import OptedOut, Receipt
+from services.sms.provider import Text
 from services.sms.twilio_provider import TwilioProvider
 
 ROOT = Path(__file__).parent.parent.parent

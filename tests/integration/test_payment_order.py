@@ -99,7 +99,7 @@ class World:
                 await self.database.run(jobs.done, job, outcome)
 
 
-async def begin_act(_seconds: float) -> None:
+async def begin_act(_seconds: float, _transaction: object = None, /, *_args: object) -> None:
     raise AssertionError("a reading takes nothing")
 
 

@@ -16,11 +16,13 @@ import aiohttp
 import grpc
 import pytest
 
+from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import one
 from services.chassis.errors import AlreadyExists, InvalidRequest, NotFound, ServiceError, from_rpc_error
 from services.chassis.health import Readiness
 from services.chassis.server import answering
-from services.sms.__main__ import Parts, assembled
+from services.messaging.channel import Channel
+from services.sms.__main__ import assembled, rpc_services
 from services.sms.settings import Settings
 from tests.processes import Sandbox, process, sandbox
 from topsmile.common.v1 import common_pb2 as common
@@ -79,9 +81,13 @@ class Desk:
 
     stub: SmsServiceAsyncStub
     admin: SmsAdminServiceAsyncStub
-    parts: Parts
+    parts: Channel
     http: aiohttp.ClientSession
     box: Sandbox
+
+    @property
+    def breaker(self) -> CircuitBreaker:
+        return self.parts.providers[0].breaker
 
     async def texts(self, to: str) -> list[dict[str, Any]]:
         async with self.http.get("/_sandbox/messages?provider=twilio") as answer:
@@ -138,7 +144,7 @@ async def desk(box: Sandbox, database_url: str, monkeypatch: pytest.MonkeyPatch)
     async with (
         assembled(settings) as parts,
         aiohttp.ClientSession(box.url) as http,
-        answering(settings, Readiness(parts.database), parts.services) as address,
+        answering(settings, Readiness(parts.database), rpc_services(parts, settings)) as address,
         grpc.aio.insecure_channel(str(address)) as channel,
     ):
         working = asyncio.create_task(parts.worker.run())
@@ -273,7 +279,7 @@ async def test_every_wrong_field_is_named_and_nothing_is_stored(desk: Desk) -> N
         "idempotency_key", "recipient", "appointment.appointment_id", "appointment.time_zone", "send_time"
     }  # fmt: skip
     assert "mobile number" in wrong["recipient"]
-    assert (await desk.row("SELECT COUNT(*) AS n FROM sms"))["n"] == 0
+    assert (await desk.row("SELECT COUNT(*) AS n FROM message"))["n"] == 0
 
 
 HOUR = timedelta(hours=1)
@@ -301,7 +307,7 @@ async def test_a_confirmation_of_an_appointment_that_is_over_is_refused(
     if over:
         error = await refused(desk.stub.SendAppointmentConfirmation(request), InvalidRequest)
         assert [violation.field for violation in error.violations] == ["appointment.start_time"]
-        assert (await desk.row("SELECT COUNT(*) AS n FROM sms"))["n"] == 0
+        assert (await desk.row("SELECT COUNT(*) AS n FROM message"))["n"] == 0
     else:
         await desk.becomes((await desk.stub.SendAppointmentConfirmation(request)).sms.sms_id, "SENT")
 
@@ -327,7 +333,7 @@ async def test_a_recipient_with_letters_or_two_numbers_is_refused_and_nobody_is_
     error = await refused(desk.stub.SendSms(custom(recipient=to)), InvalidRequest)
 
     assert [violation.field for violation in error.violations] == ["recipient"]
-    assert (await desk.row("SELECT COUNT(*) AS n FROM sms"))["n"] == 0
+    assert (await desk.row("SELECT COUNT(*) AS n FROM message"))["n"] == 0
 
 
 @pytest.mark.parametrize("year", [1, 1969, 1999, 2200, 9999])
@@ -429,19 +435,19 @@ async def test_the_texts_say_what_they_should(desk: Desk) -> None:
 
 
 async def test_a_code_waits_sealed_and_is_nowhere_after_the_hand_over(desk: Desk) -> None:
-    desk.parts.breaker.force_open()
+    desk.breaker.force_open()
     request = pb.SendVerificationCodeRequest(idempotency_key="v", recipient=recipient(), code="Qx7Wz9")
     sms = (await desk.stub.SendVerificationCode(request)).sms
 
     waiting = await desk.kept(sms.sms_id)
-    desk.parts.breaker.release()
+    desk.breaker.release()
     desk.later(seconds=61)
     await desk.becomes(sms.sms_id, "SENT")
 
     assert len(waiting) > 100
     assert b"Qx7Wz9" not in waiting
     assert await desk.kept(sms.sms_id) == b""
-    assert "Qx7Wz9" not in str(dict(await desk.row("SELECT * FROM sms")))
+    assert "Qx7Wz9" not in str(dict(await desk.row("SELECT * FROM message")))
 
 
 async def test_a_reminder_waits_here_at_any_horizon(desk: Desk) -> None:
@@ -625,13 +631,14 @@ async def test_an_answer_lost_is_waited_for_a_minute_before_it_counts_as_no(desk
     await desk.fault(kind="reset", times=1)
     request = custom()
     sms = (await desk.stub.SendSms(request)).sms
-    await eventually(lambda: desk.row("SELECT * FROM sms"), lambda row: row["unsure_since"])
+    await eventually(lambda: desk.row("SELECT * FROM message"), lambda row: row["outcome_unknown_since"])
     for _ in range(2):
         desk.later(seconds=20)
         await asyncio.sleep(0.5)
 
     assert len(await desk.requests(request.recipient)) == 1
-    assert (await desk.get(sms.sms_id)).failure_reason == "OUTCOME_UNKNOWN"
+    waiting = await desk.get(sms.sms_id)
+    assert (waiting.failure_reason, waiting.waiting_reason) == ("", "OUTCOME_UNKNOWN")
     desk.later(seconds=45)
     sent = await desk.becomes(sms.sms_id, "SENT")
     assert len(await desk.texts(request.recipient)) == 1
@@ -649,11 +656,11 @@ async def test_a_code_whose_answer_was_lost_is_asked_about_and_not_waited_for(de
 
 
 async def test_a_code_that_could_not_leave_in_ten_minutes_is_expired(desk: Desk) -> None:
-    desk.parts.breaker.force_open()
+    desk.breaker.force_open()
     request = pb.SendVerificationCodeRequest(idempotency_key="v", recipient=recipient(), code="493021")
     sms = (await desk.stub.SendVerificationCode(request)).sms
     desk.later(minutes=11)
-    desk.parts.breaker.release()
+    desk.breaker.release()
     await desk.becomes(sms.sms_id, "EXPIRED")
 
     assert await desk.texts(request.recipient) == []

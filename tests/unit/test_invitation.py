@@ -10,13 +10,14 @@ import icalendar
 import pytest
 
 from services.email.invitation import invitation
-from services.email.message import Appointment, Mailbox
+from services.email.message import Mailbox
+from services.messaging.requests import Appointment
 
 
 def appointment(start_at: datetime, zone: str = "America/Sao_Paulo", appointment_id: str = "apt-1") -> Appointment:
     return Appointment(
-        appointment_id, "João", "Dra. Beatriz", "Clínica Sorriso", "Rua das Flores, 123", start_at, None,
-        ZoneInfo(zone), "(11) 3456-7890", "Traga os exames.",
+        appointment_id, "João", "Dra. Beatriz", "Clínica Sorriso", "Rua das Flores, 123", start_at,
+        ZoneInfo(zone), "(11) 3456-7890", notes="Traga os exames.",
     )  # fmt: skip
 
 

@@ -3,20 +3,21 @@
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from services.chassis.currencies import CURRENCIES
+from services.messaging.requests import Appointment, Payment
 from services.sms import words
-from services.sms.message import Appointment, Payment
 from services.sms.segments import size
 
 SAO_PAULO = ZoneInfo("America/Sao_Paulo")
 
 
 def appointment(**changes: str) -> Appointment:
-    facts = {
+    facts: dict[str, Any] = {
         "professional": "Dra. Beatriz Lima",
         "clinic": "Clínica Riso",
         "address": "",
@@ -47,7 +48,7 @@ def test_a_code_s_text_is_the_agreed_one() -> None:
 
 
 def test_a_receipt_says_what_was_paid_for() -> None:
-    paid = Payment("apt-1", 15000, "BRL", "Limpeza", "Ana", datetime(2026, 3, 13, 1, tzinfo=UTC), "CARD")
+    paid = Payment("pay_1", 15000, "BRL", "Limpeza", "apt-1", "Ana", datetime(2026, 3, 13, 1, tzinfo=UTC), "CARD")
 
     assert words.receipt(paid) == "Pagamento recebido: R$ 150,00 em 12/03/2026 por cartao. Limpeza. Paciente: Ana"
 
@@ -73,7 +74,7 @@ def test_a_detail_is_written_in_latin_letters_or_left_out(name: str, told: str) 
 
 def test_a_receipt_keeps_the_currency_of_every_amount() -> None:
     for currency in CURRENCIES:
-        paid = Payment("apt-1", 15000, currency, "", "", datetime(2026, 3, 13, 1, tzinfo=UTC), "")
+        paid = Payment("pay_1", 15000, currency, "", "", "", datetime(2026, 3, 13, 1, tzinfo=UTC), "")
         told = words.receipt(paid)
         assert size(told).encoding == "GSM_7"
         assert re.search(r"recebido: \D{1,5} [\d.,]+ em 12/03/2026$", told), told

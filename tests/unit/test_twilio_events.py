@@ -5,7 +5,8 @@ from urllib.parse import urlencode
 import pytest
 from structlog.testing import capture_logs
 
-from services.sms.twilio_events import StatusEvent, read
+from services.messaging.events import IgnoredEvent, InvalidEvent, StatusEvent
+from services.sms.twilio_events import read
 from topsmile.common.v1 import common_pb2 as common
 
 
@@ -28,14 +29,19 @@ def event(query: str = "sms_id=sms_1&attempt=2", **form: str) -> common.Provider
         ("failed", "30006", "UNDELIVERED", "PROVIDER_REFUSED_INPUT"),
         ("failed", "21610", "SUPPRESSED", "PROVIDER_REJECTED"),
         ("failed", "30001", "FAILED", "THROTTLED"),
-        ("received", "", "", ""),
-        ("canceled", "", "", ""),
     ],
 )
 def test_twilio_s_words_become_ours(told: str, code: str, status: str, reason: str) -> None:
     got = read(event(MessageStatus=told, ErrorCode=code))
 
-    assert got == StatusEvent("e1", "SM1", "sms_1", status, f"Twilio {code}" if code else "", reason)
+    assert isinstance(got, StatusEvent)
+    assert (got.event_id, got.provider_message_id, got.message_id, got.attempt) == ("e1", "SM1", "sms_1", 2)
+    assert (got.status, got.detail, got.failure_reason) == (status, f"Twilio {code}" if code else "", reason)
+
+
+@pytest.mark.parametrize("told", ["received", "receiving", "canceled", "partially_delivered", "?"])
+def test_status_without_meaning_here_is_ignored(told: str) -> None:
+    assert isinstance(read(event(MessageStatus=told)), IgnoredEvent)
 
 
 @pytest.mark.parametrize("told", ["failed", "undelivered"])
@@ -64,7 +70,9 @@ def test_a_code_that_is_not_in_the_table_is_final_and_an_alarm(code: str) -> Non
 def test_an_older_callback_says_the_same_in_older_fields() -> None:
     body = urlencode({"SmsSid": "SM1", "SmsStatus": "delivered"}).encode()
 
-    assert read(common.ProviderEvent(event_id="e1", body=body)) == StatusEvent("e1", "SM1", "", "DELIVERED", "")
+    assert read(common.ProviderEvent(event_id="e1", body=body)) == StatusEvent(
+        "twilio", "e1", "DELIVERED", provider_message_id="SM1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,11 +91,11 @@ def test_an_older_callback_says_the_same_in_older_fields() -> None:
     ],
 )
 def test_what_is_no_callback_is_rejected_with_the_reason(body: bytes) -> None:
-    assert isinstance(read(common.ProviderEvent(event_id="e1", body=body)), str)
+    assert isinstance(read(common.ProviderEvent(event_id="e1", body=body)), InvalidEvent)
 
 
 def test_a_query_that_is_garbage_names_no_text() -> None:
     for query in ("%ff%00", "&" * 500, "sms_id"):
         got = read(event(query))
         assert isinstance(got, StatusEvent)
-        assert got.sms_id == ""
+        assert (got.message_id, got.attempt) == ("", 0)

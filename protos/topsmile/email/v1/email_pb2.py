@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from topsmile.common.v1 import common_pb2 as topsmile_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtopsmile/email/v1/email.proto\x12\x11topsmile.email.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftopsmile/common/v1/common.proto\"*\n\tRecipient\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xc8\x03\n\x05\x45mail\x12\x10\n\x08\x65mail_id\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32!.topsmile.common.v1.MessageStatus\x12/\n\trecipient\x18\x03 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x10\n\x08template\x18\x05 \x01(\t\x12\x16\n\x0e\x61ppointment_id\x18\x06 \x01(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x1b\n\x13provider_message_id\x18\x08 \x01(\t\x12\x32\n\x0escheduled_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07history\x18\x0c \x03(\x0b\x32 .topsmile.common.v1.StatusChange\x12\x16\n\x0e\x66\x61ilure_reason\x18\r \x01(\t\"\xa4\x01\n\"SendAppointmentConfirmationRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12/\n\trecipient\x18\x02 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x34\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1f.topsmile.common.v1.Appointment\"N\n#SendAppointmentConfirmationResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"\x8a\x02\n\x1eSendAppointmentReminderRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12/\n\trecipient\x18\x02 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x34\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1f.topsmile.common.v1.Appointment\x12/\n\tsend_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12+\n\x06\x62\x65\x66ore\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x42\n\n\x08schedule\"J\n\x1fSendAppointmentReminderResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"\xce\x01\n\x18SendPaymentNoticeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12/\n\trecipient\x18\x02 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x33\n\x04kind\x18\x03 \x01(\x0e\x32%.topsmile.common.v1.PaymentNoticeKind\x12\x33\n\x07payment\x18\x04 \x01(\x0b\x32\".topsmile.common.v1.PaymentSummary\"D\n\x19SendPaymentNoticeResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"#\n\x0fGetEmailRequest\x12\x10\n\x08\x65mail_id\x18\x01 \x01(\t\";\n\x10GetEmailResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"P\n\x13\x43\x61ncelEmailsRequest\x12\x12\n\x08\x65mail_id\x18\x01 \x01(\tH\x00\x12\x18\n\x0e\x61ppointment_id\x18\x02 \x01(\tH\x00\x42\x0b\n\treference\"F\n\x14\x43\x61ncelEmailsResponse\x12\x16\n\x0e\x63\x61nceled_count\x18\x01 \x01(\x05\x12\x16\n\x0etoo_late_count\x18\x02 \x01(\x05\"G\n\x12\x41pplyEventsRequest\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.topsmile.common.v1.ProviderEvent\"G\n\x13\x41pplyEventsResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.topsmile.common.v1.EventResult2\xd0\x04\n\x0c\x45mailService\x12\x8e\x01\n\x1bSendAppointmentConfirmation\x12\x35.topsmile.email.v1.SendAppointmentConfirmationRequest\x1a\x36.topsmile.email.v1.SendAppointmentConfirmationResponse\"\x00\x12\x82\x01\n\x17SendAppointmentReminder\x12\x31.topsmile.email.v1.SendAppointmentReminderRequest\x1a\x32.topsmile.email.v1.SendAppointmentReminderResponse\"\x00\x12p\n\x11SendPaymentNotice\x12+.topsmile.email.v1.SendPaymentNoticeRequest\x1a,.topsmile.email.v1.SendPaymentNoticeResponse\"\x00\x12U\n\x08GetEmail\x12\".topsmile.email.v1.GetEmailRequest\x1a#.topsmile.email.v1.GetEmailResponse\"\x00\x12\x61\n\x0c\x43\x61ncelEmails\x12&.topsmile.email.v1.CancelEmailsRequest\x1a\'.topsmile.email.v1.CancelEmailsResponse\"\x00\x32s\n\x11\x45mailAdminService\x12^\n\x0b\x41pplyEvents\x12%.topsmile.email.v1.ApplyEventsRequest\x1a&.topsmile.email.v1.ApplyEventsResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtopsmile/email/v1/email.proto\x12\x11topsmile.email.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftopsmile/common/v1/common.proto\"*\n\tRecipient\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x92\x04\n\x05\x45mail\x12\x10\n\x08\x65mail_id\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32!.topsmile.common.v1.MessageStatus\x12/\n\trecipient\x18\x03 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x10\n\x08template\x18\x05 \x01(\t\x12\x16\n\x0e\x61ppointment_id\x18\x06 \x01(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x1b\n\x13provider_message_id\x18\x08 \x01(\t\x12\x32\n\x0escheduled_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07history\x18\x0c \x03(\x0b\x32 .topsmile.common.v1.StatusChange\x12\x16\n\x0e\x66\x61ilure_reason\x18\r \x01(\t\x12\x16\n\x0ewaiting_reason\x18\x0e \x01(\t\x12\x30\n\x0cwaiting_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa4\x01\n\"SendAppointmentConfirmationRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12/\n\trecipient\x18\x02 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x34\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1f.topsmile.common.v1.Appointment\"N\n#SendAppointmentConfirmationResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"\x8a\x02\n\x1eSendAppointmentReminderRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12/\n\trecipient\x18\x02 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x34\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1f.topsmile.common.v1.Appointment\x12/\n\tsend_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12+\n\x06\x62\x65\x66ore\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x42\n\n\x08schedule\"J\n\x1fSendAppointmentReminderResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"\xce\x01\n\x18SendPaymentNoticeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12/\n\trecipient\x18\x02 \x01(\x0b\x32\x1c.topsmile.email.v1.Recipient\x12\x33\n\x04kind\x18\x03 \x01(\x0e\x32%.topsmile.common.v1.PaymentNoticeKind\x12\x33\n\x07payment\x18\x04 \x01(\x0b\x32\".topsmile.common.v1.PaymentSummary\"D\n\x19SendPaymentNoticeResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"#\n\x0fGetEmailRequest\x12\x10\n\x08\x65mail_id\x18\x01 \x01(\t\";\n\x10GetEmailResponse\x12\'\n\x05\x65mail\x18\x01 \x01(\x0b\x32\x18.topsmile.email.v1.Email\"P\n\x13\x43\x61ncelEmailsRequest\x12\x12\n\x08\x65mail_id\x18\x01 \x01(\tH\x00\x12\x18\n\x0e\x61ppointment_id\x18\x02 \x01(\tH\x00\x42\x0b\n\treference\"F\n\x14\x43\x61ncelEmailsResponse\x12\x16\n\x0e\x63\x61nceled_count\x18\x01 \x01(\x05\x12\x16\n\x0etoo_late_count\x18\x02 \x01(\x05\"G\n\x12\x41pplyEventsRequest\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.topsmile.common.v1.ProviderEvent\"G\n\x13\x41pplyEventsResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.topsmile.common.v1.EventResult2\xd0\x04\n\x0c\x45mailService\x12\x8e\x01\n\x1bSendAppointmentConfirmation\x12\x35.topsmile.email.v1.SendAppointmentConfirmationRequest\x1a\x36.topsmile.email.v1.SendAppointmentConfirmationResponse\"\x00\x12\x82\x01\n\x17SendAppointmentReminder\x12\x31.topsmile.email.v1.SendAppointmentReminderRequest\x1a\x32.topsmile.email.v1.SendAppointmentReminderResponse\"\x00\x12p\n\x11SendPaymentNotice\x12+.topsmile.email.v1.SendPaymentNoticeRequest\x1a,.topsmile.email.v1.SendPaymentNoticeResponse\"\x00\x12U\n\x08GetEmail\x12\".topsmile.email.v1.GetEmailRequest\x1a#.topsmile.email.v1.GetEmailResponse\"\x00\x12\x61\n\x0c\x43\x61ncelEmails\x12&.topsmile.email.v1.CancelEmailsRequest\x1a\'.topsmile.email.v1.CancelEmailsResponse\"\x00\x32s\n\x11\x45mailAdminService\x12^\n\x0b\x41pplyEvents\x12%.topsmile.email.v1.ApplyEventsRequest\x1a&.topsmile.email.v1.ApplyEventsResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,33 +37,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECIPIENT']._serialized_start=150
   _globals['_RECIPIENT']._serialized_end=192
   _globals['_EMAIL']._serialized_start=195
-  _globals['_EMAIL']._serialized_end=651
-  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_start=654
-  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_end=818
-  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_start=820
-  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_end=898
-  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_start=901
-  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_end=1167
-  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_start=1169
-  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_end=1243
-  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_start=1246
-  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_end=1452
-  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_start=1454
-  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_end=1522
-  _globals['_GETEMAILREQUEST']._serialized_start=1524
-  _globals['_GETEMAILREQUEST']._serialized_end=1559
-  _globals['_GETEMAILRESPONSE']._serialized_start=1561
-  _globals['_GETEMAILRESPONSE']._serialized_end=1620
-  _globals['_CANCELEMAILSREQUEST']._serialized_start=1622
-  _globals['_CANCELEMAILSREQUEST']._serialized_end=1702
-  _globals['_CANCELEMAILSRESPONSE']._serialized_start=1704
-  _globals['_CANCELEMAILSRESPONSE']._serialized_end=1774
-  _globals['_APPLYEVENTSREQUEST']._serialized_start=1776
-  _globals['_APPLYEVENTSREQUEST']._serialized_end=1847
-  _globals['_APPLYEVENTSRESPONSE']._serialized_start=1849
-  _globals['_APPLYEVENTSRESPONSE']._serialized_end=1920
-  _globals['_EMAILSERVICE']._serialized_start=1923
-  _globals['_EMAILSERVICE']._serialized_end=2515
-  _globals['_EMAILADMINSERVICE']._serialized_start=2517
-  _globals['_EMAILADMINSERVICE']._serialized_end=2632
+  _globals['_EMAIL']._serialized_end=725
+  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_start=728
+  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_end=892
+  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_start=894
+  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_end=972
+  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_start=975
+  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_end=1241
+  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_start=1243
+  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_end=1317
+  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_start=1320
+  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_end=1526
+  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_start=1528
+  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_end=1596
+  _globals['_GETEMAILREQUEST']._serialized_start=1598
+  _globals['_GETEMAILREQUEST']._serialized_end=1633
+  _globals['_GETEMAILRESPONSE']._serialized_start=1635
+  _globals['_GETEMAILRESPONSE']._serialized_end=1694
+  _globals['_CANCELEMAILSREQUEST']._serialized_start=1696
+  _globals['_CANCELEMAILSREQUEST']._serialized_end=1776
+  _globals['_CANCELEMAILSRESPONSE']._serialized_start=1778
+  _globals['_CANCELEMAILSRESPONSE']._serialized_end=1848
+  _globals['_APPLYEVENTSREQUEST']._serialized_start=1850
+  _globals['_APPLYEVENTSREQUEST']._serialized_end=1921
+  _globals['_APPLYEVENTSRESPONSE']._serialized_start=1923
+  _globals['_APPLYEVENTSRESPONSE']._serialized_end=1994
+  _globals['_EMAILSERVICE']._serialized_start=1997
+  _globals['_EMAILSERVICE']._serialized_end=2589
+  _globals['_EMAILADMINSERVICE']._serialized_start=2591
+  _globals['_EMAILADMINSERVICE']._serialized_end=2706
 # @@protoc_insertion_point(module_scope)

@@ -64,6 +64,8 @@ class Email(message.Message):
     UPDATE_TIME_FIELD_NUMBER: builtins.int
     HISTORY_FIELD_NUMBER: builtins.int
     FAILURE_REASON_FIELD_NUMBER: builtins.int
+    WAITING_REASON_FIELD_NUMBER: builtins.int
+    WAITING_TIME_FIELD_NUMBER: builtins.int
     email_id: builtins.str
     """`eml_` and random characters."""
     status: common_pb2.MessageStatus.ValueType
@@ -80,6 +82,10 @@ class Email(message.Message):
     """The provider's own id; empty until known."""
     failure_reason: builtins.str
     """Why it was not sent: the name of an ErrorReason, as in ErrorInfo. Empty unless something went wrong."""
+    waiting_reason: builtins.str
+    """Why it is not handed over yet: PROVIDER_CREDENTIALS, THROTTLED, QUOTA (the provider's pause), BREAKER_OPEN, NOT_SENT,
+    OUTCOME_UNKNOWN or another ErrorReason (the last attempt), PARKED (an operator). Empty: nothing holds it back.
+    """
     @builtins.property
     def recipient(self) -> Recipient:
         """Whom it is for."""
@@ -100,6 +106,10 @@ class Email(message.Message):
     def history(self) -> containers.RepeatedCompositeFieldContainer[common_pb2.StatusChange]:
         """How it got here, oldest first."""
 
+    @builtins.property
+    def waiting_time(self) -> timestamp_pb2.Timestamp:
+        """When it is tried next, as far as that is known; absent where waiting_reason is empty."""
+
     def __init__(
         self,
         *,
@@ -116,10 +126,12 @@ class Email(message.Message):
         update_time: timestamp_pb2.Timestamp | None = ...,
         history: abc.Iterable[common_pb2.StatusChange] | None = ...,
         failure_reason: builtins.str = ...,
+        waiting_reason: builtins.str = ...,
+        waiting_time: timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "recipient", b"recipient", "scheduled_time", b"scheduled_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "recipient", b"recipient", "scheduled_time", b"scheduled_time", "update_time", b"update_time", "waiting_time", b"waiting_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["appointment_id", b"appointment_id", "create_time", b"create_time", "email_id", b"email_id", "failure_reason", b"failure_reason", "history", b"history", "provider", b"provider", "provider_message_id", b"provider_message_id", "recipient", b"recipient", "scheduled_time", b"scheduled_time", "status", b"status", "subject", b"subject", "template", b"template", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["appointment_id", b"appointment_id", "create_time", b"create_time", "email_id", b"email_id", "failure_reason", b"failure_reason", "history", b"history", "provider", b"provider", "provider_message_id", b"provider_message_id", "recipient", b"recipient", "scheduled_time", b"scheduled_time", "status", b"status", "subject", b"subject", "template", b"template", "update_time", b"update_time", "waiting_reason", b"waiting_reason", "waiting_time", b"waiting_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,51 +27,51 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from topsmile.common.v1 import common_pb2 as topsmile_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19topsmile/sms/v1/sms.proto\x12\x0ftopsmile.sms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftopsmile/common/v1/common.proto\"\xd7\x03\n\x03Sms\x12\x0e\n\x06sms_id\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32!.topsmile.common.v1.MessageStatus\x12\x11\n\trecipient\x18\x03 \x01(\t\x12\x10\n\x08template\x18\x04 \x01(\t\x12\x10\n\x08segments\x18\x05 \x01(\x05\x12.\n\x08\x65ncoding\x18\x06 \x01(\x0e\x32\x1c.topsmile.sms.v1.SmsEncoding\x12\x16\n\x0e\x61ppointment_id\x18\x07 \x01(\t\x12\x10\n\x08provider\x18\x08 \x01(\t\x12\x1b\n\x13provider_message_id\x18\t \x01(\t\x12\x32\n\x0escheduled_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07history\x18\r \x03(\x0b\x32 .topsmile.common.v1.StatusChange\x12\x16\n\x0e\x66\x61ilure_reason\x18\x0e \x01(\t\"\x86\x01\n\"SendAppointmentConfirmationRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x34\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1f.topsmile.common.v1.Appointment\"H\n#SendAppointmentConfirmationResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\xec\x01\n\x1eSendAppointmentReminderRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x34\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1f.topsmile.common.v1.Appointment\x12/\n\tsend_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12+\n\x06\x62\x65\x66ore\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x42\n\n\x08schedule\"D\n\x1fSendAppointmentReminderResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"W\n\x1bSendVerificationCodeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\"A\n\x1cSendVerificationCodeResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\xb0\x01\n\x18SendPaymentNoticeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x33\n\x04kind\x18\x03 \x01(\x0e\x32%.topsmile.common.v1.PaymentNoticeKind\x12\x33\n\x07payment\x18\x04 \x01(\x0b\x32\".topsmile.common.v1.PaymentSummary\">\n\x19SendPaymentNoticeResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\x8f\x01\n\x0eSendSmsRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\x12-\n\tsend_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ckeep_accents\x18\x05 \x01(\x08\"4\n\x0fSendSmsResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\x1f\n\rGetSmsRequest\x12\x0e\n\x06sms_id\x18\x01 \x01(\t\"3\n\x0eGetSmsResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"K\n\x10\x43\x61ncelSmsRequest\x12\x10\n\x06sms_id\x18\x01 \x01(\tH\x00\x12\x18\n\x0e\x61ppointment_id\x18\x02 \x01(\tH\x00\x42\x0b\n\treference\"C\n\x11\x43\x61ncelSmsResponse\x12\x16\n\x0e\x63\x61nceled_count\x18\x01 \x01(\x05\x12\x16\n\x0etoo_late_count\x18\x02 \x01(\x05\"G\n\x12\x41pplyEventsRequest\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.topsmile.common.v1.ProviderEvent\"G\n\x13\x41pplyEventsResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.topsmile.common.v1.EventResult*[\n\x0bSmsEncoding\x12\x1c\n\x18SMS_ENCODING_UNSPECIFIED\x10\x00\x12\x16\n\x12SMS_ENCODING_GSM_7\x10\x01\x12\x16\n\x12SMS_ENCODING_UCS_2\x10\x02\x32\xf1\x05\n\nSmsService\x12\x8a\x01\n\x1bSendAppointmentConfirmation\x12\x33.topsmile.sms.v1.SendAppointmentConfirmationRequest\x1a\x34.topsmile.sms.v1.SendAppointmentConfirmationResponse\"\x00\x12~\n\x17SendAppointmentReminder\x12/.topsmile.sms.v1.SendAppointmentReminderRequest\x1a\x30.topsmile.sms.v1.SendAppointmentReminderResponse\"\x00\x12u\n\x14SendVerificationCode\x12,.topsmile.sms.v1.SendVerificationCodeRequest\x1a-.topsmile.sms.v1.SendVerificationCodeResponse\"\x00\x12l\n\x11SendPaymentNotice\x12).topsmile.sms.v1.SendPaymentNoticeRequest\x1a*.topsmile.sms.v1.SendPaymentNoticeResponse\"\x00\x12N\n\x07SendSms\x12\x1f.topsmile.sms.v1.SendSmsRequest\x1a .topsmile.sms.v1.SendSmsResponse\"\x00\x12K\n\x06GetSms\x12\x1e.topsmile.sms.v1.GetSmsRequest\x1a\x1f.topsmile.sms.v1.GetSmsResponse\"\x00\x12T\n\tCancelSms\x12!.topsmile.sms.v1.CancelSmsRequest\x1a\".topsmile.sms.v1.CancelSmsResponse\"\x00\x32m\n\x0fSmsAdminService\x12Z\n\x0b\x41pplyEvents\x12#.topsmile.sms.v1.ApplyEventsRequest\x1a$.topsmile.sms.v1.ApplyEventsResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19topsmile/sms/v1/sms.proto\x12\x0ftopsmile.sms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftopsmile/common/v1/common.proto\"\xa1\x04\n\x03Sms\x12\x0e\n\x06sms_id\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32!.topsmile.common.v1.MessageStatus\x12\x11\n\trecipient\x18\x03 \x01(\t\x12\x10\n\x08template\x18\x04 \x01(\t\x12\x10\n\x08segments\x18\x05 \x01(\x05\x12.\n\x08\x65ncoding\x18\x06 \x01(\x0e\x32\x1c.topsmile.sms.v1.SmsEncoding\x12\x16\n\x0e\x61ppointment_id\x18\x07 \x01(\t\x12\x10\n\x08provider\x18\x08 \x01(\t\x12\x1b\n\x13provider_message_id\x18\t \x01(\t\x12\x32\n\x0escheduled_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07history\x18\r \x03(\x0b\x32 .topsmile.common.v1.StatusChange\x12\x16\n\x0e\x66\x61ilure_reason\x18\x0e \x01(\t\x12\x16\n\x0ewaiting_reason\x18\x0f \x01(\t\x12\x30\n\x0cwaiting_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x01\n\"SendAppointmentConfirmationRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x34\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1f.topsmile.common.v1.Appointment\"H\n#SendAppointmentConfirmationResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\xec\x01\n\x1eSendAppointmentReminderRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x34\n\x0b\x61ppointment\x18\x03 \x01(\x0b\x32\x1f.topsmile.common.v1.Appointment\x12/\n\tsend_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12+\n\x06\x62\x65\x66ore\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x42\n\n\x08schedule\"D\n\x1fSendAppointmentReminderResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"W\n\x1bSendVerificationCodeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\"A\n\x1cSendVerificationCodeResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\xb0\x01\n\x18SendPaymentNoticeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x33\n\x04kind\x18\x03 \x01(\x0e\x32%.topsmile.common.v1.PaymentNoticeKind\x12\x33\n\x07payment\x18\x04 \x01(\x0b\x32\".topsmile.common.v1.PaymentSummary\">\n\x19SendPaymentNoticeResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\x8f\x01\n\x0eSendSmsRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\x12-\n\tsend_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ckeep_accents\x18\x05 \x01(\x08\"4\n\x0fSendSmsResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"\x1f\n\rGetSmsRequest\x12\x0e\n\x06sms_id\x18\x01 \x01(\t\"3\n\x0eGetSmsResponse\x12!\n\x03sms\x18\x01 \x01(\x0b\x32\x14.topsmile.sms.v1.Sms\"K\n\x10\x43\x61ncelSmsRequest\x12\x10\n\x06sms_id\x18\x01 \x01(\tH\x00\x12\x18\n\x0e\x61ppointment_id\x18\x02 \x01(\tH\x00\x42\x0b\n\treference\"C\n\x11\x43\x61ncelSmsResponse\x12\x16\n\x0e\x63\x61nceled_count\x18\x01 \x01(\x05\x12\x16\n\x0etoo_late_count\x18\x02 \x01(\x05\"G\n\x12\x41pplyEventsRequest\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.topsmile.common.v1.ProviderEvent\"G\n\x13\x41pplyEventsResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.topsmile.common.v1.EventResult*[\n\x0bSmsEncoding\x12\x1c\n\x18SMS_ENCODING_UNSPECIFIED\x10\x00\x12\x16\n\x12SMS_ENCODING_GSM_7\x10\x01\x12\x16\n\x12SMS_ENCODING_UCS_2\x10\x02\x32\xf1\x05\n\nSmsService\x12\x8a\x01\n\x1bSendAppointmentConfirmation\x12\x33.topsmile.sms.v1.SendAppointmentConfirmationRequest\x1a\x34.topsmile.sms.v1.SendAppointmentConfirmationResponse\"\x00\x12~\n\x17SendAppointmentReminder\x12/.topsmile.sms.v1.SendAppointmentReminderRequest\x1a\x30.topsmile.sms.v1.SendAppointmentReminderResponse\"\x00\x12u\n\x14SendVerificationCode\x12,.topsmile.sms.v1.SendVerificationCodeRequest\x1a-.topsmile.sms.v1.SendVerificationCodeResponse\"\x00\x12l\n\x11SendPaymentNotice\x12).topsmile.sms.v1.SendPaymentNoticeRequest\x1a*.topsmile.sms.v1.SendPaymentNoticeResponse\"\x00\x12N\n\x07SendSms\x12\x1f.topsmile.sms.v1.SendSmsRequest\x1a .topsmile.sms.v1.SendSmsResponse\"\x00\x12K\n\x06GetSms\x12\x1e.topsmile.sms.v1.GetSmsRequest\x1a\x1f.topsmile.sms.v1.GetSmsResponse\"\x00\x12T\n\tCancelSms\x12!.topsmile.sms.v1.CancelSmsRequest\x1a\".topsmile.sms.v1.CancelSmsResponse\"\x00\x32m\n\x0fSmsAdminService\x12Z\n\x0b\x41pplyEvents\x12#.topsmile.sms.v1.ApplyEventsRequest\x1a$.topsmile.sms.v1.ApplyEventsResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'topsmile.sms.v1.sms_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SMSENCODING']._serialized_start=2115
-  _globals['_SMSENCODING']._serialized_end=2206
+  _globals['_SMSENCODING']._serialized_start=2189
+  _globals['_SMSENCODING']._serialized_end=2280
   _globals['_SMS']._serialized_start=145
-  _globals['_SMS']._serialized_end=616
-  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_start=619
-  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_end=753
-  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_start=755
-  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_end=827
-  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_start=830
-  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_end=1066
-  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_start=1068
-  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_end=1136
-  _globals['_SENDVERIFICATIONCODEREQUEST']._serialized_start=1138
-  _globals['_SENDVERIFICATIONCODEREQUEST']._serialized_end=1225
-  _globals['_SENDVERIFICATIONCODERESPONSE']._serialized_start=1227
-  _globals['_SENDVERIFICATIONCODERESPONSE']._serialized_end=1292
-  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_start=1295
-  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_end=1471
-  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_start=1473
-  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_end=1535
-  _globals['_SENDSMSREQUEST']._serialized_start=1538
-  _globals['_SENDSMSREQUEST']._serialized_end=1681
-  _globals['_SENDSMSRESPONSE']._serialized_start=1683
-  _globals['_SENDSMSRESPONSE']._serialized_end=1735
-  _globals['_GETSMSREQUEST']._serialized_start=1737
-  _globals['_GETSMSREQUEST']._serialized_end=1768
-  _globals['_GETSMSRESPONSE']._serialized_start=1770
-  _globals['_GETSMSRESPONSE']._serialized_end=1821
-  _globals['_CANCELSMSREQUEST']._serialized_start=1823
-  _globals['_CANCELSMSREQUEST']._serialized_end=1898
-  _globals['_CANCELSMSRESPONSE']._serialized_start=1900
-  _globals['_CANCELSMSRESPONSE']._serialized_end=1967
-  _globals['_APPLYEVENTSREQUEST']._serialized_start=1969
-  _globals['_APPLYEVENTSREQUEST']._serialized_end=2040
-  _globals['_APPLYEVENTSRESPONSE']._serialized_start=2042
-  _globals['_APPLYEVENTSRESPONSE']._serialized_end=2113
-  _globals['_SMSSERVICE']._serialized_start=2209
-  _globals['_SMSSERVICE']._serialized_end=2962
-  _globals['_SMSADMINSERVICE']._serialized_start=2964
-  _globals['_SMSADMINSERVICE']._serialized_end=3073
+  _globals['_SMS']._serialized_end=690
+  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_start=693
+  _globals['_SENDAPPOINTMENTCONFIRMATIONREQUEST']._serialized_end=827
+  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_start=829
+  _globals['_SENDAPPOINTMENTCONFIRMATIONRESPONSE']._serialized_end=901
+  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_start=904
+  _globals['_SENDAPPOINTMENTREMINDERREQUEST']._serialized_end=1140
+  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_start=1142
+  _globals['_SENDAPPOINTMENTREMINDERRESPONSE']._serialized_end=1210
+  _globals['_SENDVERIFICATIONCODEREQUEST']._serialized_start=1212
+  _globals['_SENDVERIFICATIONCODEREQUEST']._serialized_end=1299
+  _globals['_SENDVERIFICATIONCODERESPONSE']._serialized_start=1301
+  _globals['_SENDVERIFICATIONCODERESPONSE']._serialized_end=1366
+  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_start=1369
+  _globals['_SENDPAYMENTNOTICEREQUEST']._serialized_end=1545
+  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_start=1547
+  _globals['_SENDPAYMENTNOTICERESPONSE']._serialized_end=1609
+  _globals['_SENDSMSREQUEST']._serialized_start=1612
+  _globals['_SENDSMSREQUEST']._serialized_end=1755
+  _globals['_SENDSMSRESPONSE']._serialized_start=1757
+  _globals['_SENDSMSRESPONSE']._serialized_end=1809
+  _globals['_GETSMSREQUEST']._serialized_start=1811
+  _globals['_GETSMSREQUEST']._serialized_end=1842
+  _globals['_GETSMSRESPONSE']._serialized_start=1844
+  _globals['_GETSMSRESPONSE']._serialized_end=1895
+  _globals['_CANCELSMSREQUEST']._serialized_start=1897
+  _globals['_CANCELSMSREQUEST']._serialized_end=1972
+  _globals['_CANCELSMSRESPONSE']._serialized_start=1974
+  _globals['_CANCELSMSRESPONSE']._serialized_end=2041
+  _globals['_APPLYEVENTSREQUEST']._serialized_start=2043
+  _globals['_APPLYEVENTSREQUEST']._serialized_end=2114
+  _globals['_APPLYEVENTSRESPONSE']._serialized_start=2116
+  _globals['_APPLYEVENTSRESPONSE']._serialized_end=2187
+  _globals['_SMSSERVICE']._serialized_start=2283
+  _globals['_SMSSERVICE']._serialized_end=3036
+  _globals['_SMSADMINSERVICE']._serialized_start=3038
+  _globals['_SMSADMINSERVICE']._serialized_end=3147
 # @@protoc_insertion_point(module_scope)

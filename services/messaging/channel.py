@@ -1,0 +1,49 @@
+"""The parts of a channel's process, put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from services.chassis.database import Database, connect
+from services.chassis.idempotency import Fingerprints
+from services.chassis.retry import Retry
+from services.chassis.server import Service, serve
+from services.chassis.settings import ProcessSettings
+from services.chassis.worker import Worker
+from services.messaging.outbox import Outbox
+from services.messaging.provider import Provider
+from services.messaging.sender import Policy, Sender
+from services.messaging.store import SCHEMA, Store
+
+C = TypeVar("C")
+
+
+class Channel(NamedTuple):
+    database: Database
+    outbox: Outbox
+    worker: Worker
+    providers: Sequence[Provider[Any]]
+
+
+@asynccontextmanager
+async def assemble(
+    settings: ProcessSettings,
+    migrations: Path,
+    store: Store,
+    providers: Sequence[Provider[C]],
+    policy: Policy[C],
+) -> AsyncIterator[Channel]:
+    """Open the channel's database and connect its parts."""
+    async with connect(settings.database_url, SCHEMA, migrations) as database:
+        worker = Worker(database, Sender(database, store, providers, policy, Retry()).queue())
+        fingerprints = Fingerprints(settings.fingerprint_keys)
+        yield Channel(database, Outbox(database, store, fingerprints, providers, worker.wake), worker, providers)
+
+
+async def run_channel(settings: ProcessSettings, channel: Channel, services: Sequence[Service]) -> None:
+    """Serve until the process is told to stop; readiness shows the breaker of each provider."""
+    facts = {provider.name: lambda breaker=provider.breaker: breaker.state for provider in channel.providers}
+    await serve(settings, channel.database, services=services, workers=[channel.worker], facts=facts)
