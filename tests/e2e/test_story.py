@@ -64,6 +64,26 @@ async def test_email_down_stops_nobody_else_and_its_mails_go_out_once_it_is_back
     assert list(mails(await system.ledger("sendgrid")).values()) == [1]
 
 
+async def test_an_appointment_that_cannot_be_told_of_is_the_caller_s_error_over_http(system: Whole) -> None:
+    future = "2030-03-14T17:30:00Z"
+    wrong: list[tuple[dict[str, str], str, str]] = [
+        ({"start_time": "0001-01-01T00:00:00Z"}, "+5511912345678", "appointment.start_time"),
+        ({"start_time": "9999-12-31T23:59:59Z"}, "+5511912345678", "appointment.start_time"),
+        ({"start_time": "2001-03-14T17:30:00Z"}, "+5511912345678", "appointment.start_time"),
+        ({"start_time": future, "time_zone": "Etc/GMT+3"}, "+5511912345678", "appointment.time_zone"),
+        ({"start_time": future, "time_zone": "localtime"}, "+5511912345678", "appointment.time_zone"),
+        ({"start_time": future}, "21 9xxxx xxxx", "patient.phone"),
+        ({"start_time": future}, "(11) 9123-4567/8", "patient.phone"),
+    ]
+    for n, (appointment, phone, field) in enumerate(wrong):
+        body = {"patient": {"name": "Ana", "phone": phone}, "appointment": appointment}
+        for route in ("confirmation", "reminder"):
+            status, legs = await system.ask("POST", f"/v1/appointments/a1/{route}", body, key=f"{route} {n}")
+            assert (status, [error["field"] for error in legs["sms"]["error"]["errors"]]) == (422, [field]), body
+
+    assert await system.ledger("twilio") == []
+
+
 async def test_a_gateway_killed_at_any_moment_loses_no_event_and_tells_nobody_twice(system: Whole) -> None:
     payments = []
     for n in range(10):
