@@ -31,7 +31,8 @@ FROM python:3.12-slim AS process
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin topsmile && install -d -o topsmile -g topsmile /data
 ENV PATH=/venv/bin:$PATH PYTHONPATH=/app:/app/protos PYTHONUNBUFFERED=1
 # A healthy process can store what it accepts.
-ENV READY="import sys, urllib.request as web; web.urlopen(sys.argv[1], timeout=3)"
+ENV READY="import os, ssl, sys, urllib.request as web; tls = os.environ.get(sys.argv[1] + '_TLS_CERT'); \
+    web.urlopen(('https' if tls else 'http') + '://127.0.0.1:' + sys.argv[2], timeout=3, context=ssl._create_unverified_context())"
 WORKDIR /app
 # Each image imports its process once while it is built: a read-only process could never keep what it compiles.
 ENV DATABASES="services.chassis.sqlite, services.chassis.postgres"
@@ -47,7 +48,7 @@ RUN python -c "import services.payments.__main__, $DATABASES"
 ENV PAYMENTS_LISTEN=0.0.0.0:50051 PAYMENTS_OPERATIONS_LISTEN=0.0.0.0:9101 \
     PAYMENTS_DATABASE_URL=sqlite:////data/payments.db
 USER 10001
-HEALTHCHECK --interval=10s --start-period=60s CMD python -c "$READY" http://127.0.0.1:9101/readyz
+HEALTHCHECK --interval=10s --start-period=60s CMD python -c "$READY" PAYMENTS 9101/readyz
 CMD ["python", "-m", "services.payments"]
 
 FROM process AS email
@@ -61,7 +62,7 @@ COPY services/email services/email
 RUN python -c "import services.email.__main__, $DATABASES"
 ENV EMAIL_LISTEN=0.0.0.0:50052 EMAIL_OPERATIONS_LISTEN=0.0.0.0:9102 EMAIL_DATABASE_URL=sqlite:////data/email.db
 USER 10001
-HEALTHCHECK --interval=10s --start-period=60s CMD python -c "$READY" http://127.0.0.1:9102/readyz
+HEALTHCHECK --interval=10s --start-period=60s CMD python -c "$READY" EMAIL 9102/readyz
 CMD ["python", "-m", "services.email"]
 
 FROM process AS sms
@@ -75,7 +76,7 @@ COPY services/sms services/sms
 RUN python -c "import services.sms.__main__, $DATABASES"
 ENV SMS_LISTEN=0.0.0.0:50053 SMS_OPERATIONS_LISTEN=0.0.0.0:9103 SMS_DATABASE_URL=sqlite:////data/sms.db
 USER 10001
-HEALTHCHECK --interval=10s --start-period=60s CMD python -c "$READY" http://127.0.0.1:9103/readyz
+HEALTHCHECK --interval=10s --start-period=60s CMD python -c "$READY" SMS 9103/readyz
 CMD ["python", "-m", "services.sms"]
 
 FROM process AS gateway
@@ -86,7 +87,7 @@ COPY gateway gateway
 RUN python -c "import gateway.__main__, $DATABASES"
 ENV GATEWAY_LISTEN=0.0.0.0:8080 GATEWAY_OPERATIONS_LISTEN=0.0.0.0:8081 GATEWAY_DATABASE_URL=sqlite:////data/gateway.db
 USER 10001
-HEALTHCHECK --interval=10s --start-period=60s CMD python -c "$READY" http://127.0.0.1:8081/readyz
+HEALTHCHECK --interval=10s --start-period=60s CMD python -c "$READY" GATEWAY 8081/readyz
 CMD ["python", "-m", "gateway"]
 
 FROM process AS sandbox
@@ -95,5 +96,5 @@ COPY sandbox sandbox
 RUN python -c "import sandbox.__main__"
 ENV SANDBOX_LISTEN=0.0.0.0:8090 SANDBOX_DATABASE=/data/sandbox.db
 USER 10001
-HEALTHCHECK --interval=10s --start-period=60s CMD python -c "$READY" http://127.0.0.1:8090/healthz
+HEALTHCHECK --interval=10s --start-period=60s CMD python -c "$READY" SANDBOX 8090/healthz
 CMD ["python", "-m", "sandbox"]

@@ -75,6 +75,7 @@ def write(folder: Path, identities: Mapping[str, Sequence[x509.GeneralName]]) ->
     part.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name, names in identities.items():
         (part / name).mkdir(exist_ok=True)
+        (part / name).chmod(0o755)
         issued = authority.issue(name, names)
         for file, content in (
             ("cert.pem", issued.certificate),

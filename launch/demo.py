@@ -159,11 +159,10 @@ class Clinic:
 
 
 async def play(system: System, story: Story) -> None:
-    settings = system.settings
     async with (
         aiohttp.ClientSession() as http,
-        grpc.aio.insecure_channel(settings["EMAIL_LISTEN"]) as to_email,
-        grpc.aio.insecure_channel(settings["SMS_LISTEN"]) as to_sms,
+        system.channel("email") as to_email,
+        system.channel("sms") as to_sms,
     ):
         clinic = Clinic(system, http, email_pb2_grpc.EmailServiceStub(to_email), sms_pb2_grpc.SmsServiceStub(to_sms))
         email_id, sms_id = await clinic.confirm_appointment()

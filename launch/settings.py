@@ -61,7 +61,10 @@ def complete(given: Mapping[str, str], folder: Path, *, free_ports: bool = False
             default(f"{process.upper()}_DATABASE_URL", f"sqlite:///{folder}/{process}.db")
     for process in ("payments", "email", "sms"):
         default(f"{process.upper()}_TARGET", settings[f"{process.upper()}_LISTEN"])
-        default(f"{process.upper()}_OPERATIONS", f"http://{settings[f'{process.upper()}_OPERATIONS_LISTEN']}")
+        certificate = settings.get(f"{process.upper()}_TLS_CERT", "")
+        scheme = "https" if certificate else "http"
+        default(f"{process.upper()}_OPERATIONS", f"{scheme}://{settings[f'{process.upper()}_OPERATIONS_LISTEN']}")
+        default(f"{process.upper()}_TARGET_CA", certificate)  # a certificate is its own authority
     gateway, sandbox = f"http://{settings['GATEWAY_LISTEN']}", f"http://{settings['SANDBOX_LISTEN']}"
     default("SANDBOX_DATABASE", f"{folder}/sandbox.db")
     default("SANDBOX_WEBHOOK_TARGET", gateway)

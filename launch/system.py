@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
+
+import grpc
 
 from launch.settings import PROCESSES, sandboxed, write_private
 
@@ -52,6 +55,8 @@ stdout_logfile_maxbytes=10MB
 stdout_logfile_backups=2
 """
 
+
+CERTIFICATES = {f"{name.upper()}_TLS_CERT" for name in PROCESSES}
 
 # What the supervisor says of a process that ended by itself.
 EXITED = re.compile(r" exited: (\w+) \(exit status (\d+);")
@@ -106,8 +111,8 @@ class System:
             start_new_session=True,  # Ctrl-C is ours to pass on, once
         )
         state = {"pid": os.getpid(), "sandboxed": sandboxed(self.settings)}
-        addresses = {name: value for name, value in self.settings.items() if name in listeners()}
-        write_private(self.folder / "running.json", json.dumps({**state, "settings": addresses}))
+        told = {name: value for name, value in self.settings.items() if name in listeners() or name in CERTIFICATES}
+        write_private(self.folder / "running.json", json.dumps({**state, "settings": told}))
 
     @property
     def _stopping(self) -> Path:
@@ -130,7 +135,7 @@ class System:
         until = time.monotonic() + seconds
         while left and not stopped():
             for name in sorted(left):
-                if ready(self.readiness(name)):
+                if self.is_up(name):
                     left.remove(name)
                     yield name
             ended = self._ended()
@@ -168,7 +173,23 @@ class System:
     def readiness(self, name: str) -> str:
         if name == "sandbox":
             return f"{self.sandbox}/healthz"
-        return f"http://{self.settings[f'{name.upper()}_OPERATIONS_LISTEN']}/readyz"
+        scheme = "https" if self._certificate(name) else "http"
+        return f"{scheme}://{self.settings[f'{name.upper()}_OPERATIONS_LISTEN']}/readyz"
+
+    def is_up(self, name: str) -> bool:
+        return ready(self.readiness(name), self._certificate(name))
+
+    def _certificate(self, name: str) -> str | None:
+        return self.settings.get(f"{name.upper()}_TLS_CERT")
+
+    def channel(self, name: str) -> grpc.aio.Channel:
+        """Make a channel to a service as the clinic's software does: over TLS where CLINIC_CA is set."""
+        address = self.settings[f"{name.upper()}_LISTEN"]
+        files = [self.settings.get(f"CLINIC_{what}") for what in ("CA", "KEY", "CERT")]
+        if files[0] is None:
+            return grpc.aio.insecure_channel(address)
+        credentials = grpc.ssl_channel_credentials(*(Path(file).read_bytes() if file else None for file in files))
+        return grpc.aio.secure_channel(address, credentials)
 
     def wait(self, stopped: Callable[[], bool]) -> int:
         """Return 0 when stopped, 1 when the supervisor has ended by itself."""
@@ -227,9 +248,15 @@ def answers(address: str) -> bool:
             return False
 
 
-def ready(url: str) -> bool:
+def ready(url: str, certificate: str | None = None) -> bool:
+    """Ask for readiness, over TLS from whoever has exactly that certificate: its names may be those of a network."""
+    context = None
+    if certificate:
+        context = ssl.create_default_context(cafile=certificate)
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - http://, ours
+        with urllib.request.urlopen(url, timeout=2, context=context) as answer:  # noqa: S310 - ours
             return bool(answer.status == 200)
     except (OSError, ValueError, HTTPException):
         return False
@@ -243,4 +270,4 @@ def running(folder: Path) -> System | None:
     except (OSError, ValueError, KeyError):
         return None
     system = System(state["settings"], folder)
-    return system if state["sandboxed"] and ready(system.readiness("gateway")) else None
+    return system if state["sandboxed"] and system.is_up("gateway") else None

@@ -1,8 +1,8 @@
 """
 Start the system in containers and play the demo against it: python -m launch.up [sqlite|postgres] (`make up`)
 
-Secrets that `.env` lacks are made up and added to it; what it holds already stays as it is. COMPOSE says with what to
-start containers.
+Secrets that `.env` lacks are made up and added to it, and certificates to `var/tls`; what is there already stays as it
+is. COMPOSE says with what to start containers.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from pathlib import Path
 
 import aiohttp
 import grpc
+from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from launch.certificates import on_this_machine, write
 from launch.demo import Story, StoryError, perform
 from launch.settings import PROVIDERS, merged, new_secrets
 from launch.system import ROOT, System
 
 DOTENV = ROOT / ".env"
+TLS = ROOT / "var" / "tls"
 #: Seconds, once everything is built and started.
 PATIENCE = 120.0
 
@@ -40,12 +43,15 @@ def lacking(env: Mapping[str, str]) -> dict[str, str]:
     made = new_secrets()
     for process in ("POSTGRES", "PAYMENTS_DATABASE", "EMAIL_DATABASE", "SMS_DATABASE", "GATEWAY_DATABASE"):
         made[f"{process}_PASSWORD"] = secrets.token_hex(24)
-    for caller in ("GATEWAY", "CLINIC", "OPERATOR"):
+    for caller in ("CLINIC", "OPERATOR"):
         made[f"{caller}_TOKEN"] = secrets.token_hex(32)
     token = {**made, **env}
-    clinic = f"clinic:read+send:{digest(token['CLINIC_TOKEN'])},operator:read+admin:{digest(token['OPERATOR_TOKEN'])}"
-    made["GATEWAY_CALLERS"] = clinic
-    made["SERVICE_CALLERS"] = f"gateway:read+send+events+forward:{digest(token['GATEWAY_TOKEN'])},{clinic}"
+    scopes = {"clinic": "read+send", "operator": "read+admin"}
+    by_token = [f"{caller}:{those}:{digest(token[f'{caller.upper()}_TOKEN'])}" for caller, those in scopes.items()]
+    scopes["gateway"] = "read+send+events+forward"
+    by_certificate = [f"{caller}:{those}:san={caller}" for caller, those in scopes.items()]
+    made["GATEWAY_CALLERS"] = ",".join(by_token)
+    made["SERVICE_CALLERS"] = ",".join(by_token + by_certificate)
     return {name: value for name, value in made.items() if not env.get(name)}
 
 
@@ -65,19 +71,32 @@ def write_secrets(dotenv: Path) -> list[str]:
     return list(added)
 
 
+def write_certificates() -> None:
+    """Make the services' certificates, and those of whoever calls them."""
+    servers = {name: on_this_machine(name) for name in ("payments", "email", "sms")}
+    callers = {name: [x509.DNSName(name)] for name in ("gateway", "clinic", "operator")}
+    write(TLS, {**servers, **callers})
+
+
+def clinic() -> dict[str, str]:
+    """Return where the clinic's certificate is."""
+    return {f"CLINIC_{what.upper()}": f"{TLS}/clinic/{what}.pem" for what in ("ca", "cert", "key")}
+
+
 def addresses(env: Mapping[str, str], profile: str) -> dict[str, str]:
     ports = {**PORTS, **(REPLICAS if profile == "postgres" else {})}
     return {f"{name}_LISTEN": f"127.0.0.1:{env.get(f'{name}_PORT') or port}" for name, port in ports.items()}
 
 
-async def answering(name: str, address: str) -> bool:
+async def answering(system: System, name: str) -> bool:
     """Ask the published port itself: the operations listeners stay inside."""
+    address = system.settings[f"{name}_LISTEN"]
     try:
         if name.startswith(("SANDBOX", "GATEWAY")):
             path = "/healthz" if name.startswith("SANDBOX") else "/v1/status"
             async with aiohttp.ClientSession() as http, http.get(f"http://{address}{path}") as answer:
                 return answer.status < 500  # without a token the gateway answers 401
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with system.channel(name) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check
             told = await check(health_pb2.HealthCheckRequest(), timeout=2, wait_for_ready=True)
             return bool(told.status == health_pb2.HealthCheckResponse.SERVING)
@@ -85,12 +104,13 @@ async def answering(name: str, address: str) -> bool:
         return False
 
 
-async def wait(settings: Mapping[str, str], story: Story) -> None:
-    left = {name.removesuffix("_LISTEN"): address for name, address in settings.items() if name.endswith("_LISTEN")}
+async def wait(system: System, story: Story) -> None:
+    addresses = system.settings.items()
+    left = {name.removesuffix("_LISTEN"): address for name, address in addresses if name.endswith("_LISTEN")}
     until = time.monotonic() + PATIENCE
     while left:
         for name, address in list(left.items()):
-            if await answering(name, address):
+            if await answering(system, name):
                 del left[name]
                 story.tell(f"{name.lower()} is up on {address}")
         if time.monotonic() > until:
@@ -103,10 +123,10 @@ def stage(profile: str, compose: list[str]) -> Callable[[Story], AbstractContext
     def containers(story: Story) -> Iterator[System]:
         env = merged(os.environ, DOTENV)
         subprocess.run([*compose, "--profile", profile, "up", "-d", "--build"], cwd=ROOT, check=True)
-        settings = {**addresses(env, profile), "CLINIC_TOKEN": env["CLINIC_TOKEN"]}
+        system = System({**addresses(env, profile), **clinic(), "CLINIC_TOKEN": env["CLINIC_TOKEN"]}, ROOT / "var")
         story.tell("everything is built and started")
-        asyncio.run(wait(settings, story))
-        yield System(settings, ROOT / "var")
+        asyncio.run(wait(system, story))
+        yield system
 
     return containers
 
@@ -117,6 +137,7 @@ def main(profile: str) -> int:
         return 1
     if added := write_secrets(DOTENV):
         print(f"made up and written to {DOTENV.name}: {', '.join(added)}")
+    write_certificates()
     compose = shlex.split(os.environ.get("COMPOSE") or "docker compose")
     return perform(stage(profile, compose), shlex.join([*compose, "--profile", profile, "logs"]))
 

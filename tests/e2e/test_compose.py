@@ -16,7 +16,7 @@ import pytest
 from launch.demo import Clinic, Story, StoryError, play
 from launch.settings import listen
 from launch.system import ROOT, System
-from launch.up import PORTS, REPLICAS, addresses, lacking, wait
+from launch.up import PORTS, REPLICAS, addresses, clinic, lacking, wait, write_certificates
 from tests.e2e.whole import eventually
 from tests.processes import BARE
 from topsmile.email.v1 import email_pb2_grpc
@@ -36,7 +36,7 @@ class Containers(System):
         self._profile = profile
         ports = {f"{name}_PORT": listen(0, free=True).split(":")[1] for name in (*PORTS, *REPLICAS)}
         self._env = {**BARE, **lacking({}), **ports, "COMPOSE_PROJECT_NAME": f"topsmile-{secrets.token_hex(4)}"}
-        settings = {**addresses(self._env, profile), "CLINIC_TOKEN": self._env["CLINIC_TOKEN"]}
+        settings = {**addresses(self._env, profile), **clinic(), "CLINIC_TOKEN": self._env["CLINIC_TOKEN"]}
         super().__init__(settings, ROOT / "var")
         self.credentials = {"authorization": f"Bearer {settings['CLINIC_TOKEN']}"}
 
@@ -44,13 +44,14 @@ class Containers(System):
         subprocess.run([*COMPOSE, "--profile", self._profile, *arguments], cwd=ROOT, env=self._env, check=True)
 
     async def serving(self) -> None:
-        await wait(self.settings, Story())
+        await wait(self, Story())
 
 
 @pytest.fixture
 def containers(request: pytest.FixtureRequest) -> Iterator[Containers]:
     started = Containers(request.param)
     try:
+        write_certificates()
         started.compose("up", "-d", "--build")
         yield started
     finally:
@@ -97,7 +98,7 @@ class Caller:
 
     async def text(self, key: str, replica: str) -> str:
         message = sms_pb2.SendSmsRequest(idempotency_key=key, recipient="+5511912345678", body=f"Key {key}")
-        async with grpc.aio.insecure_channel(self._containers.settings[f"SMS{replica}_LISTEN"]) as channel:
+        async with self._containers.channel(f"SMS{replica}") as channel:
             send = sms_pb2_grpc.SmsServiceStub(channel).SendSms
             answer = await send(message, timeout=10, metadata=tuple(self._containers.credentials.items()))
         return str(answer.sms.sms_id)
@@ -131,8 +132,8 @@ async def test_a_webhook_is_taken_while_its_service_is_away_and_delivered_once_i
     await containers.serving()
     async with (
         aiohttp.ClientSession() as http,
-        grpc.aio.insecure_channel(containers.settings["EMAIL_LISTEN"]) as email,
-        grpc.aio.insecure_channel(containers.settings["SMS_LISTEN"]) as sms,
+        containers.channel("email") as email,
+        containers.channel("sms") as sms,
     ):
         patient = Clinic(containers, http, email_pb2_grpc.EmailServiceStub(email), sms_pb2_grpc.SmsServiceStub(sms))
         payment = (await patient.create_payment())["payment_id"]

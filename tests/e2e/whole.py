@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import grpc
 
 from launch.demo import Clinic
 from launch.settings import PROCESSES, complete
@@ -36,10 +35,11 @@ class Whole(System):
         for process in self.running.values():
             process.kill()
 
-    async def ask(self, method: str, path: str, body: object = None, key: str = "") -> tuple[int, Any]:
+    async def ask(self, method: str, path: str, body: object = None, key: str = "", token: str = "") -> tuple[int, Any]:
         """Ask the gateway, or with a whole URL anybody."""
         url = path if "://" in path else self.gateway + path
         headers = {"Idempotency-Key": key} if key else {}
+        headers |= {"Authorization": f"Bearer {token}"} if token else {}
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(20)) as http,
             http.request(method, url, json=body, headers=headers) as answer,
@@ -79,8 +79,8 @@ def whole(folder: Path, given: Mapping[str, str] | None = None) -> Any:
 async def clinic(system: Whole) -> AsyncIterator[Clinic]:
     async with (
         aiohttp.ClientSession() as http,
-        grpc.aio.insecure_channel(system.settings["EMAIL_LISTEN"]) as email,
-        grpc.aio.insecure_channel(system.settings["SMS_LISTEN"]) as sms,
+        system.channel("email") as email,
+        system.channel("sms") as sms,
     ):
         yield Clinic(system, http, email_pb2_grpc.EmailServiceStub(email), sms_pb2_grpc.SmsServiceStub(sms))
 
