@@ -35,7 +35,7 @@ class Fault:
     def seconds_to_wait(self) -> float:
         """Return `retry_after` where it is a number, else 1."""
         text = self.retry_after or ""
-        return float(text) if text.replace(".", "", 1).isdecimal() else 1.0
+        return min(float(text), 1e9) if text.replace(".", "", 1).isdecimal() else 1.0
 
     @property
     def before_accepting(self) -> bool:

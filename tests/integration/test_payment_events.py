@@ -487,3 +487,45 @@ async def test_payment_whose_method_cannot_be_read_is_paid_by_an_unknown_one(
     after = await payments.get(payment.payment_id)
 
     assert (status(after), after.method) == ("SUCCEEDED", common.PAYMENT_METHOD_UNSPECIFIED)
+
+
+@pytest.mark.parametrize("unknown", ["requires_reauthorization", "on_hold", "partially_paid"])
+async def test_event_with_an_unknown_status_has_its_payment_read(
+    payments: Payments, bench: Bench, unknown: str
+) -> None:
+    payment = await paid(payments, bench)
+    succeeded = (await events_of(bench))[-1]
+    before = unexpected("payment_intent_status")
+
+    assert await payments.apply(changed("evt_new", succeeded, status=unknown)) == ["APPLIED"]
+    assert unexpected("payment_intent_status") == before + 1
+    await payments.until(payment.payment_id, "SUCCEEDED")
+    assert payments.parts.breaker.state == "CLOSED"
+
+
+def unexpected(what: str) -> float:
+    labels = {"service": "stripe", "what": what}
+    return REGISTRY.get_sample_value("topsmile_provider_unexpected_total", labels) or 0.0
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [
+        ("next_action", "last_payment_error", "client_secret", "latest_charge"),
+        ("metadata", "payment_method", "payment_method_types", "payment_method_options"),
+        ("description", "customer", "automatic_payment_methods", "processing", "shipping"),
+    ],
+)
+async def test_event_with_optional_fields_that_are_null_or_absent_is_applied(
+    payments: Payments, bench: Bench, absent: tuple[str, ...]
+) -> None:
+    payment = await paid(payments, bench)
+    succeeded = (await events_of(bench))[-1]
+    null = changed("evt_null", succeeded, **dict.fromkeys(absent))
+    without = json.loads(json.dumps(null).replace("evt_null", "evt_without"))
+    for name in absent:
+        without["data"]["object"].pop(name, None)
+
+    assert (await payments.apply(null, without))[0] == "APPLIED"
+    assert status(await payments.get(payment.payment_id)) == "SUCCEEDED"
+    assert (await payments.apply(without)) == ["STALE"]
