@@ -469,6 +469,8 @@ async def test_a_reminder_asked_for_at_night_waits_for_the_morning(desk: Desk) -
     sms = (await desk.stub.SendAppointmentReminder(reminder("r", start_at, before=timedelta(hours=16)))).sms
 
     assert sms.scheduled_time.ToDatetime(UTC) == daytime(days=2, hour=8)
+    for answered in (sms, await desk.get(sms.sms_id)):
+        assert (answered.waiting_reason, answered.waiting_time) == ("QUIET_HOURS", sms.scheduled_time)
 
 
 @pytest.mark.parametrize(
@@ -486,6 +488,8 @@ async def test_a_reminder_too_early_for_the_morning_is_scheduled_for_the_evening
     sms = (await desk.stub.SendAppointmentReminder(reminder("r", start_at, before=before))).sms
 
     assert sms.scheduled_time.ToDatetime(UTC) == daytime(days=1, hour=0) + timedelta(hours=evening)
+    held = "" if sms.scheduled_time.ToDatetime(UTC) == start_at - before else "QUIET_HOURS"
+    assert (await desk.get(sms.sms_id)).waiting_reason == held
 
 
 async def test_a_reminder_late_for_its_evening_is_handed_over_an_hour_before_the_start(desk: Desk) -> None:
@@ -507,12 +511,14 @@ async def test_a_reminder_that_an_outage_pushed_into_the_night_waits_too(desk: D
     request = reminder("r", start_at, before=timedelta(hours=19))  # 20:00 the evening before
     sms = (await desk.stub.SendAppointmentReminder(request)).sms
     await desk.until(daytime(days=1, hour=23))
-    await asyncio.sleep(1.0)
+    late = await eventually(lambda: desk.get(sms.sms_id), lambda sms: sms.waiting_reason)
     at_night = await desk.texts(request.recipient)
     await desk.until(daytime(days=2, hour=8) + timedelta(seconds=1))
     await desk.becomes(sms.sms_id, "SENT")
 
     assert at_night == []
+    assert late.waiting_reason == "QUIET_HOURS"
+    assert timedelta(0) <= late.waiting_time.ToDatetime(UTC) - daytime(days=2, hour=8) < timedelta(seconds=5)
     assert len(await desk.texts(request.recipient)) == 1
 
 
