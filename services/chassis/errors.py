@@ -235,6 +235,7 @@ PORTUGUESE = {
     "INVALID_REQUEST": "Alguns dados estão incorretos. Confira e tente de novo.",
     "IDEMPOTENCY_KEY_REUSED": "Este pedido já foi enviado com outros dados.",
     "PAYMENT_OPEN": "Já existe um pagamento em aberto para esta consulta.",
+    "PAYMENT_ALREADY_PAID": "Esta consulta já foi paga.",
     "DECLINED": "O pagamento foi recusado. Tente outra forma de pagamento.",
     "OUTCOME_UNKNOWN": "Ainda não sabemos se o pedido foi concluído. Repita o mesmo pedido {when}.",
     "DEADLINE_TOO_SHORT": "Não houve tempo para atender ao pedido. Tente de novo.",

@@ -36,8 +36,6 @@ EVENTS_AT_MOST, BODIES_AT_MOST = 100, 2 << 20
 YOUNG = 600.0
 #: Seconds a caller waits for a reading before the stored status decides: the provider may be away.
 READ_WITHIN = 3.0
-#: Seconds after which a caller repeats a key whose outcome is unknown: that call asks the provider at once.
-REPEAT_AFTER = 2.0
 
 
 class PaymentServicer(PaymentServiceServicer):
@@ -65,21 +63,12 @@ class PaymentServicer(PaymentServiceServicer):
         creating = asyncio.create_task(self._create(new))
         self._creating.add(creating)
         creating.add_done_callback(self._created)
-        try:
-            payment_id = await asyncio.shield(creating)
-        except OutcomeUnknown as unknown:
-            unknown.retry_after = unknown.retry_after or REPEAT_AFTER
-            raise
+        payment_id = await asyncio.shield(creating)
         stored = await self._database.read(store.get, payment_id)
         if stored.refusal and not is_paid(stored.record):
             raise learning.refusal_from(stored.refusal)
         if not stored.settled:
-            raise OutcomeUnknown(
-                "stripe",
-                None,
-                "the outcome could not be stored yet; repeat with the same key",
-                retry_after=REPEAT_AFTER,
-            )
+            raise OutcomeUnknown("stripe", None, "the outcome could not be stored yet; repeat with the same key")
         return pb.CreatePaymentResponse(payment=stored.to_proto())
 
     async def _create(self, new: store.Opening) -> str:

@@ -1,0 +1,344 @@
+"""How payments end without a person: read on a schedule, given up when nobody pays, and paid once an appointment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from prometheus_client import REGISTRY
+
+from services.chassis.database import maybe_one, rows
+from services.chassis.errors import AlreadyExists, OutcomeUnknown
+from services.payments import change_log
+from tests.fakes.payments_service import Payments, eventually, order, payments_service, refusal, status
+from tests.fakes.sandbox_bench import Bench
+from topsmile.payments.v1 import payments_pb2 as pb
+
+MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+READ = "GET /v1/payment_intents"
+CREATE = "POST /v1/payment_intents"
+
+
+@pytest.fixture
+async def payments(database_url: str, bench: Bench) -> AsyncIterator[Payments]:
+    async with payments_service(database_url, bench.url, stripe_per_second=1000.0) as service:
+        yield service
+
+
+async def pay(bench: Bench, payment: pb.Payment) -> None:
+    assert (await bench.ask("POST", f"/_sandbox/payments/{payment.payment_id}/pay")).status == 200
+
+
+async def cancel(bench: Bench, payment: pb.Payment) -> None:
+    await bench.stripe("POST", f"/v1/payment_intents/{payment.stripe_payment_intent_id}/cancel")
+
+
+async def at_stripe(bench: Bench, payment: pb.Payment) -> str:
+    intent = (await bench.stripe("GET", f"/v1/payment_intents/{payment.stripe_payment_intent_id}")).json
+    return str(intent["status"])
+
+
+async def events(bench: Bench, kind: str = "payment_intent.succeeded") -> list[Any]:
+    page = (await bench.stripe("GET", "/v1/events", type=kind, limit=100)).json
+    return list(reversed(page["data"]))
+
+
+async def reads(bench: Bench) -> int:
+    made = [each for each in await bench.ledger() if each["method"] == "GET"]
+    return len([each for each in made if each["path"].startswith("/v1/payment_intents/pi_")])
+
+
+async def pass_time(payments: Payments, milliseconds: int) -> None:
+    """Let it pass in the steps in which readings are due, so that each finds the time at which it was."""
+    end = payments.database.offset_ms + milliseconds
+    while payments.database.offset_ms < end:
+        due_in = (await payments.database.run(next_reading))["due_in"]
+        payments.database.offset_ms = min(end, payments.database.offset_ms + max(due_in, 0) + 10)
+        await eventually(lambda: nothing_due(payments))
+
+
+async def next_reading() -> Any:
+    live = "queue = 'stripe' AND state IN ('queued', 'running')"
+    return await maybe_one(f"SELECT COALESCE(MIN(due_at), now_ms() + {DAY}) - now_ms() AS due_in FROM job WHERE {live}")
+
+
+async def nothing_due(payments: Payments) -> bool:
+    return (await payments.database.run(next_reading))["due_in"] > 0
+
+
+@pytest.mark.parametrize(
+    ("methods", "within"),
+    [([], 5 * MINUTE), ([], 3 * HOUR), (["PAYMENT_METHOD_PIX"], 5 * MINUTE), (["PAYMENT_METHOD_BOLETO"], 20 * HOUR)],
+)
+async def test_a_payment_whose_only_webhook_was_lost_succeeds(
+    payments: Payments, bench: Bench, methods: list[str], within: int
+) -> None:
+    payment = await payments.create(methods=methods)
+    await pass_time(payments, within - 4 * MINUTE)
+    await pay(bench, payment)
+    await pass_time(payments, max(2 * within, 20 * MINUTE) if within < 6 * HOUR else 7 * HOUR)
+
+    assert status(await payments.get(payment.payment_id)) == "SUCCEEDED"
+
+
+async def test_an_open_payment_is_read_in_minutes_and_then_in_hours(payments: Payments, bench: Bench) -> None:
+    await payments.create(capture=pb.CAPTURE_METHOD_MANUAL, methods=["PAYMENT_METHOD_CARD"])
+    counts = []
+    for passed in (HOUR, 11 * HOUR, 11 * HOUR):
+        before = await reads(bench)
+        await pass_time(payments, passed)
+        counts.append(await reads(bench) - before)
+
+    assert 3 <= counts[0] <= 5
+    assert 3 <= counts[1] <= 5
+    assert 1 <= counts[2] <= 3
+
+
+async def test_readings_go_on_after_one_that_changed_something_and_after_an_outage(
+    payments: Payments, bench: Bench
+) -> None:
+    payment = await payments.create()
+    await bench.ask("POST", f"/_sandbox/payments/{payment.payment_id}/decline")
+    await pass_time(payments, 6 * MINUTE)
+    assert (await payments.get(payment.payment_id)).HasField("decline")
+    await bench.fault(provider="stripe", kind="status", status=500, path=READ, times=4)
+    await pass_time(payments, HOUR)
+    await pay(bench, payment)
+    await pass_time(payments, 3 * HOUR)
+
+    assert status(await payments.get(payment.payment_id)) == "SUCCEEDED"
+
+
+@pytest.mark.parametrize(
+    ("changes", "after", "ended"),
+    [
+        ({}, 25 * HOUR, "CANCELED"),
+        ({"methods": ["PAYMENT_METHOD_CARD"]}, 25 * HOUR, "CANCELED"),
+        ({"methods": ["PAYMENT_METHOD_PIX"]}, 8 * DAY, "EXPIRED"),
+        ({"methods": ["PAYMENT_METHOD_BOLETO"]}, 12 * DAY, "EXPIRED"),
+    ],
+)
+async def test_a_payment_nobody_pays_is_canceled_at_stripe_and_frees_its_appointment(
+    payments: Payments, bench: Bench, changes: dict[str, Any], after: int, ended: str
+) -> None:
+    payment = await payments.create(**changes)
+    await pass_time(payments, 20 * HOUR)
+    assert status(await payments.get(payment.payment_id)).startswith("AWAITING")
+    await pass_time(payments, after - 20 * HOUR)
+
+    assert status(await payments.get(payment.payment_id)) == ended
+    assert await at_stripe(bench, payment) == "canceled"
+    assert (await payments.create("key-2")).payment_id != payment.payment_id
+    assert await payments.apply(*await events(bench, "payment_intent.canceled")) == ["STALE"]
+
+
+@pytest.mark.parametrize("path", [READ, "POST /v1/payment_intents"])
+async def test_a_payment_is_given_up_only_once_stripe_has_said_that_nobody_paid(
+    payments: Payments, bench: Bench, path: str
+) -> None:
+    payment = await payments.create()
+    await bench.fault(provider="stripe", kind="reset", path=path, times=0)
+    payments.database.offset_ms = 30 * HOUR
+    await asyncio.sleep(1.0)
+    assert status(await payments.get(payment.payment_id)) == "AWAITING_METHOD"
+    await pay(bench, payment)
+    await bench.ask("DELETE", "/_sandbox/faults")
+    payments.database.offset_ms += 2 * HOUR
+
+    await payments.until(payment.payment_id, "SUCCEEDED")
+
+
+@pytest.mark.parametrize("passed", [25 * HOUR, 3 * DAY, 6 * DAY])
+async def test_a_payment_whose_money_is_held_is_never_given_up(payments: Payments, bench: Bench, passed: int) -> None:
+    payment = await payments.create(capture=pb.CAPTURE_METHOD_MANUAL)
+    await pay(bench, payment)
+    await pass_time(payments, passed)
+
+    assert status(await payments.get(payment.payment_id)) == "AUTHORIZED"
+    assert await at_stripe(bench, payment) == "requires_capture"
+
+
+@pytest.mark.parametrize("ended", ["SUCCEEDED", "CANCELED", "open"])
+async def test_an_open_payment_is_read_again_before_a_second_one_is_refused(
+    payments: Payments, bench: Bench, ended: str
+) -> None:
+    first = await payments.create()
+    payments.database.offset_ms = MINUTE
+    if ended != "open":
+        await (pay if ended == "SUCCEEDED" else cancel)(bench, first)
+    if ended == "CANCELED":
+        assert (await payments.create("key-2")).payment_id != first.payment_id
+        return
+    error = await refusal(payments.create("key-2"))
+
+    assert isinstance(error, AlreadyExists)
+    assert error.reason == ("PAYMENT_ALREADY_PAID" if ended == "SUCCEEDED" else "PAYMENT_OPEN")
+    assert error.metadata == {"payment_id": first.payment_id}
+    assert "consulta" in str(error.localized)
+
+
+async def test_an_open_payment_is_read_for_callers_at_most_once_in_30_seconds(payments: Payments, bench: Bench) -> None:
+    await payments.create()
+    payments.database.offset_ms = MINUTE
+    refusals = await asyncio.gather(*(refusal(payments.create(f"other-{n}")) for n in range(8)))
+    for n in range(3):
+        refusals.append(await refusal(payments.create(f"later-{n}")))
+
+    assert {error.reason for error in refusals} == {"PAYMENT_OPEN"}
+    assert await reads(bench) == 1
+    payments.database.offset_ms += 31_000
+    await refusal(payments.create("last"))
+    assert await reads(bench) == 2
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "reset"}, {"kind": "status", "status": 500}, {"kind": "delay", "seconds": 8}]
+)
+async def test_while_stripe_is_away_a_second_payment_is_refused_from_the_store(
+    payments: Payments, bench: Bench, fault: dict[str, Any]
+) -> None:
+    await payments.create()
+    payments.database.offset_ms = MINUTE
+    await bench.fault(provider="stripe", path=READ, times=0, **fault)
+    async with asyncio.timeout(6):
+        assert (await refusal(payments.create("key-2"))).reason == "PAYMENT_OPEN"
+        assert (await refusal(payments.create("key-3"))).reason == "PAYMENT_OPEN"
+
+
+@pytest.mark.parametrize("methods", [[], ["PAYMENT_METHOD_PIX"], ["PAYMENT_METHOD_BOLETO"]])
+async def test_a_paid_appointment_takes_another_payment_only_where_the_caller_says_so(
+    payments: Payments, bench: Bench, methods: list[str]
+) -> None:
+    first = await payments.create(methods=methods)
+    await pay(bench, first)
+    await payments.apply(*await events(bench))
+    error = await refusal(payments.create("key-2"))
+    second = await payments.create("key-3", allow_another=True)
+    await pay(bench, second)
+    await payments.apply((await events(bench))[-1])
+
+    assert (error.reason, error.metadata) == ("PAYMENT_ALREADY_PAID", {"payment_id": first.payment_id})
+    assert (await payments.create(methods=methods)).payment_id == first.payment_id
+    assert list((await payments.until(second.payment_id, "SUCCEEDED")).alerts) == []
+
+
+async def late_and_second(payments: Payments, bench: Bench) -> tuple[pb.Payment, pb.Payment]:
+    """A boleto that was given up here and can still be paid at Stripe, and the Pix that came after it."""
+    boleto = await payments.create(methods=["PAYMENT_METHOD_BOLETO"])
+    await payments.database.run(give_up_here_only, boleto.payment_id)
+    pix = await payments.create("key-2", methods=["PAYMENT_METHOD_PIX"])
+    return boleto, pix
+
+
+async def give_up_here_only(payment_id: str) -> None:
+    await rows("UPDATE payment SET status = 'EXPIRED', rank = 80 WHERE payment_id = :payment_id", payment_id=payment_id)
+
+
+@pytest.mark.parametrize("order_of_events", ["first the late one", "first the second one", "both at once"])
+async def test_the_second_success_of_an_appointment_is_marked_and_alarmed_once(
+    payments: Payments, bench: Bench, order_of_events: str
+) -> None:
+    before = alerts_raised()
+    boleto, pix = await late_and_second(payments, bench)
+    for payment in (boleto, pix):
+        await pay(bench, payment)
+    told = [event for event in await events(bench) if event["type"] == "payment_intent.succeeded"]
+    if order_of_events == "both at once":
+        await asyncio.gather(*(payments.apply(event) for event in told))
+    else:
+        await payments.apply(*(told if order_of_events == "first the late one" else reversed(told)))
+
+    both = [await payments.until(payment.payment_id, "SUCCEEDED") for payment in (boleto, pix)]
+    marked = [payment for payment in both if payment.alerts]
+    assert [list(payment.alerts) for payment in marked] == [[pb.PAYMENT_ALERT_PAID_TWICE]]
+    if order_of_events != "both at once":
+        assert marked == [both[1] if order_of_events == "first the late one" else both[0]]
+    await eventually(lambda: raised(before + 1))
+
+
+def alerts_raised() -> float:
+    return REGISTRY.get_sample_value("topsmile_payment_alerts_total", {"alert": "PAID_TWICE"}) or 0.0
+
+
+async def raised(times: float) -> bool:
+    return alerts_raised() == times
+
+
+async def test_an_open_payment_is_canceled_when_another_has_paid_for_its_appointment(
+    payments: Payments, bench: Bench
+) -> None:
+    boleto, pix = await late_and_second(payments, bench)
+    await pay(bench, boleto)
+    await payments.apply((await events(bench))[-1])
+
+    await payments.until(pix.payment_id, "CANCELED")
+    assert await at_stripe(bench, pix) == "canceled"
+    assert (await payments.get(boleto.payment_id)).alerts == []
+
+
+@pytest.mark.parametrize("delay", range(0, 60, 4))
+async def test_a_canceled_call_leaves_no_payment_that_nobody_performs(
+    payments: Payments, bench: Bench, delay: int
+) -> None:
+    """Its key answers at once, or as soon as the first call's work is done: never only after a lease."""
+    call = payments.stub.CreatePayment(order())
+    await asyncio.sleep(delay / 1000)
+    call.cancel()
+    payment = await repeated(payments)
+
+    assert status(payment) == "AWAITING_METHOD"
+    assert len([each for each in await bench.ledger() if each["outcome"] == "accepted"]) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.06, 0.08, 0.1, 0.15, 0.2])
+async def test_a_call_that_ran_out_of_time_leaves_no_payment_that_nobody_performs(
+    payments: Payments, bench: Bench, seconds: float
+) -> None:
+    await bench.fault(provider="stripe", kind="delay", path=CREATE, seconds=0.3)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await payments.stub.CreatePayment(order(), timeout=seconds)
+
+    assert status(await repeated(payments)) == "AWAITING_METHOD"
+
+
+async def repeated(payments: Payments) -> pb.Payment:
+    """Repeat the key for as long as the first call is at work."""
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                return await payments.create()
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.ABORTED:
+                    raise
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "reset", "after": True}, {"kind": "truncate"}, {"kind": "status", "status": 500}]
+)
+async def test_an_unknown_outcome_says_when_to_repeat_the_key(
+    payments: Payments, bench: Bench, fault: dict[str, Any]
+) -> None:
+    await bench.fault(provider="stripe", path=CREATE, times=0, **fault)
+    error = await refusal(payments.create())
+    (new,) = await payments.changes(1)
+
+    assert isinstance(error, OutcomeUnknown)
+    assert error.retry_after is not None
+    assert status(await payments.get(new.change.payment.payment_id)) == "UNKNOWN"
+
+
+async def test_a_new_payment_is_told_as_being_created(payments: Payments, bench: Bench) -> None:
+    await bench.fault(provider="stripe", kind="delay", path=CREATE, seconds=0.5)
+    creating = asyncio.ensure_future(payments.create())
+    (new,) = await payments.changes(1)
+    meanwhile = await payments.get(new.change.payment.payment_id)
+    payment = await creating
+    told = [each.change.payment for each in await payments.changes(2)]
+
+    assert [status(each) for each in (*told, meanwhile)] == ["CREATING", "AWAITING_METHOD", "CREATING"]
+    assert payment.payment_id == meanwhile.payment_id
+    assert await payments.database.read(change_log.bounds) == (2, 0)
