@@ -66,7 +66,7 @@ async def next_reading() -> Any:
 
 
 async def nothing_due(payments: Payments) -> bool:
-    return (await payments.database.run(next_reading))["due_in"] > 0
+    return int((await payments.database.run(next_reading))["due_in"]) > 0
 
 
 @pytest.mark.parametrize(
