@@ -45,7 +45,7 @@ async def assembled(settings: Settings, timeout: float = SEND_TIMEOUT) -> AsyncI
 
         def render(record: MessageRecord, job: Job) -> Mail:
             message = kept(record.template, job.payload)
-            content = renderer.render(message, job.created_at)
+            content = renderer.render(message, record)
             to = Mailbox(record.recipient, record.recipient_name)
             return Mail(job.id, job.claims, to, message.subject, content.text, content.html, content.invitation)
 

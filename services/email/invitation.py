@@ -1,5 +1,6 @@
 """The calendar entry of an appointment, as iCalendar (RFC 5545) sent by mail (RFC 6047)."""
 
+import json
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from uuid import NAMESPACE_URL, uuid5
@@ -8,21 +9,20 @@ from zoneinfo import ZoneInfo
 from icalendar import Calendar, Event, Timezone, vCalAddress, vText
 
 from services.email.message import Mailbox
+from services.messaging.record import MessageRecord
 from services.messaging.requests import Appointment
 
 #: How long an appointment takes in the calendar when nobody has said.
 USUAL_LENGTH = timedelta(minutes=30)
-# SEQUENCE is a 32-bit number: seconds since here last until 2094.
-SEQUENCE_BEGINS = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def invitation(appointment: Appointment, organizer: Mailbox, attendee: Mailbox, created_at: int) -> bytes:
-    """A later one for the same appointment (`created_at`, epoch milliseconds) moves the entry of the earlier."""
-    stamp = datetime.fromtimestamp(created_at / 1000, UTC)
+def invitation(appointment: Appointment, organizer: Mailbox, attendee: Mailbox, record: MessageRecord) -> bytes:
+    """Return the entry. A later revision for the same caller's appointment moves the entry of the earlier."""
+    owner = json.dumps([record.caller, appointment.appointment_id])
     event = Event()
-    event.add("uid", f"{uuid5(NAMESPACE_URL, f'topsmile:appointment:{appointment.appointment_id}')}@topsmile")
-    event.add("sequence", max(0, int((stamp - SEQUENCE_BEGINS).total_seconds())))
-    event.add("dtstamp", stamp)
+    event.add("uid", f"{uuid5(NAMESPACE_URL, f'topsmile:appointment:{owner}')}@topsmile")
+    event.add("sequence", record.revision)
+    event.add("dtstamp", datetime.fromtimestamp(record.created_at / 1000, UTC))
     event.add("dtstart", appointment.start_at.astimezone(appointment.zone))
     event.add("dtend", (appointment.end_at or appointment.start_at + USUAL_LENGTH).astimezone(appointment.zone))
     event.add("summary", f"Consulta: {appointment.clinic or appointment.professional or appointment.patient_name}")

@@ -59,6 +59,7 @@ def accept(request: EmailRequest) -> NewMessage:
         payload=request.SerializeToString(),
         fields={"rpc": message.template, **read.given()},
         appointment_id=about.appointment_id,
+        revises=message.template == CONFIRMATION,
         priority=jobs.REMINDERS if reminds else jobs.NOTICES,
         send_at=send_at,
         expires_at=starts_at,

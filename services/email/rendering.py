@@ -16,6 +16,7 @@ from services.brazil.money import reais
 from services.chassis.fields import CLINIC_ZONE
 from services.email.invitation import invitation
 from services.email.message import Mailbox, Message
+from services.messaging.record import MessageRecord
 from services.messaging.requests import CONFIRMATION, Appointment, Payment
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -45,8 +46,8 @@ class Renderer:
         # Mail programs ignore style sheets; the few that do not may use the rules for dark mode that stay.
         self._inliner = css_inline.CSSInliner(keep_at_rules=True, load_remote_stylesheets=False)
 
-    def render(self, message: Message, created_at: int) -> Content:
-        """`created_at` (epoch milliseconds) orders the calendar entries of one appointment."""
+    def render(self, message: Message, record: MessageRecord) -> Content:
+        """Return the bodies, and the calendar entry of a confirmation."""
         about = message.about
         facts = appointment_facts(about) if isinstance(about, Appointment) else payment_facts(about)
         named = {
@@ -59,7 +60,7 @@ class Renderer:
         }
         entry = None
         if message.template == CONFIRMATION and isinstance(about, Appointment):
-            entry = invitation(about, self._sender, message.recipient, created_at)
+            entry = invitation(about, self._sender, message.recipient, record)
         return Content(
             text=self._templates.get_template(f"{message.template}.txt").render(named),
             html=self._inliner.inline(self._templates.get_template(f"{message.template}.html").render(named)),

@@ -54,6 +54,9 @@ class MessageRecord:
     due_at: int = 0
     note: str = ""
     attempted: int = 0
+    caller: str = ""
+    #: Rises with each calendar entry of the appointment.
+    revision: int = 0
     #: Statuses after the first one.
     changes: tuple[Change, ...] = ()
     waiting: Waiting = Waiting()

@@ -45,6 +45,8 @@ class NewMessage:
     fields: Mapping[str, object]
     recipient_name: str = ""
     appointment_id: str = ""
+    #: Whether it carries a calendar entry that replaces the appointment's earlier ones.
+    revises: bool = False
     priority: int = jobs.NOTICES
     #: When to hand it over; None is at once.
     send_at: datetime | None = None

@@ -34,22 +34,30 @@ ACCOUNT_PAUSE = 600.0
 
 INSERT = """
     INSERT INTO message (message_id, caller, idempotency_key, fingerprint, template, recipient, recipient_name,
-        appointment_id, encoding, segments, status, rank, waiting_reason, scheduled_at, expires_at, created_at,
-        updated_at)
+        appointment_id, revision, encoding, segments, status, rank, waiting_reason, scheduled_at, expires_at,
+        created_at, updated_at)
     VALUES (:message_id, :caller, :key, :fingerprint, :template, :recipient, :recipient_name,
-        :appointment_id, :encoding, :segments, :status, :rank, :waiting_reason,
+        :appointment_id, :revision, :encoding, :segments, :status, :rank, :waiting_reason,
         COALESCE(CAST(:due_at AS BIGINT), now_ms()),
         COALESCE(CAST(:expires_at AS BIGINT), COALESCE(CAST(:due_at AS BIGINT), now_ms()) + CAST(:lifetime AS BIGINT)),
         now_ms(), now_ms())
     ON CONFLICT (caller, idempotency_key) DO NOTHING
     RETURNING scheduled_at, expires_at, created_at
 """
+# The seconds are those since 2026, which fit SEQUENCE until 2094.
+REVISE = """
+    INSERT INTO appointment (caller, appointment_id, revision, updated_at)
+    VALUES (:caller, :appointment_id, now_ms() / 1000 - 1767225600, now_ms())
+    ON CONFLICT (caller, appointment_id) DO UPDATE SET updated_at = excluded.updated_at, revision =
+        CASE WHEN excluded.revision > appointment.revision THEN excluded.revision ELSE appointment.revision + 1 END
+    RETURNING revision
+"""
 BY_KEY = "SELECT message_id, fingerprint FROM message WHERE caller = :caller AND idempotency_key = :key"
 
 # `caller` NULL: a caller that sees the rows of all.
 OWN = "(CAST(:caller AS TEXT) IS NULL OR message.caller = :caller)"
 GET = f"""
-    SELECT message_id, template, recipient, recipient_name, appointment_id, encoding, segments,
+    SELECT message_id, caller, template, recipient, recipient_name, appointment_id, revision, encoding, segments,
         status AS stored_status, rank, failure_reason, message.provider, provider_message_id, waiting_reason,
         scheduled_at, message.expires_at, message.created_at, updated_at, now_ms() AS now,
         COALESCE(job.state, '') AS job_state, COALESCE(job.due_at, 0) AS due_at, COALESCE(job.note, '') AS note,
@@ -149,6 +157,12 @@ PURGE = """
 """
 PURGE_CHANGES = "DELETE FROM message_change WHERE message_id = :message_id RETURNING message_id"
 PURGE_ATTEMPTS = "DELETE FROM message_attempt WHERE message_id = :message_id RETURNING message_id"
+PURGE_APPOINTMENTS = """
+    DELETE FROM appointment WHERE (caller, appointment_id) IN (
+        SELECT caller, appointment_id FROM appointment WHERE updated_at < now_ms() - :age
+        ORDER BY updated_at LIMIT :most)
+    RETURNING appointment_id
+"""
 PURGE_EVENTS = """
     DELETE FROM provider_event WHERE (provider, event_id) IN (
         SELECT provider, event_id FROM provider_event WHERE applied_at < now_ms() - :age
@@ -194,7 +208,8 @@ class Store:
             INSERT, message_id=call.message_id, caller=call.caller, key=message.idempotency_key,
             fingerprint=call.fingerprint.stored, template=message.template, recipient=message.recipient,
             recipient_name=message.recipient_name, appointment_id=message.appointment_id, encoding=message.encoding,
-            segments=message.segments, status=status, rank=RANKS[status], due_at=due.at if due else None,
+            segments=message.segments, revision=await _revision(call, message),
+            status=status, rank=RANKS[status], due_at=due.at if due else None,
             waiting_reason=due.reason if due else "", lifetime=message.lifetime,
             expires_at=milliseconds(message.expires_at) if message.expires_at else None,
         )  # fmt: skip
@@ -267,7 +282,18 @@ class Store:
         for row in found:
             for sql in (PURGE_CHANGES, PURGE_ATTEMPTS):
                 deleted += len(await rows(sql, message_id=row["message_id"]))
-        return deleted + len(await rows(PURGE_EVENTS, age=RETENTION, most=MAX_PURGED))
+        for sql in (PURGE_APPOINTMENTS, PURGE_EVENTS):
+            deleted += len(await rows(sql, age=RETENTION, most=MAX_PURGED))
+        return deleted
+
+
+async def _revision(call: Call, message: NewMessage) -> int:
+    """Number this calendar entry of its appointment beyond all before; a repeated key wastes a number."""
+    if not message.revises:
+        return 0
+    revised = await one(REVISE, caller=call.caller, appointment_id=message.appointment_id)
+    revision: int = revised["revision"]
+    return revision
 
 
 async def advance(

@@ -23,6 +23,7 @@ from services.chassis.health import Readiness
 from services.chassis.server import answering
 from services.email.__main__ import assembled, rpc_services
 from services.email.settings import Settings
+from services.messaging.store import Store
 from tests.fakes.sandbox_bench import Bench, sandbox_bench
 from tests.processes import Process
 from topsmile.common.v1 import common_pb2 as common
@@ -224,6 +225,41 @@ async def test_a_later_confirmation_moves_the_calendar_entry_of_the_earlier(serv
     assert before["sequence"] < after["sequence"]
     assert before["dtstart"].dt == START
     assert before["dtstart"].params["TZID"] == "America/Manaus"
+
+
+async def confirmed(service: Running, asked: Any, caller: str = "local") -> tuple[int, str]:
+    """Return SEQUENCE and UID of the calendar entry that a confirmation sends."""
+    told = await service.email.SendAppointmentConfirmation(asked, metadata=(("x-topsmile-caller", caller),))
+
+    async def mailed() -> bool:
+        return told.email.email_id in [mail["custom_args"]["email_id"] for mail in await service.mails()]
+
+    await eventually(mailed)
+    (mail,) = [mail for mail in await service.mails() if mail["custom_args"]["email_id"] == told.email.email_id][-1:]
+    entry = icalendar.Calendar.from_ical(base64.b64decode(mail["attachments"][0]["content"]))
+    event = cast("Any", entry.walk("VEVENT")[0])  # its values are a long union
+    return int(event["sequence"]), str(event["uid"])
+
+
+async def test_a_calendar_entry_is_numbered_beyond_all_before_whatever_the_clock_says(service: Running) -> None:
+    numbers = []
+    for number, passed in enumerate((0, 0, 0, -3 * DAY, -HOUR, 40 * DAY, 0)):
+        service.pass_time(passed)
+        await service.database.run(Store("email", "eml").purge)
+        asked = confirmation(key=f"key-{number}", professional=f"Dra. {number}")
+        numbers.append((await confirmed(service, asked))[0])
+        assert (await confirmed(service, asked))[0] == numbers[-1]
+
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] < 2**31
+
+
+async def test_calendar_entries_of_two_callers_are_apart(service: Running) -> None:
+    _, north = await confirmed(service, confirmation(), "north")
+    _, south = await confirmed(service, confirmation(), "south")
+    _, later = await confirmed(service, confirmation(key="key-2"), "north")
+
+    assert (north == later, north == south) == (True, False)
 
 
 async def test_a_receipt_says_what_was_paid(service: Running) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from services.email.invitation import invitation
 from services.email.message import Mailbox
+from services.messaging.record import MessageRecord
 from services.messaging.requests import Appointment
 
 
@@ -21,8 +22,15 @@ def appointment(start_at: datetime, zone: str = "America/Sao_Paulo", appointment
     )  # fmt: skip
 
 
-def written(about: Appointment, created_at: int = 1_790_000_000_000) -> Any:
-    ics = invitation(about, Mailbox("clinica@example.com"), Mailbox("ana@example.com", "Ana"), created_at)
+def record(caller: str = "clinic", revision: int = 7) -> MessageRecord:
+    return MessageRecord(
+        "eml_1", "appointment_confirmation", "ana@example.com", "Ana", "apt-1", "", 0, "QUEUED", 20, 0, 0,
+        1_790_000_000_000, 0, 0, caller=caller, revision=revision,
+    )  # fmt: skip
+
+
+def written(about: Appointment, of: MessageRecord | None = None) -> Any:
+    ics = invitation(about, Mailbox("clinica@example.com"), Mailbox("ana@example.com", "Ana"), of or record())
     return icalendar.Calendar.from_ical(ics)
 
 
@@ -46,3 +54,21 @@ def test_an_entry_s_time_zone_begins_long_before_its_appointment(start_at: datet
     assert (event["dtstart"].dt, event["dtstart"].params["TZID"], str(rules["tzid"])) == (local, zone, zone)
     assert (local.replace(tzinfo=None) - begins).days >= 365
     assert rules.to_tz(lookup_tzid=False).utcoffset(local.replace(tzinfo=None)) == local.utcoffset()
+
+
+@pytest.mark.parametrize(
+    ("caller", "appointment_id"),
+    [("other", "apt-1"), ("clinic", "apt-2"), ('clinic", "apt', "1"), ("clin", "ic apt-1"), ("", "clinic apt-1")],
+)
+def test_an_entry_s_identifier_is_of_one_caller_and_appointment_and_tells_neither(
+    caller: str, appointment_id: str
+) -> None:
+    first = datetime(2027, 3, 14, 12, tzinfo=UTC)
+    (ours,) = written(appointment(first)).walk("VEVENT")
+    (moved,) = written(appointment(first.replace(hour=15)), record(revision=8)).walk("VEVENT")
+    (another,) = written(appointment(first, appointment_id=appointment_id), record(caller)).walk("VEVENT")
+
+    assert ours["uid"] == moved["uid"] != another["uid"]
+    assert (ours["sequence"], moved["sequence"]) == (7, 8)
+    assert "clinic" not in str(ours["uid"])
+    assert "apt-1" not in str(ours["uid"])

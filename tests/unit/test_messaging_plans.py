@@ -13,7 +13,15 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.mark.parametrize(
     "statement",
-    [store.TAKEN, store.BY_PROVIDER_ID, store.OF_APPOINTMENT, store.PURGE, store.PURGE_EVENTS, store.BY_KEY],
+    [
+        store.TAKEN,
+        store.BY_PROVIDER_ID,
+        store.OF_APPOINTMENT,
+        store.PURGE,
+        store.PURGE_EVENTS,
+        store.PURGE_APPOINTMENTS,
+        store.BY_KEY,
+    ],
 )
 def test_statement_for_one_message_uses_an_index(statement: str) -> None:
     database = sqlite3.connect(":memory:")
@@ -29,4 +37,8 @@ def test_statement_for_one_message_uses_an_index(statement: str) -> None:
     database.close()
 
     assert plan
-    assert not [line for line in plan if line.startswith(("SCAN message", "SCAN provider_event", "SCAN job"))]
+    assert not [
+        line
+        for line in plan
+        if line.startswith(("SCAN message", "SCAN appointment", "SCAN provider_event", "SCAN job"))
+    ]
