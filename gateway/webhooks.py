@@ -126,9 +126,14 @@ def sendgrid_events(
     return [_sendgrid_event(item) for item in told]
 
 
+#: What tells one fact of SendGrid's from another.
+FACT = ("sg_message_id", "event", "timestamp", "email", "email_id", "attempt", "type", "smtp-id")
+
+
 def _sendgrid_event(item: Mapping[str, Any]) -> Event:
-    # sg_event_id may change when a batch is sent again.
-    event_id = _hash(item.get(name) for name in ("sg_message_id", "event", "timestamp", "email"))
+    # sg_event_id may change when a batch is sent again. A late bounce may lack sg_message_id: then the mail's own id
+    # tells two bounces of one address in one second apart.
+    event_id = _hash(item.get(name) for name in FACT)
     return Event("sendgrid", event_id, _word(item.get("event")) or "unknown", json.dumps(item).encode())
 
 

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 from services.chassis.database import Database
 from services.chassis.errors import OutcomeUnknown, ProviderRefusedInput, ProviderRejected
-from services.chassis.jobs import BeginAct, Done, Job, Later, Outcome, Queue
+from services.chassis.jobs import BeginAct, Done, Job, Later, Never, Outcome, Queue
 from services.chassis.retry import Retry
 from services.messaging import store as transactions
 from services.messaging.provider import OptedOut, Provider, Receipt
@@ -67,6 +67,8 @@ class Sender(Generic[C]):
         record = await self._database.read(self._store.get, job.id)
         if record.accepted:
             return Done()
+        if not job.payload:
+            return Never("CONTENT_ERASED")  # a replayed dead letter: there is nothing left to send
         provider = self._providers[job.provider]
         if job.unsure:
             outcome = await self._find_out(job, record, provider)

@@ -140,7 +140,11 @@ OF_APPOINTMENT = f"""
         AND {OWN}
     ORDER BY message_id
 """
-FORGET_WORDS = "UPDATE job SET payload = :nothing WHERE queue = :queue AND id = :id"
+# A dead letter keeps its words while a replay could still send them.
+FORGET_WORDS = """
+    UPDATE job SET payload = :nothing WHERE queue = :queue AND id = :id
+        AND EXISTS (SELECT 1 FROM message WHERE message_id = :id AND expires_at <= now_ms())
+"""
 
 NEW_EVENT = """
     INSERT INTO provider_event (provider, event_id, applied_at) VALUES (:provider, :event_id, now_ms())

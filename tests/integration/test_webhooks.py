@@ -317,6 +317,22 @@ async def test_a_batch_is_split_and_repeated_items_are_one(anywhere: House) -> N
     assert "@" not in "".join(event["event_id"] for event in stored)
 
 
+@pytest.mark.parametrize(
+    "differing", [{"email_id": "eml_2"}, {"attempt": "2"}, {"smtp-id": "<b@x>"}, {"type": "blocked"}]
+)
+async def test_two_bounces_of_an_address_in_one_second_are_two_events(
+    anywhere: House, differing: dict[str, str]
+) -> None:
+    bounced = {"email": "ana@example.com", "event": "bounce", "timestamp": 1770000000, "type": "bounce"}
+    first = bounced | {"email_id": "eml_1", "attempt": "1", "smtp-id": "<a@x>"}
+    assert await anywhere.mails(json.dumps([first, first | differing, first]).encode()) == 200
+
+    assert [json.loads(event["body"]) for event in await anywhere.stored() if json.loads(event["body"]) != first] == [
+        first | differing
+    ]
+    assert len(await anywhere.stored()) == 2
+
+
 async def test_sendgrid_repeats_for_a_day(gateway: House) -> None:
     body = json.dumps([MAILED]).encode()
     assert await gateway.mails(body, age=27 * 3600) == 400
