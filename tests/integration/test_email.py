@@ -18,6 +18,8 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from services.chassis import job_operations
+from services.chassis.breaker import CircuitBreaker
 from services.chassis.database import Database, one
 from services.chassis.health import Readiness
 from services.chassis.server import answering
@@ -43,6 +45,7 @@ class Running:
     admin: rpc.EmailAdminServiceAsyncStub
     database: Database
     bench: Bench
+    breaker: CircuitBreaker
 
     async def get(self, email_id: str) -> pb.Email:
         answer: pb.GetEmailResponse = await self.email.GetEmail(pb.GetEmailRequest(email_id=email_id))
@@ -106,7 +109,13 @@ async def email_service(database_url: str, folder: Path, sendgrid: str | None = 
         grpc.aio.insecure_channel(str(address)) as channel,
     ):
         loop = asyncio.create_task(parts.worker.run())
-        yield Running(rpc.EmailServiceStub(channel), rpc.EmailAdminServiceStub(channel), parts.database, bench)
+        yield Running(
+            rpc.EmailServiceStub(channel),
+            rpc.EmailAdminServiceStub(channel),
+            parts.database,
+            bench,
+            parts.providers[0].breaker,
+        )
         parts.worker.stop()
         await loop
 
@@ -524,8 +533,8 @@ async def started(settings: dict[str, str], bench: Bench) -> AsyncIterator[tuple
     process = await asyncio.to_thread(Process, "services.email", settings)
     try:
         async with grpc.aio.insecure_channel(process.listening["grpc"]) as channel:
-            database = cast("Database", None)
-            yield Running(rpc.EmailServiceStub(channel), rpc.EmailAdminServiceStub(channel), database, bench), process
+            stub, admin = rpc.EmailServiceStub(channel), rpc.EmailAdminServiceStub(channel)
+            yield Running(stub, admin, cast("Database", None), bench, CircuitBreaker("not at hand")), process
     finally:
         await asyncio.to_thread(process.kill)
 
@@ -548,12 +557,14 @@ async def test_what_is_not_the_mails_fault_pauses_the_queue_and_loses_nothing(
     await paused(service, reason)
     second = await send_confirmation(service, key="key-9")
     await asyncio.sleep(0.5)
-    waiting = status(await service.get(first)), status(await service.get(second))
+    held = [await service.get(first), await service.get(second)]
     service.pass_time(pause)
     await service.until(first, "SENT")
     await service.until(second, "SENT")
 
-    assert waiting == ("QUEUED", "QUEUED")
+    assert [(status(email), email.waiting_reason) for email in held] == [("QUEUED", reason)] * 2
+    assert all(email.waiting_time.ToDatetime(UTC) > datetime.now(UTC) for email in held)
+    assert (await service.get(second)).waiting_reason == ""
     assert [entry["status"] for entry in await service.bench.ledger()] == [fault.get("status", 429), 202, 202]
 
 
@@ -603,6 +614,89 @@ async def test_an_email_moves_only_forward_whatever_the_order_of_events(service:
     assert await service.apply(delivered) == ["DUPLICATE"]
     assert history(email) == ["QUEUED", "SENT", "DELIVERED", "BOUNCED"]
     assert [step.detail for step in email.history][2:] == ["250 OK", "550 no"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "ends"),
+    [
+        ("bounce", {"type": "bounce", "reason": "550 5.1.1 unknown"}, "BOUNCED"),
+        ("dropped", {"reason": "Spam Content"}, "DROPPED"),
+        ("dropped", {"reason": "Bounced Address"}, "SUPPRESSED"),
+        ("deferred", {"response": "421 later", "attempt": "3"}, "DEFERRED"),
+        ("delivered", {"response": "250 OK"}, "DELIVERED"),
+        ("spamreport", {}, "COMPLAINED"),
+    ],
+)
+async def test_event_without_email_id_is_found_by_the_id_that_sendgrid_answered(
+    service: Running, kind: str, more: dict[str, str], ends: str
+) -> None:
+    sent = await service.until(await send_confirmation(service, to="noreceipt@example.com"), "SENT")
+    item = event("", kind, sg_message_id=f"{sent.provider_message_id}.recvd-5f-x.0", **more)
+    del item["email_id"]
+
+    assert await service.apply(item, item, {**item, "sg_message_id": "elsewhere.recvd"}) == [
+        "APPLIED", "DUPLICATE", "IGNORED_FOREIGN"
+    ]  # fmt: skip
+    assert status(await service.get(sent.email_id)) == ends
+
+
+@pytest.mark.parametrize("reason", ["550 5.7.1 blocked by policy", "554 reputation", "421 too many connections", ""])
+async def test_block_is_no_bounce_of_the_address(service: Running, reason: str) -> None:
+    sent = await service.until(await send_confirmation(service, to="noreceipt@example.com"), "SENT")
+    await service.apply(event(sent.email_id, "bounce", type="blocked", reason=reason))
+    email = await service.get(sent.email_id)
+
+    assert (status(email), email.failure_reason) == ("DROPPED", "PROVIDER_REJECTED")
+    assert email.history[-1].detail == reason
+
+
+REPORTED = [
+    ("processed", {}),
+    ("deferred", {}),
+    ("delivered", {}),
+    ("bounce", {"type": "blocked"}),
+    ("bounce", {"type": "bounce"}),
+    ("spamreport", {}),
+]
+
+
+@pytest.mark.parametrize("first", range(len(REPORTED)))
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_order_of_events_changes_neither_the_last_status_nor_the_order_of_the_history(
+    service: Running, first: int, backwards: bool
+) -> None:
+    sent = await service.until(await send_confirmation(service, to="noreceipt@example.com"), "SENT")
+    kinds = REPORTED[first:] + REPORTED[:first]
+    for number, (kind, more) in enumerate(reversed(kinds) if backwards else kinds):
+        # Seconds of another clock: behind ours, ahead of it, and equal.
+        timestamp = int(datetime.now(UTC).timestamp()) + (-90, 3600, 0)[number % 3]
+        await service.apply(event(sent.email_id, kind, timestamp=timestamp, **more))
+    email = await service.get(sent.email_id)
+    times = [step.change_time.ToNanoseconds() for step in email.history]
+
+    assert status(email) == history(email)[-1] == "COMPLAINED"
+    assert times == sorted(times)
+    assert times[-1] <= email.update_time.ToNanoseconds()
+
+
+async def test_waiting_mail_says_what_holds_it_back(database_url: str, tmp_path: Path) -> None:
+    async with email_service(database_url, tmp_path, sendgrid="http://127.0.0.1:9") as service:
+        email_id = await send_confirmation(service)
+        await backing_off(service, email_id)
+        failed = await service.get(email_id)
+        service.breaker.force_open()
+        held = (await service.email.SendPaymentNotice(receipt())).email.email_id
+        open_breaker = await service.get(held)
+        await service.database.run(job_operations.park, "email", held)
+        parked = await service.get(held)
+        await service.email.CancelEmails(pb.CancelEmailsRequest(email_id=held))
+
+    assert failed.waiting_reason == "NOT_SENT"
+    assert failed.waiting_time.ToNanoseconds() > failed.update_time.ToNanoseconds()
+    assert open_breaker.waiting_reason == "BREAKER_OPEN"
+    assert open_breaker.HasField("waiting_time")
+    assert (parked.waiting_reason, parked.HasField("waiting_time")) == ("PARKED", False)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

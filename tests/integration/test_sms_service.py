@@ -599,7 +599,9 @@ async def test_refused_credentials_pause_the_queue_and_keep_every_text(desk: Des
     await asyncio.sleep(0.3)
 
     assert pace["reason"] == "PROVIDER_CREDENTIALS"
-    assert (await desk.get(other.sms_id)).status == common.MESSAGE_STATUS_QUEUED
+    held = await desk.get(other.sms_id)
+    assert (held.status, held.waiting_reason) == (common.MESSAGE_STATUS_QUEUED, "PROVIDER_CREDENTIALS")
+    assert held.waiting_time.ToDatetime(UTC) > held.create_time.ToDatetime(UTC)
     desk.later(seconds=61)
     await desk.becomes(sms.sms_id, "SENT")
     await desk.becomes(other.sms_id, "SENT")
@@ -704,6 +706,54 @@ async def test_callbacks_in_any_order_and_twice_move_a_text_only_forward(desk: D
     delivered = await desk.get(sms.sms_id)
     assert delivered.status == common.MESSAGE_STATUS_DELIVERED
     assert len(delivered.history) == 3
+
+
+@pytest.mark.parametrize(
+    ("told", "ends"),
+    [
+        (["undelivered", "delivered"], "DELIVERED"),
+        (["delivered", "undelivered"], "DELIVERED"),
+        (["undelivered", "sent", "read"], "DELIVERED"),
+        (["failed", "delivered", "undelivered"], "DELIVERED"),
+        (["sent", "undelivered", "queued"], "UNDELIVERED"),
+    ],
+)
+async def test_status_does_not_depend_on_the_order_of_callbacks(desk: Desk, told: list[str], ends: str) -> None:
+    sms = await desk.becomes((await desk.stub.SendSms(custom())).sms.sms_id, "SENT")
+    for number, word in enumerate(told):
+        code = {"ErrorCode": "30003"} if word in {"undelivered", "failed"} else {}
+        await desk.callback(sms, word, event_id=f"e{number}", **code)
+    ended = await desk.get(sms.sms_id)
+
+    assert common.MessageStatus.Name(ended.status) == f"MESSAGE_STATUS_{ends}"
+    assert ended.failure_reason == ("" if ends == "DELIVERED" else "PROVIDER_REJECTED")
+
+
+@pytest.mark.parametrize(("before", "hour"), [(16, 8), (10, 8), (14, 8)])
+async def test_reminder_held_for_the_night_says_so(desk: Desk, before: int, hour: int) -> None:
+    start_at = daytime(days=2, hour=15)
+    sms = (await desk.stub.SendAppointmentReminder(reminder("r", start_at, before=timedelta(hours=before)))).sms
+    stored = await desk.get(sms.sms_id)
+
+    assert sms.waiting_reason == stored.waiting_reason == "QUIET_HOURS"
+    assert stored.waiting_time.ToDatetime(UTC) == stored.scheduled_time.ToDatetime(UTC) == daytime(days=2, hour=hour)
+
+
+async def test_waiting_text_says_what_holds_it_back(desk: Desk) -> None:
+    desk.breaker.force_open()
+    code = pb.SendVerificationCodeRequest(idempotency_key="v", recipient=recipient(), code="493021")
+    held = [
+        (await desk.stub.SendSms(custom())).sms,
+        (await desk.stub.SendVerificationCode(code)).sms,
+        (await desk.stub.SendAppointmentReminder(reminder("r", daytime(days=9), before=timedelta(hours=2)))).sms,
+    ]
+    told = [(await desk.get(sms.sms_id)).waiting_reason for sms in held]
+    desk.breaker.release()
+    desk.later(seconds=61)
+    sent = await desk.becomes(held[0].sms_id, "SENT")
+
+    assert told == ["BREAKER_OPEN", "BREAKER_OPEN", ""]  # the last one waits for its own time
+    assert (sent.waiting_reason, sent.HasField("waiting_time")) == ("", False)
 
 
 async def test_an_undelivered_text_says_why(desk: Desk) -> None:

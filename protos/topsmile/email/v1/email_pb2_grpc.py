@@ -28,7 +28,8 @@ if _version_not_supported:
 class EmailServiceStub(object):
     """EmailService sends pt-BR emails, HTML and text, and tells what became of them.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Reading and cancelling see the caller's own emails only;
+    scope `admin` sees all. Services that share appointments use tokens of one name.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
@@ -72,7 +73,8 @@ class EmailServiceStub(object):
 class EmailServiceServicer(object):
     """EmailService sends pt-BR emails, HTML and text, and tells what became of them.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Reading and cancelling see the caller's own emails only;
+    scope `admin` sees all. Services that share appointments use tokens of one name.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
@@ -161,7 +163,8 @@ def add_EmailServiceServicer_to_server(servicer, server):
 class EmailService(object):
     """EmailService sends pt-BR emails, HTML and text, and tells what became of them.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Reading and cancelling see the caller's own emails only;
+    scope `admin` sees all. Services that share appointments use tokens of one name.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was

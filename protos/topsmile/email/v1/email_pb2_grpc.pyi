@@ -29,7 +29,8 @@ GRPC_VERSION: str
 class EmailServiceStub:
     """EmailService sends pt-BR emails, HTML and text, and tells what became of them.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Reading and cancelling see the caller's own emails only;
+    scope `admin` sees all. Services that share appointments use tokens of one name.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
@@ -67,7 +68,8 @@ class EmailServiceStub:
 class EmailServiceAsyncStub(EmailServiceStub):
     """EmailService sends pt-BR emails, HTML and text, and tells what became of them.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Reading and cancelling see the caller's own emails only;
+    scope `admin` sees all. Services that share appointments use tokens of one name.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
@@ -101,7 +103,8 @@ class EmailServiceAsyncStub(EmailServiceStub):
 class EmailServiceServicer(metaclass=abc_1.ABCMeta):
     """EmailService sends pt-BR emails, HTML and text, and tells what became of them.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Reading and cancelling see the caller's own emails only;
+    scope `admin` sees all. Services that share appointments use tokens of one name.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was

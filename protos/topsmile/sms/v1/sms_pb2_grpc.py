@@ -28,7 +28,8 @@ if _version_not_supported:
 class SmsServiceStub(object):
     """SmsService sends pt-BR text messages and tells what became of them.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Reading and cancelling see the caller's own texts only;
+    scope `admin` sees all. Services that share appointments use tokens of one name.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
@@ -85,7 +86,8 @@ class SmsServiceStub(object):
 class SmsServiceServicer(object):
     """SmsService sends pt-BR text messages and tells what became of them.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Reading and cancelling see the caller's own texts only;
+    scope `admin` sees all. Services that share appointments use tokens of one name.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
@@ -202,7 +204,8 @@ def add_SmsServiceServicer_to_server(servicer, server):
 class SmsService(object):
     """SmsService sends pt-BR text messages and tells what became of them.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Reading and cancelling see the caller's own texts only;
+    scope `admin` sees all. Services that share appointments use tokens of one name.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was

@@ -29,7 +29,8 @@ GRPC_VERSION: str
 class SmsServiceStub:
     """SmsService sends pt-BR text messages and tells what became of them.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Reading and cancelling see the caller's own texts only;
+    scope `admin` sees all. Services that share appointments use tokens of one name.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
@@ -75,7 +76,8 @@ class SmsServiceStub:
 class SmsServiceAsyncStub(SmsServiceStub):
     """SmsService sends pt-BR text messages and tells what became of them.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Reading and cancelling see the caller's own texts only;
+    scope `admin` sees all. Services that share appointments use tokens of one name.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
@@ -117,7 +119,8 @@ class SmsServiceAsyncStub(SmsServiceStub):
 class SmsServiceServicer(metaclass=abc_1.ABCMeta):
     """SmsService sends pt-BR text messages and tells what became of them.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1.
+    Callers, scopes, idempotency and errors: see topsmile.common.v1. Reading and cancelling see the caller's own texts only;
+    scope `admin` sees all. Services that share appointments use tokens of one name.
 
     OK from a Send… RPC means that the message is on this service's disk and will be sent, the provider's outages
     included, or that its status will say why not. Their errors: INVALID_ARGUMENT (each wrong field is named; nothing was
