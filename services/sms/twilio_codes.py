@@ -7,6 +7,9 @@ alarm: Twilio adds codes, and somebody has to find out whose fault a new one is.
 
 from collections.abc import Mapping
 
+import structlog
+
+from services.chassis import metrics
 from services.chassis.errors import (
     CredentialsRefused,
     ExternalServiceError,
@@ -53,3 +56,16 @@ CODES: Mapping[int, type[ExternalServiceError]] = {
     30034: CredentialsRefused,  # our number is not registered for such texts
     **dict.fromkeys(range(35110, 35120), ProviderRefusedInput),
 }
+
+#: Refusals of one text that say something about the account: it may not text a country, or is on trial.
+LIMITS = frozenset([21408, 21608])
+
+log = structlog.get_logger()
+
+
+def alarm(code: int, kind: type[ExternalServiceError] | None) -> None:
+    """Tell operators of a refusal that is our account's fault, or whose code is not known (`kind` None)."""
+    if kind is None or kind is CredentialsRefused or code in LIMITS:
+        reason = "UNKNOWN_CODE" if kind is None else "ACCOUNT"
+        metrics.provider_alarms_total.labels("twilio", reason).inc()
+        log.error("twilio.refused", reason=reason, code=code)

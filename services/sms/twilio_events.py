@@ -7,13 +7,11 @@ They come in any order, late, and twice.
 import re
 from urllib.parse import parse_qs
 
-import structlog
-
 from services.chassis.errors import CredentialsRefused, ExternalServiceError, ProviderRejected, ProviderThrottled
 from services.chassis.fields import printable
 from services.messaging.events import Event, IgnoredEvent, InvalidEvent, StatusEvent
 from services.messaging.provider import OptedOut
-from services.sms.twilio_codes import CODES
+from services.sms.twilio_codes import CODES, alarm
 from topsmile.common.v1 import common_pb2 as common
 
 #: `canceled` and what is received are none of ours.
@@ -29,10 +27,7 @@ ENDS: dict[type[ExternalServiceError], str] = {
     ProviderThrottled: "FAILED",
 }
 
-OPTED_OUT_CODE = "21610"
 MAX_DETAIL = 300
-
-log = structlog.get_logger()
 
 
 def read(event: common.ProviderEvent) -> Event:
@@ -50,11 +45,12 @@ def read(event: common.ProviderEvent) -> Event:
         return next((form[name][0] for name in names if name in form), "")
 
     sid, told, code = first("MessageSid", "SmsSid"), first("MessageStatus", "SmsStatus"), first("ErrorCode")
+    number = int(code) if re.fullmatch("[0-9]{1,9}", code) else 0
     if not event.event_id or not sid or not told:
         return InvalidEvent("it lacks an event_id, MessageSid or MessageStatus")
-    if not (status := STATUSES.get(told, "")) and code != OPTED_OUT_CODE:
+    status, reason = _outcome(STATUSES.get(told, ""), number)
+    if not status:
         return IgnoredEvent("nothing here depends on this status")
-    status, reason = _outcome(status, code)
     attempt = query.get("attempt", [""])[0]
     return StatusEvent(
         provider="twilio",
@@ -69,16 +65,11 @@ def read(event: common.ProviderEvent) -> Event:
     )
 
 
-def _outcome(status: str, code: str) -> tuple[str, str]:
+def _outcome(status: str, code: int) -> tuple[str, str]:
     """Return a text's status and failure_reason: the code tells whose fault it is that it was not delivered."""
-    kind = CODES.get(int(code)) if re.fullmatch("[0-9]{5}", code) else None
-    if kind is OptedOut:
-        status = "UNDELIVERED"  # whatever Twilio calls it
-    if status != "UNDELIVERED":
+    kind = CODES.get(code)
+    if status != "UNDELIVERED" and kind is not OptedOut:  # that one counts whatever Twilio calls it
         return status, ""
-    if kind is None:
-        log.error("twilio_code.not_known", code=code[:20])
-        kind = ProviderRejected
-    if kind is CredentialsRefused:
-        log.error("twilio_account.refused", code=code)
-    return ENDS.get(kind, status), kind.default_reason
+    alarm(code, kind)
+    kind = kind or ProviderRejected
+    return ENDS.get(kind, "UNDELIVERED"), kind.default_reason

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 from urllib.parse import urlencode, urlsplit
 
-import structlog
 from twilio.base.exceptions import TwilioException
 from twilio.http import AsyncHttpClient
 from twilio.http.response import Response
@@ -27,9 +26,7 @@ from services.chassis.errors import (
 from services.chassis.outbound import Answer, Outbound, retry_after
 from services.messaging.provider import Receipt
 from services.sms.provider import Text
-from services.sms.twilio_codes import CODES
-
-log = structlog.get_logger()
+from services.sms.twilio_codes import CODES, alarm
 
 #: For answers without a code that says more.
 STATUSES: Mapping[int, type[ExternalServiceError]] = {
@@ -124,9 +121,9 @@ def refusal(answer: Answer) -> ExternalServiceError:
     said = said if isinstance(said, dict) else {}
     code = said["code"] if isinstance(said.get("code"), int) else 0
     kind = CODES.get(code) or STATUSES.get(answer.status)
-    if kind is None and 400 <= answer.status < 500:
-        kind = ProviderRefusedInput
-        log.error("twilio_code.not_known", code=code, status=answer.status)
+    if 400 <= answer.status < 500:
+        alarm(code, kind)
+        kind = kind or ProviderRefusedInput
     original = f"Twilio {code or answer.status}: {said.get('message') or said.get('detail') or ''}".removesuffix(": ")
     error = (kind or OutcomeUnknown)("twilio", original, f"Twilio answered {answer.status}, code {code}")
     if isinstance(error, ProviderThrottled):

@@ -172,7 +172,17 @@ async def test_a_refusal_that_is_not_in_the_table_is_final_and_an_alarm(status: 
             with pytest.raises(ProviderRefusedInput):
                 await sending.send(TEXT)
 
-    assert {"event": "twilio_code.not_known", "code": code, "status": status, "log_level": "error"} in logs
+    assert {"event": "twilio.refused", "reason": "UNKNOWN_CODE", "code": code, "log_level": "error"} in logs
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, 20003), (400, 21606), (403, 0), (400, 21408), (400, 21608)])
+async def test_a_refusal_of_our_account_is_an_alarm(status: int, code: int) -> None:
+    with capture_logs() as logs:
+        async with provider(Twilio(status, {"code": code})) as sending:
+            with pytest.raises((CredentialsRefused, ProviderRejected)):
+                await sending.send(TEXT)
+
+    assert {"event": "twilio.refused", "reason": "ACCOUNT", "code": code, "log_level": "error"} in logs
 
 
 async def test_a_429_says_how_long_to_wait() -> None:

@@ -3,11 +3,14 @@
 from urllib.parse import urlencode
 
 import pytest
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from services.messaging.events import IgnoredEvent, InvalidEvent, StatusEvent
 from services.sms.twilio_events import read
 from topsmile.common.v1 import common_pb2 as common
+
+ALARMS = "topsmile_provider_alarms_total"
 
 
 def event(query: str = "sms_id=sms_1&attempt=2", **form: str) -> common.ProviderEvent:
@@ -54,17 +57,30 @@ def test_a_fault_of_our_account_is_not_the_recipient_s(told: str, code: str) -> 
 
     assert isinstance(got, StatusEvent)
     assert (got.status, got.failure_reason) == ("FAILED", "PROVIDER_CREDENTIALS")
-    assert logs == [{"event": "twilio_account.refused", "code": code, "log_level": "error"}]
+    assert logs == [{"event": "twilio.refused", "reason": "ACCOUNT", "code": int(code), "log_level": "error"}]
 
 
-@pytest.mark.parametrize("code", ["30999", "63999", "1", "abc", "\N{FULLWIDTH DIGIT THREE}0003", "9" * 50])
-def test_a_code_that_is_not_in_the_table_is_final_and_an_alarm(code: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("30999", 30999),
+        ("63999", 63999),
+        ("1", 1),
+        ("", 0),
+        ("abc", 0),
+        ("\N{FULLWIDTH DIGIT THREE}0003", 0),
+        ("9" * 50, 0),
+    ],
+)
+def test_a_code_that_is_not_in_the_table_is_final_and_an_alarm(code: str, told: int) -> None:
+    before = REGISTRY.get_sample_value(ALARMS, {"provider": "twilio", "reason": "UNKNOWN_CODE"}) or 0.0
     with capture_logs() as logs:
         got = read(event(MessageStatus="undelivered", ErrorCode=code))
 
     assert isinstance(got, StatusEvent)
     assert (got.status, got.failure_reason) == ("UNDELIVERED", "PROVIDER_REJECTED")
-    assert logs == [{"event": "twilio_code.not_known", "code": code[:20], "log_level": "error"}]
+    assert REGISTRY.get_sample_value(ALARMS, {"provider": "twilio", "reason": "UNKNOWN_CODE"}) == before + 1
+    assert logs == [{"event": "twilio.refused", "reason": "UNKNOWN_CODE", "code": told, "log_level": "error"}]
 
 
 def test_an_older_callback_says_the_same_in_older_fields() -> None:
