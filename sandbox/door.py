@@ -119,7 +119,7 @@ class Door:
             answer = handler(db, call)
             ledger.write(db, provider.name, call, answer, None if fault is None else fault.kind)
         self._sender.wake()
-        if fault is not None and fault.kind == "alter" and answer.status == 200:
+        if fault is not None and fault.kind == "alter" and answer.body:
             answer.body = json.dumps({**json.loads(answer.body), **(fault.fields or {})}).encode()
         elif fault is not None and fault.kind not in {"delay", "alter"}:
             return _interfered(answer, fault)

@@ -25,7 +25,7 @@ class Fault:
     message: str | None = None
     #: A reset strikes after the work is committed instead of before it.
     after: bool = False
-    #: Of `alter`: what an answer of 200 has instead, by the names of its outermost fields; null takes a field's value.
+    #: Of `alter`: what an answer has instead, by the names of its outermost fields; null takes a field's value.
     fields: dict[str, Any] | None = None
     #: Stripe only: the answer is kept under the idempotency key and replayed. Stripe does so with a 500, which its API
     #: made, and not with a 502 or 503, which never reached it.

@@ -60,7 +60,12 @@ def standing_of(intent: Mapping[str, Any], at: int | None = None) -> Standing:
 
 
 def decline_of(error: Mapping[str, Any]) -> Decline:
-    return Decline(_text(error.get("decline_code") or error.get("code") or ""), _text(error.get("advice_code") or ""))
+    return Decline(code_of(error.get("decline_code")) or code_of(error.get("code")), code_of(error.get("advice_code")))
+
+
+def code_of(value: object) -> str:
+    """Return one of the codes in Stripe's errors, all of which are optional; empty where there is no text."""
+    return value if isinstance(value, str) else ""
 
 
 def unexpected(what: str, **more: object) -> None:

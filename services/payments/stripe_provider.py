@@ -7,7 +7,7 @@ all the rest of a call.
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import stripe
 from stripe import HTTPClient, StripeClient, StripeError
@@ -28,7 +28,7 @@ from services.chassis.violations import Rule
 from services.payments.latin import to_ascii
 from services.payments.payment import Order
 from services.payments.provider import Standing
-from services.payments.stripe_intents import OURS, decline_of, standing_of, unexpected
+from services.payments.stripe_intents import OURS, code_of, decline_of, standing_of, unexpected
 
 INTENTS = "/v1/payment_intents"
 #: A page has 100 PaymentIntents. Stripe lets an account make 100 a second, so no narrow window has more than this.
@@ -163,12 +163,15 @@ class StripeProvider:
         }
         for _ in range(MAX_PAGES):
             page = await self._request("get", INTENTS, params)
-            for intent in page["data"]:
-                if (intent.get("metadata") or {}).get(OURS) == payment_id:
+            intents = page.get("data") if isinstance(page, Mapping) else None
+            if not isinstance(intents, list):
+                raise _unreadable(page, "no list of PaymentIntents")
+            for intent in intents:
+                if value_at(intent, "metadata", OURS) == payment_id:
                     return _standing(intent)
-            if not page["has_more"]:
+            if not intents or not page.get("has_more"):
                 return None
-            params["starting_after"] = page["data"][-1]["id"]
+            params["starting_after"] = value_at(intents[-1], "id")
         raise OutcomeUnknown("stripe", None, f"not among the newest {100 * MAX_PAGES} payments of that time")
 
     async def _request(self, method: str, path: str, params: Mapping[str, Any]) -> Any:
@@ -177,25 +180,40 @@ class StripeProvider:
             return (await send(method, path, **params)).data
         except StripeError as error:
             refuse(error, reading=method == "get")
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            # The SDK trips over errors that are not in Stripe's form: those of a proxy, for example.
+            raise OutcomeUnknown("stripe", error, "stripe answered something that its SDK cannot read") from error
 
 
 def _standing(answer: object) -> Standing:
-    if not isinstance(answer, Mapping) or answer.get("object") != "payment_intent":
-        raise OutcomeUnknown("stripe", None, "stripe answered something that is no PaymentIntent")
+    if value_at(answer, "object") != "payment_intent":
+        raise _unreadable(answer, "no PaymentIntent")
     try:
-        return standing_of(answer)
+        return standing_of(cast(Mapping[str, Any], answer))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        unexpected("payment_intent", error=type(error).__name__)
-        unread = OutcomeUnknown("stripe", error, "stripe answered a PaymentIntent that cannot be read")
-        unread.provider_fault = False  # it did answer, and answers others
-        raise unread from error
+        raise _unreadable(answer, "a PaymentIntent that cannot be read") from error
+
+
+def _unreadable(answer: object, what: str) -> OutcomeUnknown:
+    """Say that an answer cannot be used. One of Stripe's objects, of whatever form, shows that Stripe is well."""
+    unexpected("answer", read_as=what)
+    error = OutcomeUnknown("stripe", None, f"stripe answered {what}")
+    error.provider_fault = not isinstance(value_at(answer, "object"), str)
+    return error
+
+
+def value_at(tree: object, *names: str) -> Any:
+    """Return what lies at a path; None where the path leaves the objects."""
+    for name in names:
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def refuse(error: StripeError, *, reading: bool = False) -> NoReturn:
     """Say in our words what Stripe's error means. Its own text may name a person and stays here."""
-    body = error.json_body
-    told = (body.get("error") if isinstance(body, dict) else None) or {}
-    status, code, kind = error.http_status or 0, told.get("code"), told.get("type")
+    told = value_at(error.json_body, "error")
+    told = told if isinstance(told, Mapping) else {}
+    status, code, kind = error.http_status or 0, code_of(told.get("code")), code_of(told.get("type"))
     what = f"stripe answered {status}: {code or kind or 'no JSON'}"
     refusal = _refusal(status, code, kind)
     if reading and (refusal not in READ_REFUSALS or status == 403):
@@ -222,7 +240,7 @@ def refuse(error: StripeError, *, reading: bool = False) -> NoReturn:
     raise refused from error
 
 
-def _refusal(status: int, code: object, kind: object) -> type[ExternalServiceError]:
+def _refusal(status: int, code: str, kind: str) -> type[ExternalServiceError]:
     if code in ACCOUNT_CODES:
         return CredentialsRefused
     for of_status, of_code, of_type, refusal in REFUSALS:

@@ -139,7 +139,9 @@ async def test_a_payment_intent_with_optional_fields_missing_is_read(
         ({"status": None}, False),
         ({"status": {"is": "new"}}, False),
         ({"metadata": "x"}, False),
-        ({"object": "list"}, True),
+        ({"object": "list"}, False),
+        ({"object": "charge"}, False),
+        ({"object": None}, True),
     ],
 )
 async def test_a_payment_intent_that_cannot_be_read_is_no_fault_of_stripes(
@@ -150,6 +152,38 @@ async def test_a_payment_intent_that_cannot_be_read_is_no_fault_of_stripes(
         await create(stripe)
 
     assert (unread.value.definite, unread.value.provider_fault) == (False, is_fault)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"data": None}, {"data": {"of": "another form"}}, {"data": "x"}, {"data": [None, 1, "x", []]}, {"data": []}],
+)
+async def test_a_list_that_cannot_be_read_is_no_bug_and_no_fault_of_stripes(
+    stripe: StripeProvider, bench: Bench, fields: dict[str, Any]
+) -> None:
+    await bench.fault(provider="stripe", path="GET", kind="alter", fields={"has_more": None, **fields})
+    try:
+        assert await stripe.find("pay_1", 0, 1) is None
+        assert isinstance(fields["data"], list)
+    except OutcomeUnknown as unread:
+        assert unread.provider_fault is False  # noqa: PT017 - one of two ways to answer
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        *((error, OutcomeUnknown) for error in (None, "x", ["a"], 5)),
+        *((error, ProviderRefusedInput) for error in ({}, {"code": ["a"], "type": 5, "param": {}}, {"code": None})),
+    ],
+)
+async def test_a_refusal_in_another_form_is_no_bug(
+    stripe: StripeProvider, bench: Bench, error: object, kind: type[ExternalServiceError]
+) -> None:
+    await bench.fault(provider="stripe", path="POST", kind="alter", fields={"error": error}, times=0)
+    with pytest.raises(ExternalServiceError) as refused:
+        await create(stripe, amount=10)
+
+    assert type(refused.value) is kind
 
 
 async def test_a_replayed_failure_is_no_fault_of_stripes_today(stripe: StripeProvider, bench: Bench) -> None:
