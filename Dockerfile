@@ -40,6 +40,7 @@ ENV DATABASES="services.chassis.sqlite, services.chassis.postgres"
 FROM process AS payments
 COPY --from=payments-build /venv /venv
 COPY protos/topsmile/common protos/topsmile/common
+COPY protos/topsmile/descriptors.binpb protos/topsmile/
 COPY protos/topsmile/payments protos/topsmile/payments
 COPY services/brazil services/brazil
 COPY services/chassis services/chassis
@@ -54,6 +55,7 @@ CMD ["python", "-m", "services.payments"]
 FROM process AS email
 COPY --from=email-build /venv /venv
 COPY protos/topsmile/common protos/topsmile/common
+COPY protos/topsmile/descriptors.binpb protos/topsmile/
 COPY protos/topsmile/email protos/topsmile/email
 COPY services/brazil services/brazil
 COPY services/chassis services/chassis
@@ -68,6 +70,7 @@ CMD ["python", "-m", "services.email"]
 FROM process AS sms
 COPY --from=sms-build /venv /venv
 COPY protos/topsmile/common protos/topsmile/common
+COPY protos/topsmile/descriptors.binpb protos/topsmile/
 COPY protos/topsmile/sms protos/topsmile/sms
 COPY services/brazil services/brazil
 COPY services/chassis services/chassis

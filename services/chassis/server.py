@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from services.chassis import interceptors, web
 from services.chassis.authentication import Doorkeeper
 from services.chassis.health import HealthServicer, Readiness, Store
 from services.chassis.lifecycle import GRACE, Worker, working
 from services.chassis.operations import Facts, operations
+from services.chassis.reflection import add_reflection
 from services.chassis.settings import Address, ProcessSettings
 
 OPTIONS = (
@@ -109,8 +109,7 @@ async def answering(
     for service in services:
         service.add(service.servicer, methods)
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(readiness, names), methods)
-    reflected = reflection.aio.ReflectionServicer([*names, health.SERVICE_NAME, reflection.SERVICE_NAME])
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, methods)
+    add_reflection(methods, [*names, health.SERVICE_NAME])
     address = Address(settings.listen.host, bind(server, settings))
     await server.start()
     try:

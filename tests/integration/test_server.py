@@ -18,6 +18,7 @@ import aiohttp
 import grpc
 import pytest
 from cryptography import x509
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -148,15 +149,64 @@ async def test_health_follows_whether_the_process_can_store() -> None:
 
 
 async def test_reflection_lists_the_services() -> None:
+    for stub, path in (
+        (reflection_pb2_grpc.ServerReflectionStub, "v1alpha"),
+        (VersionOne, "v1"),
+    ):
+        async with answered(FakeStore()) as (channel, _):
+            call = stub(channel).ServerReflectionInfo()
+            await call.write(reflection_pb2.ServerReflectionRequest(list_services="*"))
+            listed = await call.read()
+            await call.done_writing()
+
+        assert {service.name for service in listed.list_services_response.service} == {
+            NAME, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection",
+            "grpc.reflection.v1.ServerReflection",
+        }, path  # fmt: skip
+
+
+class VersionOne:
+    """grpcio-reflection has no stub of version 1, whose messages are those of 1alpha."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.ServerReflectionInfo: Any = channel.stream_stream(
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            reflection_pb2.ServerReflectionRequest.SerializeToString,
+            reflection_pb2.ServerReflectionResponse.FromString,
+        )
+
+
+SYMBOLS = {
+    "topsmile.sms.v1.SmsService.SendSms": "topsmile/sms/v1/sms.proto",
+    "topsmile.payments.v1.PaymentAdminService.ApplyEvents": "topsmile/payments/v1/payments.proto",
+    "topsmile.email.v1.EmailService": "topsmile/email/v1/email.proto",
+    "topsmile.common.v1.Money.currency": "topsmile/common/v1/common.proto",
+    "topsmile.common.v1.ERROR_REASON_SHEDDING": "topsmile/common/v1/common.proto",
+    "topsmile.common.v1.ErrorReason.ERROR_REASON_SHEDDING": "topsmile/common/v1/common.proto",
+    "google.protobuf.Timestamp": "google/protobuf/timestamp.proto",
+    "google.rpc.BadRequest.FieldViolation": "google/rpc/error_details.proto",
+    "grpc.health.v1.Health.Check": "grpc_health/v1/health.proto",
+    "grpc.reflection.v1.ServerReflection.ServerReflectionInfo": "grpc_reflection/v1/reflection.proto",
+    "grpc.reflection.v1alpha.ServerReflection": "grpc_reflection/v1alpha/reflection.proto",
+}
+
+
+@pytest.mark.parametrize("symbol", [*SYMBOLS, "no.Such", "topsmile.sms.v1.SmsService.NoMethod", "", "."])
+async def test_reflection_finds_services_methods_messages_fields_and_values_with_their_comments(symbol: str) -> None:
     async with answered(FakeStore()) as (channel, _):
         call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
-        await call.write(reflection_pb2.ServerReflectionRequest(list_services="*"))
-        listed = await call.read()
+        await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol))
+        answer = await call.read()
         await call.done_writing()
 
-    assert {service.name for service in listed.list_services_response.service} == {
-        NAME, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"
-    }  # fmt: skip
+    told = list(map(FileDescriptorProto.FromString, answer.file_descriptor_response.file_descriptor_proto))
+    if symbol not in SYMBOLS:
+        assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+        return
+    assert told[0].name == SYMBOLS[symbol]
+    assert {name for file in told for name in file.dependency} <= {file.name for file in told}
+    if symbol.startswith("topsmile."):
+        assert any(location.leading_comments for location in told[0].source_code_info.location)
 
 
 async def test_a_method_that_does_not_exist_is_unimplemented() -> None:
