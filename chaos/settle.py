@@ -22,6 +22,8 @@ from chaos.trouble import Trouble
 DUE_NOW = """UPDATE job SET due_at = now_ms() WHERE state = 'queued' AND due_at > now_ms()
     AND note NOT IN ('', 'QUIET_HOURS')"""
 PAUSE_OVER = "UPDATE pace SET paused_until = 0 WHERE paused_until > now_ms()"
+#: An open payment is read again in minutes, which is how one ends whose only webhook was dropped.
+READINGS_DUE = "UPDATE job SET due_at = now_ms() WHERE state = 'queued' AND due_at > now_ms() AND id LIKE '%/read/%'"
 #: The time in which a lost answer may still be told by the provider is over: SendGrid's ten minutes, Twilio's one.
 WAITED_OUT = {
     "email": """UPDATE message SET outcome_unknown_since = outcome_unknown_since - 600000
@@ -38,6 +40,7 @@ class Settling:
         self._system, self._journal, self._http, self._trouble = system, journal, http, trouble
         #: When the waiting for providers was cut short; 0: it never had to be.
         self.waited_out_at = 0.0
+        self._read_again = False
 
     async def settle(self, load: Load, callers: asyncio.Task[None], patience: float) -> float | None:
         """Seconds until everything had come to its end; None: it did not within the time it was given."""
@@ -76,9 +79,13 @@ class Settling:
                 await self._system.stores.query(process, DUE_NOW)
             if not waiting and not left["gateway"] and any(left.values()):
                 await self._wait_out()
+            quiet = not waiting and not any(left.values())
+            if quiet and not self._read_again:
+                await self._system.stores.query("payments", READINGS_DUE)
+                self._read_again, quiet = True, False
         except (aiohttp.ClientError, OSError):
             return False
-        return not waiting and not any(left.values())
+        return quiet
 
     async def _left(self, process: str) -> int:
         ((row),) = await self._system.stores.query(process, OPEN)

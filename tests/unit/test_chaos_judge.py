@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from chaos.evidence import Evidence, Freeze, Intent, LeftJob, Post, Standing, Webhook
 from chaos.judge import counted, judge
 from chaos.operations import Operation
@@ -105,6 +107,25 @@ def test_a_payment_that_stands_otherwise_than_at_stripe_is_wrong() -> None:
         payments={"pay_1": Standing("AWAITING_CUSTOMER")},
     )
     assert verdicts(behind) == {("wrong", "a payment stands as Stripe says")}
+
+
+@pytest.mark.parametrize("state", ["dropped", "waiting", "delivered"])
+def test_a_payment_that_no_webhook_told_of_is_wrong_all_the_same(state: str) -> None:
+    unheard = Webhook("stripe", "payment_intent.succeeded", "evt_1", "pay_1", state, None)
+    behind = Evidence(
+        [payment("k-1", "pay_1")],
+        intents=[Intent("pi_1", "succeeded", "pay_1", "k-1")],
+        payments={"pay_1": Standing("AWAITING_CUSTOMER")},
+        webhooks=[unheard],
+    )
+    assert ("wrong", "a payment stands as Stripe says") in verdicts(behind)
+
+
+def test_the_next_reading_of_an_open_payment_is_not_left_behind() -> None:
+    ahead = LeftJob("payments", "stripe", "pay_1/read/1", "queued", "", 0, 0, 45.0)
+    assert verdicts(replace(KEPT, jobs=[ahead])) == set()
+    for late in (replace(ahead, due_in=-1.0), replace(ahead, state="running"), replace(ahead, note="BREAKER_OPEN")):
+        assert verdicts(replace(KEPT, jobs=[late])) == {("stuck", "queues are empty in the end")}
 
 
 def test_jobs_left_behind_are_lost_or_stuck() -> None:
