@@ -342,3 +342,18 @@ async def test_a_new_payment_is_told_as_being_created(payments: Payments, bench:
     assert [status(each) for each in (*told, meanwhile)] == ["CREATING", "AWAITING_METHOD", "CREATING"]
     assert payment.payment_id == meanwhile.payment_id
     assert await payments.database.read(change_log.bounds) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("passed", "methods"),
+    [(6 * MINUTE, []), (12 * HOUR, ["PAYMENT_METHOD_PIX"]), (23 * HOUR, ["PAYMENT_METHOD_BOLETO"]), (20 * HOUR, [])],
+)
+async def test_the_time_of_a_payment_is_the_payers_however_late_it_is_read(
+    payments: Payments, bench: Bench, passed: int, methods: list[str]
+) -> None:
+    payment = await payments.create(methods=methods)
+    await pay(bench, payment)
+    payments.database.offset_ms = passed
+
+    after = await payments.until(payment.payment_id, "SUCCEEDED")
+    assert abs(after.paid_time.seconds - (await events(bench))[-1]["created"]) <= 1
