@@ -28,10 +28,6 @@ outbound_seconds = Histogram(
 provider_unexpected_total = Counter(
     "topsmile_provider_unexpected_total", "Answers and events that fit no documented form", ["service", "what"]
 )
-provider_alarms_total = Counter(
-    "topsmile_provider_alarms_total", "Refusals that somebody has to look into: our account's, or of unknown codes",
-    ["provider", "reason"],
-)  # fmt: skip
 breaker_state = Gauge("topsmile_breaker_state", "0 closed, 1 half open, 2 open", ["target"])
 
 jobs_total = Counter("topsmile_jobs_total", "Jobs run, by what came of it", ["queue", "outcome"])

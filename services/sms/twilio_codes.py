@@ -66,6 +66,6 @@ log = structlog.get_logger()
 def alarm(code: int, kind: type[ExternalServiceError] | None) -> None:
     """Tell operators of a refusal that is our account's fault, or whose code is not known (`kind` None)."""
     if kind is None or kind is CredentialsRefused or code in LIMITS:
-        reason = "UNKNOWN_CODE" if kind is None else "ACCOUNT"
-        metrics.provider_alarms_total.labels("twilio", reason).inc()
-        log.error("twilio.refused", reason=reason, code=code)
+        what = "error_code" if kind is None else "account_refused"
+        metrics.provider_unexpected_total.labels("twilio", what).inc()
+        log.error("provider.unexpected", service="twilio", what=what, code=code)

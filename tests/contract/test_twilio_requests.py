@@ -172,7 +172,13 @@ async def test_a_refusal_that_is_not_in_the_table_is_final_and_an_alarm(status: 
             with pytest.raises(ProviderRefusedInput):
                 await sending.send(TEXT)
 
-    assert {"event": "twilio.refused", "reason": "UNKNOWN_CODE", "code": code, "log_level": "error"} in logs
+    assert {
+        "event": "provider.unexpected",
+        "service": "twilio",
+        "what": "error_code",
+        "code": code,
+        "log_level": "error",
+    } in logs
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, 20003), (400, 21606), (403, 0), (400, 21408), (400, 21608)])
@@ -182,7 +188,13 @@ async def test_a_refusal_of_our_account_is_an_alarm(status: int, code: int) -> N
             with pytest.raises((CredentialsRefused, ProviderRejected)):
                 await sending.send(TEXT)
 
-    assert {"event": "twilio.refused", "reason": "ACCOUNT", "code": code, "log_level": "error"} in logs
+    assert {
+        "event": "provider.unexpected",
+        "service": "twilio",
+        "what": "account_refused",
+        "code": code,
+        "log_level": "error",
+    } in logs
 
 
 async def test_a_429_says_how_long_to_wait() -> None:

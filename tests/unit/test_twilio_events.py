@@ -10,7 +10,7 @@ from services.messaging.events import IgnoredEvent, InvalidEvent, StatusEvent
 from services.sms.twilio_events import read
 from topsmile.common.v1 import common_pb2 as common
 
-ALARMS = "topsmile_provider_alarms_total"
+UNEXPECTED = "topsmile_provider_unexpected_total"
 
 
 def event(query: str = "sms_id=sms_1&attempt=2", **form: str) -> common.ProviderEvent:
@@ -57,7 +57,15 @@ def test_a_fault_of_our_account_is_not_the_recipient_s(told: str, code: str) -> 
 
     assert isinstance(got, StatusEvent)
     assert (got.status, got.failure_reason) == ("FAILED", "PROVIDER_CREDENTIALS")
-    assert logs == [{"event": "twilio.refused", "reason": "ACCOUNT", "code": int(code), "log_level": "error"}]
+    assert logs == [
+        {
+            "event": "provider.unexpected",
+            "service": "twilio",
+            "what": "account_refused",
+            "code": int(code),
+            "log_level": "error",
+        }
+    ]
 
 
 @pytest.mark.parametrize(
@@ -73,14 +81,16 @@ def test_a_fault_of_our_account_is_not_the_recipient_s(told: str, code: str) -> 
     ],
 )
 def test_a_code_that_is_not_in_the_table_is_final_and_an_alarm(code: str, told: int) -> None:
-    before = REGISTRY.get_sample_value(ALARMS, {"provider": "twilio", "reason": "UNKNOWN_CODE"}) or 0.0
+    before = REGISTRY.get_sample_value(UNEXPECTED, {"service": "twilio", "what": "error_code"}) or 0.0
     with capture_logs() as logs:
         got = read(event(MessageStatus="undelivered", ErrorCode=code))
 
     assert isinstance(got, StatusEvent)
     assert (got.status, got.failure_reason) == ("UNDELIVERED", "PROVIDER_REJECTED")
-    assert REGISTRY.get_sample_value(ALARMS, {"provider": "twilio", "reason": "UNKNOWN_CODE"}) == before + 1
-    assert logs == [{"event": "twilio.refused", "reason": "UNKNOWN_CODE", "code": told, "log_level": "error"}]
+    assert REGISTRY.get_sample_value(UNEXPECTED, {"service": "twilio", "what": "error_code"}) == before + 1
+    assert logs == [
+        {"event": "provider.unexpected", "service": "twilio", "what": "error_code", "code": told, "log_level": "error"}
+    ]
 
 
 def test_an_older_callback_says_the_same_in_older_fields() -> None:
