@@ -1,0 +1,30 @@
+"""The committed descriptor file is that of the contracts: after a change of a .proto or a merge, run `make protos`."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+
+from topsmile.common.v1 import common_pb2
+from topsmile.email.v1 import email_pb2
+from topsmile.payments.v1 import payments_pb2
+from topsmile.sms.v1 import sms_pb2
+
+
+@pytest.mark.parametrize("module", [common_pb2, email_pb2, payments_pb2, sms_pb2], ids=lambda module: module.__name__)
+def test_the_descriptor_file_is_that_of_the_generated_code(module: Any) -> None:
+    written = FileDescriptorSet.FromString(files("topsmile").joinpath("descriptors.binpb").read_bytes())
+    (file,) = [file for file in written.file if file.name == module.DESCRIPTOR.name]
+    assert len(file.source_code_info.location) > 100
+    file.ClearField("source_code_info")
+    for message in file.message_type:  # protoc tells JSON names to itself only
+        for field in message.field:
+            field.ClearField("json_name")
+        for nested in message.nested_type:
+            for field in nested.field:
+                field.ClearField("json_name")
+
+    assert file == FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb)
