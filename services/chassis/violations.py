@@ -48,7 +48,10 @@ class Rule(Enum):
         "O prazo deve ser maior que zero e de no máximo {days} dias.",
     )
     END_BEFORE_START = "must be after start_time", "O fim deve ser depois do início."
-    NOT_BEFORE_START = "must be before the appointment's start", "O envio deve ser antes do início da consulta."
+    NOT_BEFORE_START = (
+        "must be at least a minute before the appointment's start",
+        "O envio deve ser pelo menos um minuto antes do início da consulta.",
+    )
     APPOINTMENT_OVER = "must be of an appointment that is not over", "Esta consulta já passou."
     NOT_A_CHOICE = "must be one of {choices}", "Escolha uma das opções: {choices}."
     TOO_MANY_ENTRIES = "must have at most {limit} entries, not {length}", "Envie no máximo {limit} itens."

@@ -25,6 +25,8 @@ CONFIRMATION, REMINDER, RECEIPT = "appointment_confirmation", "appointment_remin
 DAY = 24 * 60 * 60 * 1000
 #: How long after its start an appointment without an end is over.
 OVER_AFTER = timedelta(hours=1)
+#: A reminder is asked for at least so long before the start, at which it expires.
+MIN_NOTICE = timedelta(minutes=1)
 #: Stands for a time that is missing, until `check` names it.
 NEVER = datetime.max.replace(tzinfo=UTC)
 #: A notice has no word for these.
@@ -140,8 +142,10 @@ class Request:
     def send_at(self, start_at: datetime) -> datetime | None:
         """Return when a reminder is asked for; None is at once."""
         send_at, before = self.fields.time("send_time"), self.fields.duration("before")
-        if send_at is not None and send_at >= start_at:
+        if send_at is not None and send_at > start_at - MIN_NOTICE:
             self.fields.wrong("send_time", Rule.NOT_BEFORE_START)
+        if before is not None and before < MIN_NOTICE:
+            self.fields.wrong("before", Rule.NOT_BEFORE_START)
         return send_at if before is None else start_at - before
 
     def given(self) -> dict[str, object]:

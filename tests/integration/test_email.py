@@ -339,6 +339,37 @@ async def test_a_confirmation_is_mailed_until_the_appointment_ends(service: Runn
     assert history(await service.until(sent.email_id, "SENT"))[-1] == "SENT"
 
 
+def minute_reminder(key: str) -> Any:
+    return pb.SendAppointmentReminderRequest(idempotency_key=key, recipient=recipient(), appointment=appointment())
+
+
+NO_NOTICE = {
+    "at the start": {"send_time": timedelta(0)},
+    "half a minute before": {"send_time": timedelta(seconds=30)},
+    "just under a minute before": {"send_time": timedelta(minutes=1, microseconds=-1)},
+    "an hour after": {"send_time": timedelta(hours=-1)},
+    "59 seconds": {"before": timedelta(seconds=59)},
+    "a microsecond": {"before": timedelta(microseconds=1)},
+}
+
+
+@pytest.mark.parametrize("schedule", NO_NOTICE.values(), ids=NO_NOTICE.keys())
+async def test_a_reminder_asked_for_without_a_minute_s_notice_is_refused(
+    service: Running, schedule: dict[str, timedelta]
+) -> None:
+    ((field, length),) = schedule.items()
+    asked, in_time = minute_reminder("no notice"), minute_reminder("in time")
+    for request, notice in ((asked, length), (in_time, timedelta(minutes=1))):
+        if field == "before":
+            request.before.FromTimedelta(notice)
+        else:
+            request.send_time.FromDatetime(request.appointment.start_time.ToDatetime(UTC) - notice)
+
+    _, _, wrong = await refusal(service.email.SendAppointmentReminder(asked))
+    assert wrong == {field: "must be at least a minute before the appointment's start"}
+    assert (await service.email.SendAppointmentReminder(in_time)).email.email_id
+
+
 async def test_a_reminder_waits_until_its_moment(service: Running) -> None:
     asked = reminder(timedelta(days=30), timedelta(days=29))
     waiting = (await service.email.SendAppointmentReminder(asked)).email

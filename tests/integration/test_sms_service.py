@@ -805,3 +805,33 @@ async def test_a_service_killed_between_twilio_s_yes_and_its_own_note_texts_once
 async def texts(http: aiohttp.ClientSession, to: str) -> list[dict[str, Any]]:
     async with http.get("/_sandbox/messages?provider=twilio") as answer:
         return [text for text in (await answer.json())["messages"] if text["to"] == to]
+
+
+NO_NOTICE = {
+    "at the start": {"send_time": timedelta(0)},
+    "half a minute before": {"send_time": timedelta(seconds=30)},
+    "just under a minute before": {"send_time": timedelta(minutes=1, microseconds=-1)},
+    "an hour after": {"send_time": timedelta(hours=-1)},
+    "59 seconds": {"before": timedelta(seconds=59)},
+    "a microsecond": {"before": timedelta(microseconds=1)},
+}
+
+
+@pytest.mark.parametrize("schedule", NO_NOTICE.values(), ids=NO_NOTICE.keys())
+async def test_a_reminder_asked_for_without_a_minute_s_notice_is_refused(
+    desk: Desk, schedule: dict[str, timedelta]
+) -> None:
+    ((field, length),) = schedule.items()
+    asked, in_time = (
+        reminder("no notice", datetime(2030, 3, 14, 17, 30, tzinfo=UTC)),
+        reminder("in time", datetime(2030, 3, 14, 17, 30, tzinfo=UTC)),
+    )
+    for request, notice in ((asked, length), (in_time, timedelta(minutes=1))):
+        if field == "before":
+            request.before.FromTimedelta(notice)
+        else:
+            request.send_time.FromDatetime(request.appointment.start_time.ToDatetime(UTC) - notice)
+
+    error = await refused(desk.stub.SendAppointmentReminder(asked), InvalidRequest)
+    assert [(each.field, each.reason) for each in error.violations] == [(field, "NOT_BEFORE_START")]
+    assert (await desk.stub.SendAppointmentReminder(in_time)).sms.sms_id

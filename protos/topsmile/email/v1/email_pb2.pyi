@@ -220,7 +220,7 @@ class SendAppointmentReminderRequest(message.Message):
 
     @builtins.property
     def before(self) -> duration_pb2.Duration:
-        """So long before the appointment's start; greater than zero."""
+        """So long before the appointment's start; a minute to 3,660 days."""
 
     def __init__(
         self,
