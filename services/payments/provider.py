@@ -1,5 +1,6 @@
 """What this service needs of a payment provider, in its own words."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -66,6 +67,8 @@ class Standing:
         times = (self.at or 0, self.step.expires_at if self.step else 0)
         if not all(text.isprintable() and len(text) <= TEXT_AT_MOST for text in (*texts, *self._words())):
             raise ValueError("holds text that is too long or cannot be printed")
+        if not re.fullmatch("[A-Z]{3}", self.currency):
+            raise ValueError("holds a currency that is none")
         if not all(0 <= amount <= LARGEST for amount in amounts):
             raise ValueError("holds an amount that cannot be paid")
         if not all(0 <= time <= LAST_SECOND for time in times):

@@ -90,9 +90,9 @@ class PaymentServicer(PaymentServiceServicer):
                 raise
             with suppress(ServiceError, TimeoutError):
                 reading = await self._database.run(store.read_now, queue, refusal.metadata["payment_id"])
-                if reading is not None:
+                if reading.job is not None:
                     async with asyncio.timeout(READ_WITHIN):
-                        await self._worker.perform(reading)
+                        await self._worker.perform(reading.job, recovering=reading.recovering)
         return await self._database.run(store.open_payment, queue, new)
 
     def _created(self, creating: "asyncio.Task[str]") -> None:

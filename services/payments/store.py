@@ -125,7 +125,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Opened:
-    """`job` is claimed and has to be performed now; None: the payment is settled."""
+    """`job` is claimed and has to be performed now; None: there is nothing to do."""
 
     payment_id: str
     job: Job | None = None
@@ -238,13 +238,14 @@ async def ask_refresh(payment_id: str, intent_id: str = "") -> None:
         await jobs.add(QUEUE, id, intent_id.encode(), priority=jobs.REMINDERS)
 
 
-async def read_now(queue: Queue, payment_id: str) -> Job | None:
-    """Claim a reading for a caller who waits; None: the last one is fresh, or there is nothing to read yet."""
+async def read_now(queue: Queue, payment_id: str) -> Opened:
+    """Claim a reading for a caller who waits; no job: the last one is fresh, or there is nothing to read yet."""
     row = await maybe_one(READ_NOW, payment_id=payment_id)
     if row is None:
-        return None
-    await take_turn(queue.name, queue.pace)
-    return await jobs.add_claimed(queue, f"{payment_id}/refresh/{row['read_at']}", b"")
+        return Opened(payment_id)
+    recovering = await take_turn(queue.name, queue.pace)
+    job = await jobs.add_claimed(queue, f"{payment_id}/refresh/asked/{row['read_at']}", b"")
+    return Opened(payment_id, job, recovering)
 
 
 async def begin_reading(payment_id: str) -> tuple[Stored, bool]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from prometheus_client import REGISTRY
 
-from services.chassis.database import maybe_one, rows
+from services.chassis.database import connect, maybe_one, rows
 from services.chassis.errors import AlreadyExists, OutcomeUnknown
 from services.payments import change_log
+from services.payments.__main__ import MIGRATIONS
 from tests.fakes.payments_service import Payments, eventually, order, payments_service, refusal, status
 from tests.fakes.sandbox_bench import Bench
 from topsmile.payments.v1 import payments_pb2 as pb
@@ -357,3 +360,36 @@ async def test_the_time_of_a_payment_is_the_payers_however_late_it_is_read(
 
     after = await payments.until(payment.payment_id, "SUCCEEDED")
     assert abs(after.paid_time.seconds - (await events(bench))[-1]["created"]) <= 1
+
+
+async def test_an_upgrade_schedules_a_reading_of_each_open_payment(
+    database_url: str, bench: Bench, tmp_path: Path
+) -> None:
+    old = tmp_path / "migrations"
+    old.mkdir()
+    shutil.copy(MIGRATIONS / "0002_payments.sql", old)
+    intents = [
+        (await bench.stripe("POST", "/v1/payment_intents", amount=15000, currency="brl")).json["id"] for _ in range(3)
+    ]
+    async with connect(database_url, old) as database:
+        for intent_id, rank in zip([*intents, "pi_done", ""], (10, 10, 20, 80, 0), strict=True):
+            await database.run(stored_before, intent_id, rank)
+    for intent_id in intents:
+        await bench.stripe("POST", f"/v1/payment_intents/{intent_id}/cancel")
+    async with payments_service(database_url, bench.url) as payments:
+        for intent_id in intents:
+            await payments.until(f"pay_{intent_id}", "CANCELED")
+        for change in await payments.changes(3):
+            assert change.change.payment.caller == "local"
+
+
+async def stored_before(intent_id: str, rank: int) -> None:
+    record = pb.Payment(payment_id=f"pay_{intent_id}", status=pb.PAYMENT_STATUS_AWAITING_METHOD)
+    record.stripe_payment_intent_id = intent_id
+    record.amount.amount_minor, record.amount.currency = 15000, "BRL"
+    await rows(
+        "INSERT INTO payment (payment_id, caller, idempotency_key, fingerprint, appointment_id, sole, confirmed,"
+        " intent_id, status, rank, record)"
+        " VALUES (:id, 'local', :id, '{}', :id, 1, 0, :intent_id, 'AWAITING_METHOD', :rank, :record)",
+        id=record.payment_id, intent_id=intent_id, rank=rank, record=record.SerializeToString(),
+    )  # fmt: skip

@@ -306,6 +306,8 @@ GARBAGE: dict[str, dict[str, Any]] = {
     "not a number": {"amount_received": float("nan")},
     "a list": {"amount": [15000]},
     "no currency": {"currency": None},
+    "half a currency": {"currency": "br"},
+    "a sentence for a currency": {"currency": "reais brasileiros"},
     "NUL in the secret": {"client_secret": "pi_\0"},
     "half a character": {"client_secret": "\ud800"},
     "an endless code": {"last_payment_error": {"code": "x" * 10_000}},
