@@ -13,6 +13,7 @@ import pytest
 from services.email.message import Mailbox
 from services.email.provider import Mail
 from services.email.sendgrid_provider import SendGridProvider
+from services.email.settings import Settings
 
 SPECIFICATION = Path(__file__).parents[2] / "../shared/provider-specs/tsg_mail_v3.patched.json"
 
@@ -63,3 +64,18 @@ def test_an_invitation_is_a_part_and_a_file_of_the_mail_without_a_charset() -> N
     assert (attached["type"], attached["filename"]) == ("text/calendar; method=REQUEST", "consulta.ics")
     assert [part["type"] for part in sent["content"]] == ["text/plain", "text/html", "text/calendar; method=REQUEST"]
     assert sent["content"][2]["value"] == "BEGIN:VCALENDAR\r\nEND:VCALENDAR\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sender", "address"),
+    [
+        ("Saúde <contato@saúde.example>", "contato@xn--sade-rra.example"),
+        ("contato@BÜCHER.example", "contato@xn--bcher-kva.example"),
+        ("Clínica <agenda@clínica.com.br>", "agenda@xn--clnica-4va.com.br"),
+        ("a@topsmile.example", "a@topsmile.example"),
+    ],
+)
+def test_a_sender_s_domain_goes_out_in_ascii(sender: str, address: str) -> None:
+    settings = Settings.model_validate({"sendgrid_api_key": "SG.test", "from_email": sender})
+
+    assert settings.from_email.address == address

@@ -21,6 +21,7 @@ from services.chassis.errors import (
     Unavailable,
     Violation,
 )
+from services.chassis.violations import Rule
 from tests.fakes.gateway import House, house
 
 PATIENT = {"name": "Ana Souza", "email": "ana@example.com", "phone": "(11) 91234-5678"}
@@ -255,6 +256,36 @@ async def test_a_payment_is_made_and_found_by_either_id(gateway: House) -> None:
     assert (list(asked.methods), dict(asked.metadata)) == ([2, 3], {"unit": "centro"})
     for reference in ("pay_1", "pi_1"):
         assert (await call(gateway, f"/v1/payments/{reference}", method="GET"))[:2] == (200, made)
+
+
+WRONG = {
+    "of no field": ("colour", PAYMENT | {"colour": "blue"}, "UNKNOWN_FIELD", "Este campo não existe."),
+    "of another type": (
+        "amount.amount_minor", PAYMENT | {"amount": {"amount_minor": "x"}}, "WRONG_TYPE",
+        "O formato deste campo está errado.",
+    ),
+    "of no choice": (
+        "methods", PAYMENT | {"methods": ["OTHER"]}, "NOT_A_CHOICE",
+        "Escolha uma das opções: AUTOMATIC, CARD, PIX, BOLETO.",
+    ),
+    "of a service's own rule": (
+        "payer.tax_id", PAYMENT | {"payer": {"tax_id": "1"}}, "NOT_A_TAX_ID",
+        "O CPF ou CNPJ não é válido. Confira os números.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "body", "reason", "words"), WRONG.values(), ids=WRONG.keys())
+async def test_a_wrong_field_has_a_reason_and_words_for_people(
+    gateway: House, field: str, body: dict[str, Any], reason: str, words: str
+) -> None:
+    gateway.payments.fail_with = InvalidRequest([Rule.NOT_A_TAX_ID.at("payer.tax_id")])
+
+    status, problem, _ = await call(gateway, "/v1/payments", body)
+
+    (error,) = problem["errors"]
+    assert (status, error["field"], error["reason"], error["localized_message"]) == (422, field, reason, words)
+    assert error["message"]
 
 
 async def test_an_unknown_payment_is_404(gateway: House) -> None:
