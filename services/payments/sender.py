@@ -75,9 +75,12 @@ class Sender:
             if stored.intent_id:  # an event has told it
                 return await self._retrieve(stored.intent_id)
             if job.unsure and age > KEY_KEPT:
-                return await self._found(
-                    payment_id, job, "never reached stripe, and is too old to be sent: use a new key"
-                )
+                found = await self._find(payment_id, job)
+                if found is None:
+                    raise ProviderRejected(
+                        "stripe", None, "never reached stripe, and is too old to send: use a new key"
+                    )
+                return found
             # UNKNOWN after a lost answer; else whatever was known is over: this try is under way.
             outcome = pb.ATTEMPT_OUTCOME_UNKNOWN if job.unsure else pb.ATTEMPT_OUTCOME_UNSPECIFIED
             await self._database.run(store.attempted, payment_id, outcome)
@@ -88,12 +91,19 @@ class Sender:
         except OutcomeUnknown as error:
             if not error.kept:
                 raise
-            try:
-                return await self._found(payment_id, job, "failed at stripe, which made no payment: use a new key")
-            except ServiceError as unread:
-                if age > SETTLED_AFTER and isinstance(unread, ProviderRejected):
-                    raise
-                raise error from unread
+            return await self._settle(payment_id, job, error, too_late=age > SETTLED_AFTER)
+
+    async def _settle(self, payment_id: str, job: Job, error: OutcomeUnknown, *, too_late: bool) -> Standing:
+        """Find out by reading what Stripe made, since it repeats its failure for as long as it keeps our key."""
+        try:
+            found = await self._find(payment_id, job)
+        except ServiceError as unread:
+            raise error from unread
+        if found is not None:
+            return found
+        if not too_late:
+            raise error
+        raise ProviderRejected("stripe", error, "failed at stripe, which made no payment: use a new key") from error
 
     async def _post(self, job: Job, payment_id: str) -> Standing:
         """Send until it is answered or time is up: under one key, that is safe even where an answer was lost."""
@@ -120,14 +130,14 @@ class Sender:
 
         return await self._retry.call(once, also=lambda error: isinstance(error, OutcomeUnknown | ProviderBusy))
 
-    async def _found(self, payment_id: str, job: Job, otherwise: str) -> Standing:
-        """Look for a payment around each attempt to create it; ProviderRejected: there is none."""
+    async def _find(self, payment_id: str, job: Job) -> Standing | None:
+        """Look for a payment around each attempt to create it."""
         attempts = [job.created_at // 1000, *await self._database.read(store.attempts, payment_id)]
         for since, until in windows(attempts):
             found = await self._retry.call(self._breaker.call, self._provider.find, payment_id, since, until)
             if found is not None:
                 return found
-        raise ProviderRejected("stripe", None, otherwise)
+        return None
 
     async def _read(self, payment_id: str, job: Job, *, scheduled: bool) -> Outcome:
         before, excluded = await self._database.run(store.begin_reading, payment_id)

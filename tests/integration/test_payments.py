@@ -333,7 +333,8 @@ async def test_a_stored_failure_is_settled_within_minutes(payments: Payments, be
     payment_id = await alone(payments)
     assert (error.reason, status(await payments.get(payment_id))) == ("OUTCOME_UNKNOWN", "UNKNOWN")
     payments.database.offset_ms = 150_000
-    await payments.until(payment_id, "FAILED")
+    failed = await payments.until(payment_id, "FAILED")
+    assert attempt(failed) == "DECLINED"
     settled = await refusal(payments.create())
 
     assert isinstance(settled, ProviderRejected)
