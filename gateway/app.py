@@ -65,9 +65,10 @@ class Entry:
             await answer(shedding())(scope, receive, send)
             return
         offered = dict(scope["headers"])
-        identity = context.adopt_correlation_id(offered.get(b"x-correlation-id", b"").decode("latin-1"))
-        trace = context.adopt_traceparent(offered.get(b"traceparent", b"").decode("latin-1"))
-        echo = ((b"x-correlation-id", identity.encode()), (b"traceparent", trace.encode()))
+        identity = context.adopt(
+            offered.get(b"x-correlation-id", b"").decode("latin-1"), offered.get(b"traceparent", b"").decode("latin-1")
+        )
+        echo = ((b"x-correlation-id", identity.encode()), (b"traceparent", context.traceparent.get().encode()))
         started, status, bug, taken = time.monotonic(), 0, None, 0
 
         async def echoing(message: Message) -> None:

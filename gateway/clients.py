@@ -6,11 +6,13 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from gateway.settings import Settings, Target
 from services.chassis import context, deadline
 from services.chassis.breaker import CircuitBreaker
 from services.chassis.errors import CredentialsRefused, PermissionDenied, Unauthenticated, from_rpc_error
+from services.chassis.noting import note_answer
 from topsmile.email.v1 import email_pb2_grpc
 from topsmile.payments.v1 import payments_pb2_grpc
 from topsmile.sms.v1 import sms_pb2_grpc
@@ -78,9 +80,12 @@ class Service:
         remaining = deadline.remaining()
         timeout = DEFAULT_TIMEOUT if remaining is None else remaining
         try:
-            return await method(request, timeout=timeout, metadata=self.metadata())
+            answer = await method(request, timeout=timeout, metadata=self.metadata())
         except grpc.aio.AioRpcError as error:
             raise self.named(error) from error
+        if isinstance(answer, Message):
+            note_answer(answer)
+        return answer
 
     def named(self, error: grpc.aio.AioRpcError) -> Exception:
         """Name what went wrong. A refused token is ours, never the fault of whoever called the gateway."""

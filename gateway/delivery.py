@@ -42,7 +42,7 @@ class Delivery:
         self._notify = notify  #: Asks for a notice: the payload is the request.
 
     def worker(self) -> Worker:
-        queue = Queue(self._service.name, self.handle, self.give_up)
+        queue = Queue(self._service.name, self.handle, self.give_up, quiet=True)
         return Worker(self._database, queue, room=self._service.breaker.room)
 
     async def handle(self, job: Job, _begin_act: BeginAct) -> Outcome:

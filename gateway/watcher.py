@@ -86,8 +86,7 @@ class Watcher:
     async def _follow(self) -> bool:
         """Follow until the stream ends; True if anything came. Raises ServiceErrors and OvertakenError."""
         cursor = await self._database.read(inbox.cursor_of, STREAM)
-        context.adopt_correlation_id("")
-        context.adopt_traceparent("")
+        context.adopt("", "")
         request = payments_pb2.WatchPaymentsRequest(cursor=cursor)
         call = self._clients.payment_stub.WatchPayments(request, metadata=self._clients.payments.metadata())
         heard = False
@@ -122,8 +121,11 @@ class Watcher:
     async def _take(self, cursor: str, response: payments_pb2.WatchPaymentsResponse) -> str:
         found = list(notices(response.change)) if response.HasField("change") else []
         if found or response.cursor != cursor:
-            trace = context.trace(response.change.payment.caller)
-            await self._database.run(remember, cursor, response.cursor, found, trace)
+            with context.restored(response.change.correlation_id):
+                trace = context.trace(response.change.payment.caller)
+                await self._database.run(remember, cursor, response.cursor, found, trace)
+                for notice in found:
+                    log.info("notice.queued", queue=notice.queue, job=notice.key)
         for notice in found:
             self._wake(notice.queue)
         return response.cursor

@@ -94,6 +94,8 @@ class Webhook:
         except TimeoutError:
             raise Unavailable("the inbox is not answering", reason="STORE_UNAVAILABLE") from None
         self._stored(OWNERS[self._provider])
+        if self._provider == "stripe":  # the others' events have no ids
+            context.note(event_id=events[0].event_id)
 
     def _tell(self, reason: str, detail: str) -> None:
         metrics.webhooks_rejected_total.labels(self._provider, reason).inc()

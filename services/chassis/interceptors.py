@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias, cast
 import grpc
 import limits
 import structlog
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from services.chassis import authentication, context, deadline, metrics
 from services.chassis.caller_limit import CallerLimit
@@ -32,6 +32,7 @@ from services.chassis.errors import (
     Throttled,
     to_status,
 )
+from services.chassis.noting import note_answer
 from services.chassis.violations import Rule
 
 DEFAULT_DEADLINE = 10.0  # seconds, for unary calls of callers that set none
@@ -49,6 +50,10 @@ ARRIVAL, ARRIVING = 10.0, 2_000
 SHED = Throttled("too many RPCs are running", reason="SHEDDING", retry_after=1.0)
 LATE = DeadlineExceeded("the request must arrive whole within its time")
 ABSENT = InvalidRequest([Rule.MALFORMED_MESSAGE.at("")])
+
+REFUSED_CREDENTIALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+#: What an operator looks into.
+WARNINGS = (grpc.StatusCode.UNAVAILABLE, *REFUSED_CREDENTIALS)
 
 log = structlog.get_logger()
 
@@ -158,7 +163,10 @@ def trailers_of(error: ServiceError) -> tuple[tuple[str, bytes], ...]:
 
 
 async def _answer(behaviour: Any, call: Call) -> None:
-    call.response = _serialised(await behaviour(_parsed(call), call.rpc), call.handler)
+    response = await behaviour(_parsed(call), call.rpc)
+    if isinstance(response, Message):
+        note_answer(response)
+    call.response = _serialised(response, call.handler)
 
 
 async def _stream(behaviour: Any, call: Call) -> None:
@@ -214,8 +222,7 @@ class Story:
     """Join the caller's story or begin one: correlation id and trace. The trailers tell which."""
 
     async def around(self, call: Call, proceed: Proceed) -> None:
-        identity = context.adopt_correlation_id(call.metadata.get("x-correlation-id", ""))
-        context.adopt_traceparent(call.metadata.get("traceparent", ""))
+        identity = context.adopt(call.metadata.get("x-correlation-id", ""), call.metadata.get("traceparent", ""))
         # Not in initial metadata: once a client has seen any, gRPC does not retry for it any more.
         call.rpc.set_trailing_metadata((("x-correlation-id", identity),))
         await proceed(call)
@@ -236,9 +243,12 @@ class Telling:
             seconds = time.monotonic() - started
             metrics.rpc_seconds.labels(call.method, call.code.name).observe(seconds)
             known = call.error is None or isinstance(call.error, ServiceError)
-            level = 40 if not known else 30 if call.code is grpc.StatusCode.UNAVAILABLE else 10 if call.health else 20
+            reason = getattr(call.error, "reason", None)
+            level = 40 if not known else 30 if call.code in WARNINGS else 10 if call.health else 20
+            if call.code in REFUSED_CREDENTIALS:
+                metrics.credentials_refused_total.labels(reason).inc()
             log.log(
-                level, "rpc", method=call.method, code=call.code.name, reason=getattr(call.error, "reason", None),
+                level, "rpc", method=call.method.removeprefix("/topsmile."), code=call.code.name, reason=reason,
                 seconds=round(seconds, 4), caller=context.caller.get() or None, exc_info=None if known else call.error,
             )  # fmt: skip
 

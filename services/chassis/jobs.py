@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, TypeAlias
 
-from services.chassis import pace
+from services.chassis import context, pace
 from services.chassis.database import Row, Transaction, maybe_one, one, rows
 from services.chassis.pace import Pace
 
@@ -135,6 +135,8 @@ class Queue:
     deadline: float = 10.0
     concurrency: int = 20
     pace: Pace | None = None
+    #: A job that is done at the first try is logged at DEBUG only: the service that it calls logs the same.
+    quiet: bool = False
     #: Days a finished job is kept; while it is, its id cannot be added again.
     kept_days: int = 35
     routes: tuple[Route, ...] = ()
@@ -243,12 +245,16 @@ async def add(
     priority: int = NOTICES,
     due_at: int | None = None,
     give_up_at: int | None = None,
-    trace: str = "",
+    trace: str | None = None,
 ) -> bool:
-    """Queue a job, unless its id is known. `due_at` None is now; `give_up_at` None is a day after that."""
+    """
+    Queue a job, unless its id is known. `due_at` None is now; `give_up_at` None is a day after that.
+
+    `trace` None: it is logged as what runs now is. A transaction that is committed with others has to say it.
+    """
     row = await maybe_one(
-        ADD, queue=queue, id=id, payload=payload, priority=priority, due_at=due_at, give_up_at=give_up_at, trace=trace,
-        state="queued", lease=0, claims=0,
+        ADD, queue=queue, id=id, payload=payload, priority=priority, due_at=due_at, give_up_at=give_up_at,
+        trace=context.trace() if trace is None else trace, state="queued", lease=0, claims=0,
     )  # fmt: skip
     return row is not None
 

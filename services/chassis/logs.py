@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from contextlib import suppress
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO, cast
 
@@ -22,6 +23,9 @@ from services.chassis import context
 
 # They tell requests and bodies at INFO and DEBUG.
 LOQUACIOUS = ("python_http_client", "twilio", "stripe", "aiohttp", "asyncio", "urllib3", "uvicorn", "grpc")
+
+#: Where no tokens are set, every caller has this name: it tells nothing.
+NOBODY = ("caller", "local")
 
 
 class Unfailing(io.TextIOBase):
@@ -61,11 +65,11 @@ def configure(process: str, level: str) -> None:
     output = Unfailing(sys.stdout)
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_time,
         _add_context(process),
         tell_exception,
     ]
-    renderer = structlog.processors.JSONRenderer()
+    renderer = structlog.processors.JSONRenderer(separators=(",", ":"))
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level.lower()),
@@ -89,13 +93,20 @@ def configure(process: str, level: str) -> None:
 def _add_context(process: str) -> Processor:
     def add(_logger: Any, _method: str, event: EventDict) -> EventDict:
         event["process"] = process
+        event = {**(context.notes.get() or {}), **event}
         if identity := context.correlation_id.get():
             event["correlation_id"] = identity
-        if trace := context.traceparent.get():
-            event["trace_id"], event["span_id"] = trace.split("-")[1:3]
-        return event
+        trace = context.traceparent.get()[3:35]
+        if trace != identity:
+            event["trace_id"] = trace
+        return {name: value for name, value in event.items() if (name, value) != NOBODY and value not in (None, "")}
 
     return add
+
+
+def add_time(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    event["timestamp"] = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return event
 
 
 def tell_exception(_logger: Any, _method: str, event: EventDict) -> EventDict:

@@ -14,6 +14,9 @@ streams_open = Gauge("topsmile_streams_open", "Streams that are open now, health
 rpcs_shed_total = Counter(
     "topsmile_rpcs_shed_total", "RPCs refused because too many ran or one caller sent too many", ["reason"]
 )
+credentials_refused_total = Counter(
+    "topsmile_credentials_refused_total", "RPCs refused for their token, certificate or scopes", ["reason"]
+)
 
 http_requests_total = Counter("topsmile_http_requests_total", "HTTP requests answered", ["route", "method", "status"])
 http_seconds = Histogram("topsmile_http_seconds", "How long they took", ["route"], buckets=SECONDS)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import Context, copy_context
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -38,6 +39,7 @@ COMMITTED_LATELY = 1.0
 class Waiting(NamedTuple):
     transaction: Callable[[], Transaction[Any]]
     answer: asyncio.Future[Any]
+    context: Context  #: The caller's: what runs in the writer's thread is logged, and names its jobs, as the caller.
 
 
 class Answer(NamedTuple):
@@ -105,7 +107,7 @@ class SQLite:
     async def run(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         answer: asyncio.Future[T] = self._loop.create_future()
         try:
-            self._queue.put_nowait(Waiting(partial(transaction, *args, **kwargs), answer))
+            self._queue.put_nowait(Waiting(partial(transaction, *args, **kwargs), answer, copy_context()))
         except queue.Full:
             raise Unavailable("too many writes are waiting", reason="STORE_UNAVAILABLE", retry_after=1.0) from None
         return await asyncio.shield(answer)
@@ -224,7 +226,7 @@ class SQLite:
         db = self._writing
         db.execute("SAVEPOINT one")
         try:
-            value = drive(db, waiting.transaction())
+            value = waiting.context.run(lambda: drive(db, waiting.transaction()))
         except Exception as error:  # noqa: BLE001 - whatever a transaction raises is its caller's answer
             if db.in_transaction:
                 db.execute("ROLLBACK TO one")

@@ -230,10 +230,13 @@ class Worker:
         metrics.jobs_total.labels(job.queue, name).inc()
         reason = outcome.reason if isinstance(outcome, Later | Never) else reason_of(error)
         bug = error if error is not None and not isinstance(error, ServiceError | TimeoutError) else None
+        first = job.claims == 1 and job.failures == 0
+        quiet = 10 if self._queue.quiet and first and name == "done" else 20
         log.log(
-            40 if bug or name == "dead" else 30 if name in {"failed", "lost"} else 20,
-            "job", queue=job.queue, job=job.id, outcome=name, reason=reason or None, claims=job.claims,
-            failures=job.failures, unsure=job.unsure, exc_info=bug,
+            40 if bug or name == "dead" else 30 if name in {"failed", "lost"} else quiet,
+            "job", queue=job.queue, job=job.id, outcome=name, reason=reason or None,
+            claims=job.claims if job.claims > 1 else None, failures=job.failures or None,
+            unsure=job.unsure or None, exc_info=bug,
         )  # fmt: skip
 
     async def _settle(self, job: Job, outcome: Outcome | None, error: BaseException | None) -> str:

@@ -101,7 +101,9 @@ def _result(
             return common.EventResult(event_id=event.event_id, outcome=common.EVENT_OUTCOME_REJECTED, detail=why)
         case IgnoredEvent(why):
             return common.EventResult(event_id=event.event_id, outcome=common.EVENT_OUTCOME_IGNORED_FOREIGN, detail=why)
-    return common.EventResult(event_id=event.event_id, outcome=next(iter(applied)))
+    outcome = next(iter(applied))
+    ours = outcome != common.EVENT_OUTCOME_IGNORED_FOREIGN
+    return common.EventResult(event_id=event.event_id, outcome=outcome, subject=reading.message_id if ours else "")
 
 
 def _rows_of() -> str | None:

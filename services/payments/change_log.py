@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from services.chassis import context
 from services.chassis.database import Database, Row, maybe_one, one, rows
 from services.chassis.errors import InvalidRequest, OutOfRange, Unavailable
 from services.chassis.violations import Rule
@@ -34,14 +35,14 @@ EVENTS_KEPT = 35 * DAY
 
 COUNT = "UPDATE change_counter SET number = number + 1 WHERE id = 1 RETURNING number"
 APPEND = """
-    INSERT INTO payment_change (number, token, caller, previous_status, record, changed_at)
-    VALUES (:number, CAST(random() AS TEXT), :caller, :previous_status, :record, :changed_at)
+    INSERT INTO payment_change (number, token, caller, previous_status, record, changed_at, correlation_id)
+    VALUES (:number, CAST(random() AS TEXT), :caller, :previous_status, :record, :changed_at, :correlation_id)
 """
 BOUNDS = "SELECT number, purged FROM change_counter WHERE id = 1"
 NEWEST = "SELECT number, token FROM payment_change ORDER BY number DESC LIMIT 1"
 BY_NUMBER = "SELECT token FROM payment_change WHERE number = :number"
 FOLLOWING = """
-    SELECT number, token, previous_status, record, changed_at FROM payment_change
+    SELECT number, token, previous_status, record, changed_at, correlation_id FROM payment_change
     WHERE number > :after AND number <= :newest ORDER BY number LIMIT :most
 """
 FOLLOWING_OF_ONE = FOLLOWING.replace("WHERE", "WHERE caller = :owner AND")
@@ -74,6 +75,7 @@ async def append(previous: pb.Payment | None, record: pb.Payment, number: int | 
         previous_status="UNSPECIFIED" if previous is None else status_of(previous),
         record=record.SerializeToString(),
         changed_at=record.update_time.ToMilliseconds(),
+        correlation_id=context.correlation_id.get(),
     )
 
 
@@ -199,6 +201,7 @@ def change_of(row: Row) -> pb.PaymentChange:
     change = pb.PaymentChange(
         payment=pb.Payment.FromString(bytes(row["record"])),
         previous_status=pb.PaymentStatus.Value(PREFIX + row["previous_status"]),
+        correlation_id=row["correlation_id"],
     )
     change.change_time.FromMilliseconds(row["changed_at"])
     return change

@@ -158,15 +158,22 @@ class PaymentAdminServicer(PaymentAdminServiceServicer):
                 if hint.unreadable:
                     known = "; its payment is read again" if outcome is not None else ""
                     outcome = common.EVENT_OUTCOME_REJECTED
-                    return common.EventResult(event_id=event.event_id, outcome=outcome, detail=hint.unreadable + known)
+                    return common.EventResult(
+                        event_id=event.event_id,
+                        outcome=outcome,
+                        detail=hint.unreadable + known,
+                        subject=hint.payment_id,
+                    )
+                subject = hint.payment_id
                 unknown = stripe_events.foreign("no payment of ours is known by that PaymentIntent")
             case report:
                 standing = await self._sender.with_method(report)
+                subject = standing.payment_id
                 outcome = await self._database.run(learning.apply_report, event.event_id, standing)
                 unknown = _stranger(event) if standing.payment_id else stripe_events.foreign("no payment of ours")
         if outcome is None:
             return common.EventResult(event_id=event.event_id, outcome=unknown.outcome, detail=unknown.detail)
-        return common.EventResult(event_id=event.event_id, outcome=outcome, detail=DETAILS[outcome])
+        return common.EventResult(event_id=event.event_id, outcome=outcome, detail=DETAILS[outcome], subject=subject)
 
 
 def owner(*seeing_all: str) -> str | None:

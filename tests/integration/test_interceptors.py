@@ -15,6 +15,7 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
@@ -276,7 +277,7 @@ async def test_one_line_for_each_rpc_names_method_code_reason_and_caller(stub: S
     (line,) = lines
     assert line.pop("seconds") < 1
     assert line == {
-        "event": "rpc", "log_level": "info", "method": f"/{NAME}/SendEcho", "code": "RESOURCE_EXHAUSTED",
+        "event": "rpc", "log_level": "info", "method": "echo.v1.EchoService/SendEcho", "code": "RESOURCE_EXHAUSTED",
         "reason": "THROTTLED", "caller": "local", "exc_info": None,
     }  # fmt: skip
 
@@ -293,6 +294,35 @@ TOKENS = ",".join(
 
 def bearer(token: str, **more: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {token}"), *((key.replace("_", "-"), value) for key, value in more.items()))
+
+
+@pytest.mark.parametrize(
+    ("authorization", "method", "admin", "reason"),
+    [
+        ("", "SendEcho", False, "UNAUTHENTICATED"),
+        ("Bearer wrong", "GetEcho", False, "UNAUTHENTICATED"),
+        ("Basic dDE=", "SendEcho", False, "UNAUTHENTICATED"),
+        ("Bearer t2", "SendEcho", False, "PERMISSION_DENIED"),
+        ("Bearer t1", "SendEcho", True, "PERMISSION_DENIED"),
+    ],
+)
+async def test_refused_credentials_are_a_warning_with_a_reason_and_counted(
+    servicer: EchoServicer, authorization: str, method: str, admin: bool, reason: str
+) -> None:
+    def counted() -> float:
+        return REGISTRY.get_sample_value("topsmile_credentials_refused_total", {"reason": reason}) or 0.0
+
+    before = counted()
+    async with echoing(servicer, auth_tokens=TOKENS) as channel:
+        with capture_logs() as lines:
+            call = getattr(Stub(channel, ADMIN_NAME if admin else NAME), method)
+            await call(text(), metadata=(("authorization", authorization),)).code()
+            await told(lines)
+
+    [line] = [line for line in lines if line["event"] == "rpc"]
+    assert (line["log_level"], line["code"], line["reason"]) == ("warning", reason, reason)
+    assert counted() == before + 1
+    assert not {"wrong", "dDE=", "t1", "t2"} & set(map(str, line.values()))
 
 
 async def test_where_tokens_are_set_only_health_is_open(servicer: EchoServicer) -> None:

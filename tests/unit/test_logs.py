@@ -37,6 +37,32 @@ def test_a_line_is_one_json_object_that_joins_its_story(capsys: pytest.CaptureFi
         line.items()
     )
     assert line["trace_id"] == "a" * 32
+    assert "span_id" not in line
+
+
+@pytest.mark.parametrize(
+    ("offered", "parent", "correlation_id", "trace_id"),
+    [
+        ("", "", None, None),
+        ("", f"00-{'c' * 32}-{'d' * 16}-00", "c" * 32, None),
+        ("appointment 7", f"00-{'c' * 32}-{'d' * 16}-00", "c" * 32, None),
+        ("appointment-7", f"00-{'c' * 32}-{'d' * 16}-00", "appointment-7", "c" * 32),
+    ],
+)
+def test_line_tells_the_trace_only_where_it_is_not_the_correlation_id(
+    capsys: pytest.CaptureFixture[str], offered: str, parent: str, correlation_id: str | None, trace_id: str | None
+) -> None:
+    logs.configure("sms", "INFO")
+    chosen = context.adopt(offered, parent)
+    context.note(sms_id="sms_1", status=None)
+    structlog.get_logger().info("rpc", code="OK", caller="local", reason=None)
+
+    line = json.loads(capsys.readouterr().out)
+    assert line["correlation_id"] == chosen == (correlation_id or chosen)
+    assert line.get("trace_id") == trace_id
+    assert set(line) - {"trace_id"} == {
+        "event", "code", "level", "timestamp", "process", "correlation_id", "sms_id",
+    }  # fmt: skip
 
 
 def test_the_libraries_speak_the_same_way_and_the_loquacious_are_silenced(capsys: pytest.CaptureFixture[str]) -> None:

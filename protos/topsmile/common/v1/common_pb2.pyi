@@ -605,21 +605,25 @@ class EventResult(message.Message):
     EVENT_ID_FIELD_NUMBER: builtins.int
     OUTCOME_FIELD_NUMBER: builtins.int
     DETAIL_FIELD_NUMBER: builtins.int
+    SUBJECT_FIELD_NUMBER: builtins.int
     event_id: builtins.str
     """The event's."""
     outcome: EventOutcome.ValueType
     """What was done."""
     detail: builtins.str
     """Why, for an operator; no names, addresses, numbers or secrets."""
+    subject: builtins.str
+    """The payment_id, email_id or sms_id that the event names; empty where it names nothing of ours."""
     def __init__(
         self,
         *,
         event_id: builtins.str = ...,
         outcome: EventOutcome.ValueType = ...,
         detail: builtins.str = ...,
+        subject: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["detail", b"detail", "event_id", b"event_id", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["detail", b"detail", "event_id", b"event_id", "outcome", b"outcome", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

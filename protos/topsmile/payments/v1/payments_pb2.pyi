@@ -730,8 +730,13 @@ class PaymentChange(message.Message):
     PAYMENT_FIELD_NUMBER: builtins.int
     PREVIOUS_STATUS_FIELD_NUMBER: builtins.int
     CHANGE_TIME_FIELD_NUMBER: builtins.int
+    CORRELATION_ID_FIELD_NUMBER: builtins.int
     previous_status: PaymentStatus.ValueType
     """The status before; UNSPECIFIED: it is new. Equal to the payment's: something else changed, a refund for example."""
+    correlation_id: builtins.str
+    """What the call or the event that led to it is logged under. Send it as `x-correlation-id` with what follows from the
+    change. Empty for changes that an older version stored.
+    """
     @builtins.property
     def payment(self) -> Payment:
         """The payment as that change left it, payer included, without `client_secret`."""
@@ -746,10 +751,11 @@ class PaymentChange(message.Message):
         payment: Payment | None = ...,
         previous_status: PaymentStatus.ValueType = ...,
         change_time: timestamp_pb2.Timestamp | None = ...,
+        correlation_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["change_time", b"change_time", "payment", b"payment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["change_time", b"change_time", "payment", b"payment", "previous_status", b"previous_status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["change_time", b"change_time", "correlation_id", b"correlation_id", "payment", b"payment", "previous_status", b"previous_status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
