@@ -78,7 +78,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Later:
-    """Postponed, which is no failure. With `pause` the whole queue waits, on all replicas."""
+    """Postponed, which is no failure. With `pause` all jobs wait that need the same provider, on all replicas."""
 
     seconds: float
     reason: str
@@ -383,7 +383,8 @@ async def finish(job: Job, state: str, note: str) -> None:
 
 
 async def later(job: Job, outcome: Later) -> None:
-    await again(job, outcome.seconds, outcome.reason, failures=0)
+    # Where its provider is paused, the job is due at once: another provider of the queue may take it.
+    await again(job, 0.0 if outcome.pause else outcome.seconds, outcome.reason, failures=0)
     if outcome.pause:
         await pace.pause(job.provider or job.queue, outcome.seconds, outcome.reason)
 
