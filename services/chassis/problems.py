@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from services.chassis import context
+from services.chassis import context, errors
 from services.chassis.errors import PORTUGUESE, ServiceError, localized
 
 STATUSES = {
@@ -57,7 +57,7 @@ def status_of(error: ServiceError) -> int:
 
 def retry_after(error: ServiceError) -> int | None:
     """Whole seconds, as HTTP wants them; None where repeating the request changes nothing."""
-    return ceil(error.retry_after or 1.0) if error.code in RETRYABLE else None
+    return ceil(errors.retry_after(error) or 1.0) if error.code in RETRYABLE else None
 
 
 def problem(error: ServiceError) -> dict[str, Any]:

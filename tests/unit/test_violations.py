@@ -12,6 +12,7 @@ from gateway.bodies import fill
 from services.chassis.errors import InvalidRequest, OutcomeUnknown, Throttled, Violation, to_status
 from services.chassis.fields import Fields
 from services.chassis.violations import Rule
+from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2
 from topsmile.sms.v1 import sms_pb2
 
@@ -33,6 +34,13 @@ def test_a_rule_has_a_reason_and_whole_sentences_in_both_languages(rule: Rule) -
     assert places(rule.portuguese) <= places(rule.english)
     assert rule.portuguese[0].isupper()
     assert rule.portuguese[-1] in ".}"
+
+
+def test_every_rule_is_a_documented_reason_of_the_contract() -> None:
+    """A rule that is missing here is added at the end of ViolationReason in common.proto."""
+    documented = {name.removeprefix("VIOLATION_REASON_") for name in common.ViolationReason.keys()}  # noqa: SIM118 - no dict
+
+    assert {rule.name for rule in Rule} == documented - {"UNSPECIFIED"}
 
 
 @pytest.mark.parametrize("rule", Rule, ids=lambda rule: rule.name)

@@ -15,8 +15,8 @@ with another request is ALREADY_EXISTS. Keys that begin with `notice:` are those
 anything else.
 
 Errors: each error carries google.rpc.ErrorInfo with domain `topsmile.integrations` and a reason of ErrorReason.
-google.rpc.BadRequest names every wrong field at once: the path, what it must be (English), a reason that stays the
-same (`REQUIRED`, `TOO_LONG`), and `localized_message` for people (pt-BR). Where there is no room for all, the last one
+google.rpc.BadRequest names every wrong field at once: the path, what it must be (English), a reason of
+ViolationReason, and `localized_message` for people (pt-BR). Where there is no room for all, the last one
 has the reason MORE and says how many. google.rpc.RetryInfo says when to try again where that is known.
 google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
 
@@ -379,6 +379,255 @@ ERROR_REASON_CURSOR_UNKNOWN: ErrorReason.ValueType  # 27
 """OUT_OF_RANGE: the cursor is not of this database's changes: it was restored from a backup. Watch with an empty
 cursor.
 """
+
+class _ViolationReason:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ViolationReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ViolationReason.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    VIOLATION_REASON_UNSPECIFIED: _ViolationReason.ValueType  # 0
+    """Never answered."""
+    VIOLATION_REASON_REQUIRED: _ViolationReason.ValueType  # 1
+    """The field is required."""
+    VIOLATION_REASON_UNKNOWN_FIELD: _ViolationReason.ValueType  # 2
+    """The field is not a field of this request."""
+    VIOLATION_REASON_GIVEN_TWICE: _ViolationReason.ValueType  # 3
+    """The field must be given once."""
+    VIOLATION_REASON_EXCLUDED: _ViolationReason.ValueType  # 4
+    """The field must be left out when {other} is given."""
+    VIOLATION_REASON_DIFFERENT: _ViolationReason.ValueType  # 5
+    """The field must be equal to {other}."""
+    VIOLATION_REASON_KEY_REUSED: _ViolationReason.ValueType  # 6
+    """The field differs from the first request."""
+    VIOLATION_REASON_WRONG_TYPE: _ViolationReason.ValueType  # 7
+    """The field must be {form}."""
+    VIOLATION_REASON_MALFORMED_MESSAGE: _ViolationReason.ValueType  # 8
+    """The field must be the message that this method takes."""
+    VIOLATION_REASON_REFUSED_BY_PROVIDER: _ViolationReason.ValueType  # 9
+    """The field was refused by {provider}: {code}."""
+    VIOLATION_REASON_MORE: _ViolationReason.ValueType  # 10
+    """There are {count} more wrong fields than there is room for; the last violation, without a field."""
+    VIOLATION_REASON_TOO_SHORT: _ViolationReason.ValueType  # 11
+    """The field must have at least {limit} characters."""
+    VIOLATION_REASON_TOO_LONG: _ViolationReason.ValueType  # 12
+    """The field must have at most {limit} characters, not {length}."""
+    VIOLATION_REASON_NOT_PRINTABLE: _ViolationReason.ValueType  # 13
+    """The field must hold printable characters only."""
+    VIOLATION_REASON_ONE_LINE: _ViolationReason.ValueType  # 14
+    """The field must be one line."""
+    VIOLATION_REASON_OUT_OF_RANGE: _ViolationReason.ValueType  # 15
+    """The field must be between {least} and {most}."""
+    VIOLATION_REASON_NOT_POSITIVE: _ViolationReason.ValueType  # 16
+    """The field must be greater than zero."""
+    VIOLATION_REASON_TIME_OUT_OF_RANGE: _ViolationReason.ValueType  # 17
+    """The field must be a time between the years {least} and {most}."""
+    VIOLATION_REASON_DURATION_OUT_OF_RANGE: _ViolationReason.ValueType  # 18
+    """The field must be longer than zero and at most {days} days."""
+    VIOLATION_REASON_END_BEFORE_START: _ViolationReason.ValueType  # 19
+    """The field must be after start_time."""
+    VIOLATION_REASON_NOT_BEFORE_START: _ViolationReason.ValueType  # 20
+    """The field must be at least a minute before the appointment's start."""
+    VIOLATION_REASON_APPOINTMENT_OVER: _ViolationReason.ValueType  # 21
+    """The field must be of an appointment that is not over."""
+    VIOLATION_REASON_NOT_A_CHOICE: _ViolationReason.ValueType  # 22
+    """The field must be one of {choices}."""
+    VIOLATION_REASON_TOO_MANY_ENTRIES: _ViolationReason.ValueType  # 23
+    """The field must have at most {limit} entries, not {length}."""
+    VIOLATION_REASON_NOT_A_CURRENCY: _ViolationReason.ValueType  # 24
+    """The field must be the ISO 4217 code, in upper case, of a currency that Stripe takes payments in."""
+    VIOLATION_REASON_NOT_A_MULTIPLE: _ViolationReason.ValueType  # 25
+    """The field must be a multiple of {step} for {currency}."""
+    VIOLATION_REASON_NOT_BRL: _ViolationReason.ValueType  # 26
+    """The field must be BRL for PIX and BOLETO."""
+    VIOLATION_REASON_NO_MANUAL_CAPTURE: _ViolationReason.ValueType  # 27
+    """The field must be AUTOMATIC for PIX and BOLETO."""
+    VIOLATION_REASON_AUTOMATIC_STANDS_ALONE: _ViolationReason.ValueType  # 28
+    """The field must be AUTOMATIC alone or without it."""
+    VIOLATION_REASON_NOT_A_TAX_ID: _ViolationReason.ValueType  # 29
+    """The field must be a CPF or CNPJ with right check digits."""
+    VIOLATION_REASON_NOT_LATIN: _ViolationReason.ValueType  # 30
+    """The field must be in Latin letters for BOLETO."""
+    VIOLATION_REASON_NOT_A_COUNTRY: _ViolationReason.ValueType  # 31
+    """The field must be an ISO 3166-1 code of two letters in upper case."""
+    VIOLATION_REASON_NOT_BRAZIL: _ViolationReason.ValueType  # 32
+    """The field must be BR for BOLETO."""
+    VIOLATION_REASON_NOT_A_STATE: _ViolationReason.ValueType  # 33
+    """The field must be the two letters of a Brazilian state, such as SP."""
+    VIOLATION_REASON_NOT_A_CEP: _ViolationReason.ValueType  # 34
+    """The field must be a CEP of 8 digits, such as 01310-100."""
+    VIOLATION_REASON_NOTHING_EXPIRES: _ViolationReason.ValueType  # 35
+    """The field must be left out unless methods names PIX or BOLETO."""
+    VIOLATION_REASON_NOT_A_PIX_EXPIRY: _ViolationReason.ValueType  # 36
+    """The field must be 60 seconds to 14 days in whole seconds for PIX."""
+    VIOLATION_REASON_NOT_A_BOLETO_EXPIRY: _ViolationReason.ValueType  # 37
+    """The field must be 1 to 60 whole days for BOLETO."""
+    VIOLATION_REASON_NOT_A_LANGUAGE: _ViolationReason.ValueType  # 38
+    """The field must be a BCP 47 language tag such as pt-BR."""
+    VIOLATION_REASON_NOT_AN_EMAIL_ADDRESS: _ViolationReason.ValueType  # 39
+    """The field must be an email address."""
+    VIOLATION_REASON_NOT_A_TIME_ZONE: _ViolationReason.ValueType  # 40
+    """The field must be the name of a place's time zone in the IANA database, such as {example}."""
+    VIOLATION_REASON_NO_RECIPIENT: _ViolationReason.ValueType  # 41
+    """The field must have an email or a phone."""
+    VIOLATION_REASON_NOT_A_PHONE_NUMBER: _ViolationReason.ValueType  # 42
+    """The field must be a phone number that exists."""
+    VIOLATION_REASON_NOT_DIGITS_ONLY: _ViolationReason.ValueType  # 43
+    """The field must be one number, written in digits, spaces and + ( ) [ ] - . only."""
+    VIOLATION_REASON_BEGINS_WITH_00: _ViolationReason.ValueType  # 44
+    """The field must begin with + and the country code instead of 00."""
+    VIOLATION_REASON_NOT_A_MOBILE_NUMBER: _ViolationReason.ValueType  # 45
+    """The field must be a mobile number, which takes texts."""
+    VIOLATION_REASON_NINE_MISSING: _ViolationReason.ValueType  # 46
+    """The field must have a 9 after the area code of a mobile number."""
+    VIOLATION_REASON_HAS_EXTENSION: _ViolationReason.ValueType  # 47
+    """The field must be a number without an extension."""
+    VIOLATION_REASON_COUNTRY_NOT_SERVED: _ViolationReason.ValueType  # 48
+    """The field must be a number of {regions}."""
+    VIOLATION_REASON_NOT_A_CODE: _ViolationReason.ValueType  # 49
+    """The field must be 4 to 10 ASCII letters or digits."""
+    VIOLATION_REASON_NOT_WRITABLE: _ViolationReason.ValueType  # 50
+    """The field must not hold {characters} (not in GSM-7), or be sent with keep_accents."""
+    VIOLATION_REASON_NOT_A_KEY: _ViolationReason.ValueType  # 51
+    """The field must be 1 to 255 printable characters."""
+    VIOLATION_REASON_RESERVED_KEY: _ViolationReason.ValueType  # 52
+    """The field must not begin with {prefix}."""
+    VIOLATION_REASON_NOT_A_CURSOR: _ViolationReason.ValueType  # 53
+    """The field must be a cursor that this service has given."""
+    VIOLATION_REASON_NOT_A_METADATA_KEY: _ViolationReason.ValueType  # 54
+    """The field must have keys of 1 to 40 printable characters without square brackets."""
+    VIOLATION_REASON_RESERVED_METADATA_KEY: _ViolationReason.ValueType  # 55
+    """The field must have a key that does not begin with topsmile_."""
+    VIOLATION_REASON_NOT_A_METADATA_VALUE: _ViolationReason.ValueType  # 56
+    """The field must be at most 500 printable characters."""
+    VIOLATION_REASON_WRONG_COUNT: _ViolationReason.ValueType  # 57
+    """The field must have 1 to {most} entries, not {count}."""
+    VIOLATION_REASON_TOO_MANY_BYTES: _ViolationReason.ValueType  # 58
+    """The field must have at most {limit} bytes together."""
+
+class ViolationReason(_ViolationReason, metaclass=_ViolationReasonEnumTypeWrapper):
+    """The values of FieldViolation.reason: the name without `VIOLATION_REASON_`, as in `TOO_LONG`. Its description says the
+    words below, with values for what stands in braces. New ones may be added.
+    """
+
+VIOLATION_REASON_UNSPECIFIED: ViolationReason.ValueType  # 0
+"""Never answered."""
+VIOLATION_REASON_REQUIRED: ViolationReason.ValueType  # 1
+"""The field is required."""
+VIOLATION_REASON_UNKNOWN_FIELD: ViolationReason.ValueType  # 2
+"""The field is not a field of this request."""
+VIOLATION_REASON_GIVEN_TWICE: ViolationReason.ValueType  # 3
+"""The field must be given once."""
+VIOLATION_REASON_EXCLUDED: ViolationReason.ValueType  # 4
+"""The field must be left out when {other} is given."""
+VIOLATION_REASON_DIFFERENT: ViolationReason.ValueType  # 5
+"""The field must be equal to {other}."""
+VIOLATION_REASON_KEY_REUSED: ViolationReason.ValueType  # 6
+"""The field differs from the first request."""
+VIOLATION_REASON_WRONG_TYPE: ViolationReason.ValueType  # 7
+"""The field must be {form}."""
+VIOLATION_REASON_MALFORMED_MESSAGE: ViolationReason.ValueType  # 8
+"""The field must be the message that this method takes."""
+VIOLATION_REASON_REFUSED_BY_PROVIDER: ViolationReason.ValueType  # 9
+"""The field was refused by {provider}: {code}."""
+VIOLATION_REASON_MORE: ViolationReason.ValueType  # 10
+"""There are {count} more wrong fields than there is room for; the last violation, without a field."""
+VIOLATION_REASON_TOO_SHORT: ViolationReason.ValueType  # 11
+"""The field must have at least {limit} characters."""
+VIOLATION_REASON_TOO_LONG: ViolationReason.ValueType  # 12
+"""The field must have at most {limit} characters, not {length}."""
+VIOLATION_REASON_NOT_PRINTABLE: ViolationReason.ValueType  # 13
+"""The field must hold printable characters only."""
+VIOLATION_REASON_ONE_LINE: ViolationReason.ValueType  # 14
+"""The field must be one line."""
+VIOLATION_REASON_OUT_OF_RANGE: ViolationReason.ValueType  # 15
+"""The field must be between {least} and {most}."""
+VIOLATION_REASON_NOT_POSITIVE: ViolationReason.ValueType  # 16
+"""The field must be greater than zero."""
+VIOLATION_REASON_TIME_OUT_OF_RANGE: ViolationReason.ValueType  # 17
+"""The field must be a time between the years {least} and {most}."""
+VIOLATION_REASON_DURATION_OUT_OF_RANGE: ViolationReason.ValueType  # 18
+"""The field must be longer than zero and at most {days} days."""
+VIOLATION_REASON_END_BEFORE_START: ViolationReason.ValueType  # 19
+"""The field must be after start_time."""
+VIOLATION_REASON_NOT_BEFORE_START: ViolationReason.ValueType  # 20
+"""The field must be at least a minute before the appointment's start."""
+VIOLATION_REASON_APPOINTMENT_OVER: ViolationReason.ValueType  # 21
+"""The field must be of an appointment that is not over."""
+VIOLATION_REASON_NOT_A_CHOICE: ViolationReason.ValueType  # 22
+"""The field must be one of {choices}."""
+VIOLATION_REASON_TOO_MANY_ENTRIES: ViolationReason.ValueType  # 23
+"""The field must have at most {limit} entries, not {length}."""
+VIOLATION_REASON_NOT_A_CURRENCY: ViolationReason.ValueType  # 24
+"""The field must be the ISO 4217 code, in upper case, of a currency that Stripe takes payments in."""
+VIOLATION_REASON_NOT_A_MULTIPLE: ViolationReason.ValueType  # 25
+"""The field must be a multiple of {step} for {currency}."""
+VIOLATION_REASON_NOT_BRL: ViolationReason.ValueType  # 26
+"""The field must be BRL for PIX and BOLETO."""
+VIOLATION_REASON_NO_MANUAL_CAPTURE: ViolationReason.ValueType  # 27
+"""The field must be AUTOMATIC for PIX and BOLETO."""
+VIOLATION_REASON_AUTOMATIC_STANDS_ALONE: ViolationReason.ValueType  # 28
+"""The field must be AUTOMATIC alone or without it."""
+VIOLATION_REASON_NOT_A_TAX_ID: ViolationReason.ValueType  # 29
+"""The field must be a CPF or CNPJ with right check digits."""
+VIOLATION_REASON_NOT_LATIN: ViolationReason.ValueType  # 30
+"""The field must be in Latin letters for BOLETO."""
+VIOLATION_REASON_NOT_A_COUNTRY: ViolationReason.ValueType  # 31
+"""The field must be an ISO 3166-1 code of two letters in upper case."""
+VIOLATION_REASON_NOT_BRAZIL: ViolationReason.ValueType  # 32
+"""The field must be BR for BOLETO."""
+VIOLATION_REASON_NOT_A_STATE: ViolationReason.ValueType  # 33
+"""The field must be the two letters of a Brazilian state, such as SP."""
+VIOLATION_REASON_NOT_A_CEP: ViolationReason.ValueType  # 34
+"""The field must be a CEP of 8 digits, such as 01310-100."""
+VIOLATION_REASON_NOTHING_EXPIRES: ViolationReason.ValueType  # 35
+"""The field must be left out unless methods names PIX or BOLETO."""
+VIOLATION_REASON_NOT_A_PIX_EXPIRY: ViolationReason.ValueType  # 36
+"""The field must be 60 seconds to 14 days in whole seconds for PIX."""
+VIOLATION_REASON_NOT_A_BOLETO_EXPIRY: ViolationReason.ValueType  # 37
+"""The field must be 1 to 60 whole days for BOLETO."""
+VIOLATION_REASON_NOT_A_LANGUAGE: ViolationReason.ValueType  # 38
+"""The field must be a BCP 47 language tag such as pt-BR."""
+VIOLATION_REASON_NOT_AN_EMAIL_ADDRESS: ViolationReason.ValueType  # 39
+"""The field must be an email address."""
+VIOLATION_REASON_NOT_A_TIME_ZONE: ViolationReason.ValueType  # 40
+"""The field must be the name of a place's time zone in the IANA database, such as {example}."""
+VIOLATION_REASON_NO_RECIPIENT: ViolationReason.ValueType  # 41
+"""The field must have an email or a phone."""
+VIOLATION_REASON_NOT_A_PHONE_NUMBER: ViolationReason.ValueType  # 42
+"""The field must be a phone number that exists."""
+VIOLATION_REASON_NOT_DIGITS_ONLY: ViolationReason.ValueType  # 43
+"""The field must be one number, written in digits, spaces and + ( ) [ ] - . only."""
+VIOLATION_REASON_BEGINS_WITH_00: ViolationReason.ValueType  # 44
+"""The field must begin with + and the country code instead of 00."""
+VIOLATION_REASON_NOT_A_MOBILE_NUMBER: ViolationReason.ValueType  # 45
+"""The field must be a mobile number, which takes texts."""
+VIOLATION_REASON_NINE_MISSING: ViolationReason.ValueType  # 46
+"""The field must have a 9 after the area code of a mobile number."""
+VIOLATION_REASON_HAS_EXTENSION: ViolationReason.ValueType  # 47
+"""The field must be a number without an extension."""
+VIOLATION_REASON_COUNTRY_NOT_SERVED: ViolationReason.ValueType  # 48
+"""The field must be a number of {regions}."""
+VIOLATION_REASON_NOT_A_CODE: ViolationReason.ValueType  # 49
+"""The field must be 4 to 10 ASCII letters or digits."""
+VIOLATION_REASON_NOT_WRITABLE: ViolationReason.ValueType  # 50
+"""The field must not hold {characters} (not in GSM-7), or be sent with keep_accents."""
+VIOLATION_REASON_NOT_A_KEY: ViolationReason.ValueType  # 51
+"""The field must be 1 to 255 printable characters."""
+VIOLATION_REASON_RESERVED_KEY: ViolationReason.ValueType  # 52
+"""The field must not begin with {prefix}."""
+VIOLATION_REASON_NOT_A_CURSOR: ViolationReason.ValueType  # 53
+"""The field must be a cursor that this service has given."""
+VIOLATION_REASON_NOT_A_METADATA_KEY: ViolationReason.ValueType  # 54
+"""The field must have keys of 1 to 40 printable characters without square brackets."""
+VIOLATION_REASON_RESERVED_METADATA_KEY: ViolationReason.ValueType  # 55
+"""The field must have a key that does not begin with topsmile_."""
+VIOLATION_REASON_NOT_A_METADATA_VALUE: ViolationReason.ValueType  # 56
+"""The field must be at most 500 printable characters."""
+VIOLATION_REASON_WRONG_COUNT: ViolationReason.ValueType  # 57
+"""The field must have 1 to {most} entries, not {count}."""
+VIOLATION_REASON_TOO_MANY_BYTES: ViolationReason.ValueType  # 58
+"""The field must have at most {limit} bytes together."""
 
 @typing.final
 class Money(message.Message):

@@ -15,8 +15,8 @@ with another request is ALREADY_EXISTS. Keys that begin with `notice:` are those
 anything else.
 
 Errors: each error carries google.rpc.ErrorInfo with domain `topsmile.integrations` and a reason of ErrorReason.
-google.rpc.BadRequest names every wrong field at once: the path, what it must be (English), a reason that stays the
-same (`REQUIRED`, `TOO_LONG`), and `localized_message` for people (pt-BR). Where there is no room for all, the last one
+google.rpc.BadRequest names every wrong field at once: the path, what it must be (English), a reason of
+ViolationReason, and `localized_message` for people (pt-BR). Where there is no room for all, the last one
 has the reason MORE and says how many. google.rpc.RetryInfo says when to try again where that is known.
 google.rpc.LocalizedMessage holds words for people (pt-BR). INTERNAL means a bug of ours.
 
