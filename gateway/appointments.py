@@ -75,7 +75,7 @@ class Appointments:
         async def send() -> dict[str, Any]:
             answered = await service.call(method, request)
             message = getattr(answered, service.name)
-            status = common.MessageStatus.Name(message.status).removeprefix("MESSAGE_STATUS_")
+            status = common.MessageStatus.Name(message.status)
             return {"status": status, f"{service.name}_id": getattr(message, f"{service.name}_id")}
 
         return send if address else None

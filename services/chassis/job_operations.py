@@ -85,7 +85,12 @@ async def listed(queue: str, state: str, most: int = 50) -> list[Row]:
 
 
 async def census(queue: str) -> Mapping[str, Any]:
-    """Count a queue: queued, running, dead, oldest_due_ms, paused (the reason or an empty string), now (in ms)."""
+    """
+    Count a queue: queued, running, dead, oldest_due_ms, paused (the reason or an empty string), paused_until, now.
+
+    The last two are epoch milliseconds. A pause that has ended counts until a trial has succeeded.
+    """
+    paused = await pace.seen(queue)
     counted = await one(CENSUS, queue=queue)
     oldest = [(await one(OLDEST_DUE, queue=queue, priority=priority))["due_at"] for priority in PRIORITIES]
     return {
@@ -93,7 +98,8 @@ async def census(queue: str) -> Mapping[str, Any]:
         "running": counted["running"],
         "dead": counted["dead"],
         "oldest_due_ms": max((counted["now"] - due for due in oldest if due is not None), default=0),
-        "paused": (await pace.seen(queue)).reason,
+        "paused": paused.reason,
+        "paused_until": paused.now // 1000 + round(paused.paused_for * 1000),
         "now": counted["now"],
     }
 

@@ -1,6 +1,7 @@
 """Every metric there is, so that an alert rule can be written by reading one file."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -49,11 +50,23 @@ watch_restarts_total = Counter(
     "topsmile_watch_restarts_total", "Times the gateway's cursor of payments was refused and it began anew", ["reason"]
 )
 
+#: What was counted last of each queue here, for readiness and status.
+queues: dict[str, dict[str, Any]] = {}
 _paused_for: dict[str, set[str]] = {}  # the reasons told so far: a series once begun has to fall to 0
+
+
+def _time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def queue_census(queue: str, census: Mapping[str, Any]) -> None:
     """Tell what was counted; the keys are those of `job_operations.census`."""
+    queues[queue] = {
+        **{state: census[state] for state in ("queued", "running", "dead")},
+        "oldest_due_seconds": census["oldest_due_ms"] / 1000,
+        "paused": census["paused"] or None,
+        "paused_until": _time(census["paused_until"]) if census["paused"] else None,
+    }
     for state in ("queued", "running"):
         queue_live.labels(queue, state).set(census[state])
     queue_dead.labels(queue).set(census["dead"])

@@ -20,6 +20,7 @@ from services.chassis import problems
 from services.chassis.authentication import Doorkeeper, is_loopback, require
 from services.chassis.errors import PermissionDenied, ServiceError
 from services.chassis.health import Readiness
+from services.chassis.metrics import queues
 from services.chassis.settings import ProcessSettings
 
 log = structlog.get_logger()
@@ -37,7 +38,7 @@ def operations(
         return JSONResponse({"status": "alive"})
 
     async def readyz(_request: Request) -> Response:
-        told = {name: fact() for name, fact in facts.items()}
+        told = {name: fact() for name, fact in facts.items()} | {"queues": queues}
         try:
             await readiness.recent()
         except ServiceError as error:

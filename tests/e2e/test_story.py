@@ -53,7 +53,7 @@ async def test_email_down_stops_nobody_else_and_its_mails_go_out_once_it_is_back
             },
             key="while email is down",
         )
-        assert (status, legs["sms"]["status"]) == (207, "QUEUED")
+        assert (status, legs["sms"]["status"]) == (207, "MESSAGE_STATUS_QUEUED")
         assert legs["email"]["error"]["reason"] in {"OUTCOME_UNKNOWN", "NOT_SENT", "UNAVAILABLE", "BREAKER_OPEN"}
         assert await system.ledger("sendgrid") == []
 

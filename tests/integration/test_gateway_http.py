@@ -23,6 +23,7 @@ from services.chassis.errors import (
 )
 from services.chassis.violations import Rule
 from tests.fakes.gateway import House, house
+from tests.fakes.payments_service import Payments
 
 PATIENT = {"name": "Ana Souza", "email": "ana@example.com", "phone": "(11) 91234-5678"}
 APPOINTMENT = {"start_time": "2026-03-12T14:30:00-03:00", "professional": "Dra. Beatriz Lima", "clinic": "Sorriso"}
@@ -63,8 +64,8 @@ async def test_a_confirmation_goes_to_both_and_each_answers_for_itself(gateway: 
 
     assert status == 200
     assert answer == {
-        "email": {"status": "QUEUED", "email_id": "eml_1"},
-        "sms": {"status": "QUEUED", "sms_id": "sms_1"},
+        "email": {"status": "MESSAGE_STATUS_QUEUED", "email_id": "eml_1"},
+        "sms": {"status": "MESSAGE_STATUS_QUEUED", "sms_id": "sms_1"},
     }
     mail, text = gateway.email.kept.requests["key-1"], gateway.sms.kept.requests["key-1"]
     assert (mail.recipient.address, mail.recipient.name) == ("ana@example.com", "Ana Souza")
@@ -90,7 +91,7 @@ async def test_both_spellings_of_a_name_are_read(gateway: House) -> None:
 
 async def test_a_reminder_may_be_asked_for_so_long_before_the_start(gateway: House) -> None:
     status, answer, _ = await call(gateway, "/v1/appointments/apt_1/reminder", CONFIRMATION | {"before": "86400s"})
-    assert (status, answer["email"]["status"]) == (200, "SCHEDULED")
+    assert (status, answer["email"]["status"]) == (200, "MESSAGE_STATUS_SCHEDULED")
     assert gateway.sms.kept.requests["key-1"].before.seconds == 86400
 
 
@@ -100,7 +101,7 @@ async def test_a_leg_without_an_address_is_skipped(gateway: House, missing: str,
     status, answer, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", body)
     assert status == 200
     assert answer[skipped] == {"status": "SKIPPED"}
-    assert answer[asked]["status"] == "QUEUED"
+    assert answer[asked]["status"] == "MESSAGE_STATUS_QUEUED"
 
 
 async def test_a_patient_without_any_address_is_refused(gateway: House) -> None:
@@ -113,7 +114,7 @@ async def test_one_leg_s_failure_is_207_and_leaves_the_other(gateway: House) -> 
     gateway.sms.fail_with = Unavailable("full", reason="STORE_FULL")
     status, answer, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION)
     assert status == 207
-    assert answer["email"]["status"] == "QUEUED"
+    assert answer["email"]["status"] == "MESSAGE_STATUS_QUEUED"
     assert (answer["sms"]["error"]["reason"], answer["sms"]["error"]["status"]) == ("STORE_FULL", 503)
 
 
@@ -139,7 +140,7 @@ async def test_a_service_that_is_down_holds_up_nobody_and_its_breaker_opens(gate
     for number in range(6):
         key = {"Idempotency_Key": f"key-{number}"}
         status, answer, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION, **key)
-        assert (status, answer["email"]["status"]) == (207, "QUEUED")
+        assert (status, answer["email"]["status"]) == (207, "MESSAGE_STATUS_QUEUED")
     assert answer["sms"]["error"]["reason"] == "BREAKER_OPEN"
     await gateway.sms.start()  # the fixture stops it
 
@@ -356,8 +357,12 @@ async def test_the_story_goes_on_into_the_services_and_back(gateway: House) -> N
     assert gateway.email.correlation_ids == gateway.sms.correlation_ids == ["story-1"]
 
 
+def digest(name: str) -> str:
+    return hashlib.sha256(f"{name}-secret".encode()).hexdigest()
+
+
 def token(name: str, scopes: str) -> str:
-    return f"{name}:{scopes}:{hashlib.sha256(f'{name}-secret'.encode()).hexdigest()}"
+    return f"{name}:{scopes}:{digest(name)}"
 
 
 async def test_callers_are_known_by_their_tokens_and_held_to_their_scopes(tmp_path: Path) -> None:
@@ -371,6 +376,23 @@ async def test_callers_are_known_by_their_tokens_and_held_to_their_scopes(tmp_pa
         assert gateway.email.callers == gateway.sms.callers == {"front-desk"}
         assert (await call(gateway, "/v1/status", method="GET", Authorization="Bearer report-secret"))[0] == 200
         assert await gateway.stripe(b'{"id":"evt_1","type":"x"}') == 200  # known by its signature
+
+
+async def test_only_who_may_send_is_given_the_client_secret(payments: Payments, tmp_path: Path) -> None:
+    """Against the real payments service, whose token for the gateway may do more than the gateway's caller."""
+    names = {"desk": "read+send", "report": "read", "audit": "read+events", "follower": "read+forward"}
+    tokens = ",".join(f"clinic:{scopes}:{digest(name)}" for name, scopes in names.items())
+    async with house(
+        f"sqlite:///{tmp_path}/gateway.db", working=False, auth_tokens=tokens, payments_target=payments.target
+    ) as gateway:
+        desk = {"Authorization": "Bearer desk-secret"}
+        status, made, _ = await call(gateway, "/v1/payments", PAYMENT | {"methods": []}, **desk)
+        assert (status, bool(made["payment"]["client_secret"])) == (201, True)
+        for name in names:
+            for reference in (made["payment"]["payment_id"], made["payment"]["stripe_payment_intent_id"]):
+                told = {"Authorization": f"Bearer {name}-secret"}
+                status, found, _ = await call(gateway, f"/v1/payments/{reference}", method="GET", **told)
+                assert (status, bool(found["payment"]["client_secret"])) == (200, name == "desk")
 
 
 @pytest.mark.parametrize(
@@ -405,10 +427,11 @@ async def test_status_tells_of_each_service_and_its_breaker(gateway: House) -> N
     gateway.clients.email.breaker.force_open()
     status, answer, _ = await call(gateway, "/v1/status", method="GET")
     assert status == 200
-    assert {name: told["breaker"] for name, told in answer.items()} == {
+    assert {name: answer[name]["breaker"] for name in ("payments", "email", "sms")} == {
         "payments": "CLOSED", "email": "OPEN", "sms": "CLOSED",
     }  # fmt: skip
-    assert answer["sms"] == {"status": "UNREACHABLE", "breaker": "CLOSED", "provider": None}
+    silent = {"status": "UNREACHABLE", "reasons": ["DETAILS_UNREACHABLE"]}
+    assert answer["sms"] == {**silent, "breaker": "CLOSED", "provider": None, "queues": {}}
     await gateway.sms.start()
 
 

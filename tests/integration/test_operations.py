@@ -13,6 +13,7 @@ import pytest
 from services.chassis import web
 from services.chassis.errors import Unavailable
 from services.chassis.health import FRESH, Readiness
+from services.chassis.metrics import queues
 from services.chassis.operations import operations
 from services.chassis.settings import Address
 from tests.fakes.echo_service import FakeStore, Settings
@@ -42,7 +43,7 @@ async def test_ready_is_whether_it_can_store_and_a_provider_is_only_a_fact() -> 
         await asyncio.sleep(FRESH)
         full, alive = await http.get("/readyz"), await http.get("/healthz")
 
-        assert (ready.status, await ready.json()) == (200, {"status": "ready", "provider": "OPEN"})
+        assert (ready.status, await ready.json()) == (200, {"status": "ready", "provider": "OPEN", "queues": queues})
         assert (full.status, (await full.json())["reason"]) == (503, "STORE_FULL")
         assert alive.status == 200
 
