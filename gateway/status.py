@@ -60,14 +60,14 @@ async def _health(service: Service) -> str | None:
 
 
 async def _details(http: aiohttp.ClientSession, service: Service, operations: str) -> dict[str, Any]:
-    """What the service says of itself on its operator's listener: provider, queues, and why it is not ready."""
+    """What the service says of itself on its operator's listener: providers, queues, and why it is not ready."""
     try:
         verified = ssl.create_default_context(cafile=service.target.ca) if service.target.ca else True
         name = service.target.name or None
         async with http.get(f"{operations}/readyz", ssl=verified, server_hostname=name) as response:
             details: dict[str, Any] = await response.json()
     except (aiohttp.ClientError, TimeoutError, ValueError):
-        return {"provider": None, "queues": {}, "reason": "DETAILS_UNREACHABLE"}
+        return {"providers": {}, "queues": {}, "reason": "DETAILS_UNREACHABLE"}
     return {"reason": None, **details}
 
 
@@ -75,7 +75,7 @@ def _judged(found: Mapping[str, Any]) -> dict[str, Any]:
     reasons = {found.get("reason")}
     if found.get("breaker", "CLOSED") != "CLOSED":
         reasons.add("BREAKER_OPEN")
-    if found.get("provider") not in {None, "CLOSED"}:
+    if set(found.get("providers", {}).values()) - {"CLOSED"}:
         reasons.add("PROVIDER_BREAKER_OPEN")
     for queue in found.get("queues", {}).values():
         reasons.add(queue["paused"])

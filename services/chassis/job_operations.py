@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.chassis import pace
@@ -84,13 +84,15 @@ async def listed(queue: str, state: str, most: int = 50) -> list[Row]:
     return list(await rows(LIST, queue=queue, state=state, most=most))
 
 
-async def census(queue: str) -> Mapping[str, Any]:
+async def census(queue: str, providers: Sequence[str] = ()) -> Mapping[str, Any]:
     """
     Count a queue: queued, running, dead, oldest_due_ms, paused (the reason or an empty string), paused_until, now.
 
-    The last two are epoch milliseconds. A pause that has ended counts until a trial has succeeded.
+    The last two are epoch milliseconds. The first of its providers that is paused tells; a pause that has ended counts
+    until a trial has succeeded.
     """
-    paused = await pace.seen(queue)
+    states = [await pace.seen(provider) for provider in providers or (queue,)]
+    paused = next((state for state in states if state.reason), states[0])
     counted = await one(CENSUS, queue=queue)
     oldest = [(await one(OLDEST_DUE, queue=queue, priority=priority))["due_at"] for priority in PRIORITIES]
     return {

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 OPEN = {"/healthz", "/readyz"}
 
-#: Visible facts that change nothing about readiness: {"provider": lambda: breaker.state}.
+#: Visible facts that change nothing about readiness: {"providers": lambda: {"stripe": breaker.state}}.
 Facts = Mapping[str, Callable[[], object]]
 
 

@@ -257,10 +257,11 @@ class Worker:
     async def _keep_house(self) -> None:
         """Count for the metrics, forget what is old enough, and correct what a clock that was set back has left."""
         name, kept_ms = self._queue.name, self._queue.kept_days * 86_400_000
+        providers = [route.provider for route in self._routes]
         purged, clock = 0, None
         while True:
             with suppress(Unavailable):
-                census = await self._database.read(job_operations.census, name)
+                census = await self._database.read(job_operations.census, name, providers)
                 metrics.queue_census(name, census)
                 if clock is None or census["now"] < clock:
                     await self._database.run(job_operations.clock_set_back, name, self._queue.lease_ms)

@@ -62,7 +62,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
 
 async def main(settings: Settings) -> None:
     async with assembled(settings) as parts:
-        facts = {"provider": lambda: parts.breaker.state}
+        facts = {"providers": lambda: {"stripe": parts.breaker.state}}
         await serve(settings, parts.database, services=parts.services, workers=parts.workers, facts=facts)
 
 

@@ -58,6 +58,6 @@ async def test_the_story_is_played_with_every_call_over_mutual_tls(given: dict[s
 
     assert status == 200
     assert {name: told[name]["status"] for name in SERVICES} == dict.fromkeys(SERVICES, "SERVING")
-    assert all(told[name]["provider"] == "CLOSED" for name in SERVICES)
+    assert all(set(told[name]["providers"].values()) == {"CLOSED"} for name in SERVICES)
     assert plain is grpc.StatusCode.UNAVAILABLE
     assert unknown is grpc.StatusCode.UNAUTHENTICATED

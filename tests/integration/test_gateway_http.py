@@ -431,7 +431,7 @@ async def test_status_tells_of_each_service_and_its_breaker(gateway: House) -> N
         "payments": "CLOSED", "email": "OPEN", "sms": "CLOSED",
     }  # fmt: skip
     silent = {"status": "UNREACHABLE", "reasons": ["DETAILS_UNREACHABLE"]}
-    assert answer["sms"] == {**silent, "breaker": "CLOSED", "provider": None, "queues": {}}
+    assert answer["sms"] == {**silent, "breaker": "CLOSED", "providers": {}, "queues": {}}
     await gateway.sms.start()
 
 

@@ -96,7 +96,7 @@ async def test_a_paused_queue_is_told_with_its_reason_and_its_end(pair: Pair, re
     for database, queue in (("sms", "twilio"), ("gateway", "email")):
         pair.write(database, PAUSE, queue=queue, now=now(), until=1_900_000_000_000, reason=reason)
 
-    for who, queue in (("sms", "twilio"), ("gateway", "email")):
+    for who, queue in (("sms", "sms"), ("gateway", "email")):
         found = await pair.eventually(who, [reason])
         assert found["status"] == "DEGRADED"
         assert (found["queues"][queue]["paused"], found["queues"][queue]["paused_until"]) == (
@@ -116,13 +116,13 @@ async def test_a_paused_queue_is_told_with_its_reason_and_its_end(pair: Pair, re
     ],
 )
 async def test_what_is_given_up_or_overdue_is_told(pair: Pair, state: str, seconds: int, reasons: list[str]) -> None:
-    for database, queue in (("sms", "twilio"), ("gateway", "payments")):
+    for database, queue, provider in (("sms", "sms", "twilio"), ("gateway", "payments", "payments")):
         if state == "queued":  # or the worker would take it
-            pair.write(database, PAUSE, queue=queue, now=now(), until=now() + DAY_MS, reason="HELD")
+            pair.write(database, PAUSE, queue=provider, now=now(), until=now() + DAY_MS, reason="HELD")
         due_at = now() - 1000 * seconds
         pair.write(database, JOB, queue=queue, state=state, due_at=due_at, give_up_at=now() + DAY_MS)
 
-    for who, queue in (("sms", "twilio"), ("gateway", "payments")):
+    for who, queue in (("sms", "sms"), ("gateway", "payments")):
         found = await pair.eventually(who, reasons)
         assert found["status"] == "DEGRADED"
         assert found["queues"][queue]["dead"] == (state == "dead")

@@ -297,5 +297,5 @@ async def test_the_operators_listener_tells_alive_ready_and_metrics() -> None:
             metrics = await (await http.get("/metrics")).text()
 
     assert alive == {"status": "alive"}
-    assert ready == {"status": "ready", "provider": "CLOSED"}
+    assert ready == {"status": "ready", "provider": "CLOSED", "queues": {}}
     assert f'topsmile_rpc_seconds_count{{code="OK",method="/{NAME}/SendEcho"}} 1.0' in metrics
