@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple, Self
@@ -10,7 +11,7 @@ from urllib.parse import urlsplit
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
-from pydantic import Field, PlainValidator, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, SecretStr, ValidationInfo, field_validator, model_validator
 
 from services.chassis.authentication import is_loopback
 from services.chassis.settings import File, ProcessSettings, Secrets, Url
@@ -54,6 +55,12 @@ SomeSecrets = Annotated[Secrets, Field(min_length=1)]
 SERVICES = ("payments", "email", "sms")
 
 
+def _sendable(token: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]+", token.get_secret_value()):
+        raise ValueError("must be printable ASCII without spaces")
+    return token
+
+
 class Target(NamedTuple):
     """Without `ca`, calls are in clear text."""
 
@@ -95,7 +102,7 @@ class Settings(ProcessSettings, process="GATEWAY", port=8080, operations_port=80
     sms_target_key: File | None = None
     sms_target_name: str = ""
     #: What the services know us by; it needs the scopes read, send, events and forward.
-    gateway_token: SecretStr | None = None
+    gateway_token: Annotated[SecretStr, AfterValidator(_sendable)] | None = None
     #: Where the services tell of their providers, for GET /v1/status.
     payments_operations: Url = "http://127.0.0.1:9101"
     email_operations: Url = "http://127.0.0.1:9102"

@@ -247,6 +247,25 @@ async def test_a_full_disk_refuses_the_one_that_met_it_and_keeps_the_others(tmp_
     await database.close()
 
 
+@pytest.mark.parametrize(
+    ("sqlstate", "reason"),
+    [
+        ("53100", "STORE_FULL"),
+        ("53000", "STORE_UNAVAILABLE"),
+        ("53300", "STORE_UNAVAILABLE"),
+        ("57P03", "STORE_UNAVAILABLE"),
+    ],
+)
+async def test_a_full_disk_of_postgresql_is_told_from_other_outages(
+    request: pytest.FixtureRequest, sqlstate: str, reason: str
+) -> None:
+    async with connect(request.getfixturevalue("postgres").database()) as database:
+        with pytest.raises(Unavailable) as refused:
+            await database.run(rows, f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END $$")
+
+    assert refused.value.reason == reason
+
+
 @pytest.mark.parametrize("seconds", [2.0, 3.0, 4.0])
 async def test_readiness_is_checked_while_every_connection_of_the_pool_is_taken(
     request: pytest.FixtureRequest, seconds: float

@@ -161,3 +161,17 @@ def test_half_a_target_s_tls_is_refused_by_name(
 
     lines = capsys.readouterr().err.splitlines()
     assert {line.split(":")[0].removeprefix("PAYMENTS_TARGET_") for line in lines} == named
+
+
+@pytest.mark.parametrize("token", ["two words", "ação", "a\nb", "a\tb", "\x7f"])
+def test_a_token_that_no_metadata_can_carry_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], token: str
+) -> None:
+    for name, value in {**SECRETS, "GATEWAY_TOKEN": token}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        load(GatewaySettings)
+
+    told = capsys.readouterr().err
+    assert told.startswith("GATEWAY_TOKEN: must be")
+    assert token not in told
