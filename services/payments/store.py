@@ -18,8 +18,8 @@ QUEUE = "stripe"
 MINUTE = 60_000
 #: Milliseconds between two scheduled readings of an open payment: as many as it is old, within these bounds.
 READ_FIRST, READ_LAST = 5 * MINUTE, 360 * MINUTE
-#: A reading is tried for as long as the provider is away: nothing else would end the payment.
-READ_TRIED_FOR = 50_400 * MINUTE
+#: The jobs of a payment outlast any outage of its provider: nothing else would end the payment.
+TRIED_FOR = 50_400 * MINUTE
 #: Milliseconds for which a reading is fresh enough to refuse a second payment by it.
 FRESH = 30_000
 
@@ -191,7 +191,8 @@ async def open_payment(queue: Queue, new: Opening) -> Opened:
     )  # fmt: skip
     if inserted is None:  # somebody was faster, by this key or for this appointment
         raise InProgress("another call is opening this payment")
-    job = await jobs.add_claimed(queue, record.payment_id, new.prepared, trace=new.trace)
+    give_up_at = now + TRIED_FOR
+    job = await jobs.add_claimed(queue, record.payment_id, new.prepared, give_up_at=give_up_at, trace=new.trace)
     await change_log.append(None, record)
     return Opened(record.payment_id, job, recovering)
 
@@ -268,7 +269,7 @@ async def schedule_reading(record: pb.Payment, now: int) -> None:
 
 
 async def _add_reading(id: str, due_at: int) -> None:
-    await jobs.add(QUEUE, id, b"", priority=jobs.REMINDERS, due_at=due_at, give_up_at=due_at + READ_TRIED_FOR)
+    await jobs.add(QUEUE, id, b"", priority=jobs.REMINDERS, due_at=due_at, give_up_at=due_at + TRIED_FOR)
 
 
 async def gave_up(job: Job, _reason: str) -> None:

@@ -12,9 +12,10 @@ import grpc
 import pytest
 from prometheus_client import REGISTRY
 
+from services.chassis import jobs
 from services.chassis.database import connect, maybe_one, rows
 from services.chassis.errors import AlreadyExists, OutcomeUnknown
-from services.payments import change_log
+from services.payments import change_log, store
 from services.payments.__main__ import MIGRATIONS
 from tests.fakes.payments_service import Payments, eventually, order, payments_service, refusal, status
 from tests.fakes.sandbox_bench import Bench
@@ -360,6 +361,22 @@ async def test_the_time_of_a_payment_is_the_payers_however_late_it_is_read(
 
     after = await payments.until(payment.payment_id, "SUCCEEDED")
     assert abs(after.paid_time.seconds - (await events(bench))[-1]["created"]) <= 1
+
+
+@pytest.mark.parametrize("days", [2, 10, 30])
+async def test_the_job_of_a_new_payment_outlasts_an_outage_of_its_provider(
+    payments: Payments, bench: Bench, days: int
+) -> None:
+    await bench.fault(provider="stripe", kind="reset", path=CREATE, times=0)
+    await refusal(payments.create())
+    (new,) = await payments.changes(1)
+    payments.parts.workers[0].stop()
+    payments.database.offset_ms = days * DAY
+    queue = payments.parts.workers[0].queue
+    for _ in range(jobs.TRIES_AT_LEAST + 1):
+        job = await payments.database.run(jobs.claim_one, queue, new.change.payment.payment_id)
+        assert job is not None
+        assert not await payments.database.run(jobs.failed, job, HOUR / 1000, "NOT_SENT", store.gave_up)
 
 
 async def test_an_upgrade_schedules_a_reading_of_each_open_payment(
