@@ -38,7 +38,7 @@ def read(event: common.ProviderEvent) -> Event:
         return InvalidEvent("not JSON")
     if not isinstance(item, dict) or not isinstance(item.get("event"), str):
         return InvalidEvent("no event of SendGrid's")
-    return _ignored(item) or _status_event(event.event_id, item)
+    return _ignored(item) or _status_event(event, item)
 
 
 def _ignored(item: dict[str, Any]) -> IgnoredEvent | None:
@@ -49,7 +49,7 @@ def _ignored(item: dict[str, Any]) -> IgnoredEvent | None:
     return None if item["event"] in STATUSES else IgnoredEvent("of a type that is not known here")
 
 
-def _status_event(event_id: str, item: dict[str, Any]) -> Event:
+def _status_event(event: common.ProviderEvent, item: dict[str, Any]) -> Event:
     seconds = item.get("timestamp")
     if type(seconds) is not int or not 0 < seconds < END_OF_TIME:
         return InvalidEvent("no timestamp")
@@ -62,7 +62,7 @@ def _status_event(event_id: str, item: dict[str, Any]) -> Event:
     attempt = "" if status == "DEFERRED" else _text(item.get("attempt"))
     return StatusEvent(
         provider="sendgrid",
-        event_id=event_id,
+        event_id=event.event_id,
         status=status,
         provider_message_id=_message_id(item),
         message_id=_email_id(item),
@@ -70,6 +70,7 @@ def _status_event(event_id: str, item: dict[str, Any]) -> Event:
         happened_at=seconds * 1000,
         detail=said,
         failure_reason="PROVIDER_REJECTED" if status in NOT_SENT else "",
+        received_at=min(max(event.received_time.seconds, 0), END_OF_TIME) * 1000,
     )
 
 

@@ -26,6 +26,8 @@ class StatusEvent:
     happened_at: int | None = None
     detail: str = ""
     failure_reason: str = ""
+    #: When the gateway received it, epoch milliseconds of its clock; 0: not known.
+    received_at: int = 0
 
 
 class IgnoredEvent(NamedTuple):

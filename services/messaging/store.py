@@ -26,6 +26,8 @@ from topsmile.common.v1 import common_pb2 as common
 SCHEMA = Path(__file__).with_name("schema")
 #: Milliseconds after its last change that a message, its key, its attempts and its events' ids are kept.
 RETENTION = 35 * 24 * 60 * 60 * 1000
+#: Milliseconds after which the provider's id of a message is stored, if the message is ours.
+SETTLED = 60_000
 #: Messages in one batch of a purge, some five rows each.
 MAX_PURGED = 10
 #: Seconds until the next message is tried after one that the provider took was refused for our account's sake. Longer
@@ -146,6 +148,10 @@ FORGET_WORDS = """
         AND EXISTS (SELECT 1 FROM message WHERE message_id = :id AND expires_at <= now_ms())
 """
 
+YOUNG = """
+    SELECT CASE WHEN CAST(:received_at AS BIGINT) BETWEEN now_ms() - CAST(:settled AS BIGINT)
+        AND now_ms() + CAST(:settled AS BIGINT) THEN 1 ELSE 0 END AS young
+"""
 NEW_EVENT = """
     INSERT INTO provider_event (provider, event_id, applied_at) VALUES (:provider, :event_id, now_ms())
     ON CONFLICT (provider, event_id) DO NOTHING RETURNING event_id
@@ -404,7 +410,11 @@ async def _apply(event: StatusEvent) -> common.EventOutcome.ValueType:
     known = await maybe_one(BY_PROVIDER_ID, provider=event.provider, provider_message_id=id)
     found = known or (await maybe_one(EXISTS, message_id=event.message_id) if event.message_id else None)
     if found is None:
-        return common.EVENT_OUTCOME_IGNORED_FOREIGN  # of another installation with the same account
+        # Of another installation with the same account; or faster than the commit that stores the provider's id.
+        young = (
+            (await one(YOUNG, received_at=event.received_at, settled=SETTLED))["young"] if not event.message_id else 0
+        )
+        return common.EVENT_OUTCOME_RETRY if young else common.EVENT_OUTCOME_IGNORED_FOREIGN
     if await maybe_one(NEW_EVENT, provider=event.provider, event_id=event.event_id) is None:
         return common.EVENT_OUTCOME_DUPLICATE
     message_id = found["message_id"]

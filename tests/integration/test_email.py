@@ -671,6 +671,28 @@ async def test_event_without_email_id_is_found_by_the_id_that_sendgrid_answered(
     assert status(await service.get(sent.email_id)) == ends
 
 
+@pytest.mark.parametrize(
+    ("age", "outcome"),
+    [
+        (0, "RETRY"),
+        (59, "RETRY"),
+        (-30, "RETRY"),
+        (61, "IGNORED_FOREIGN"),
+        (9000, "IGNORED_FOREIGN"),
+        (-9000, "IGNORED_FOREIGN"),
+    ],
+)
+async def test_event_that_may_be_ahead_of_our_commit_is_asked_for_again(
+    service: Running, age: int, outcome: str
+) -> None:
+    item = {"event": "delivered", "timestamp": 1_790_000_000, "sg_message_id": "not-stored-yet.recvd-1"}
+    early = common.ProviderEvent(event_id="early", body=json.dumps(item).encode())
+    early.received_time.FromDatetime(datetime.now(UTC) - timedelta(seconds=age))
+    (result,) = (await service.admin.ApplyEvents(pb.ApplyEventsRequest(events=[early]))).results
+
+    assert common.EventOutcome.Name(result.outcome) == f"EVENT_OUTCOME_{outcome}"
+
+
 @pytest.mark.parametrize("reason", ["550 5.7.1 blocked by policy", "554 reputation", "421 too many connections", ""])
 async def test_block_is_no_bounce_of_the_address(service: Running, reason: str) -> None:
     sent = await service.until(await send_confirmation(service, to="noreceipt@example.com"), "SENT")
