@@ -24,8 +24,8 @@ up: $(VENV)/ready ## Build and start the containers and play the demo against th
 
 ##@ Proving it
 
-chaos: $(VENV)/ready ## Kill and freeze at random under load, then judge: DATABASE=sqlite|postgres SECONDS=60 SEED=1 KILLS= REPORT=
-	@$(RUN) -m chaos --database $(DATABASE) --seconds $(SECONDS) --seed $(SEED) $(if $(KILLS),--kills $(KILLS)) $(if $(REPORT),--report $(REPORT))
+chaos: $(VENV)/ready ## Kill and freeze at random under load, then judge: DATABASE=sqlite|postgres SECONDS=60 SEED=1 KILLS= FOLDER= REPORT=
+	@$(RUN) -m chaos --database $(DATABASE) --seconds $(SECONDS) --seed $(SEED) $(if $(FOLDER),--folder $(FOLDER)) $(if $(KILLS),--kills $(KILLS)) $(if $(REPORT),--report $(REPORT))
 
 failover: $(VENV)/ready ## Kill the primary of three PostgreSQL nodes under load (Debian: patroni, etcd-server): SECONDS=300 SEED=1
 	@$(RUN) -m failover --seconds $(SECONDS) --seed $(SEED) $(if $(REPORT),--report $(REPORT))

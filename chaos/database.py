@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import asyncpg
 
 from chaos.processes import descendants
-from tests.postgres_cluster import Cluster
+from tests.postgres_cluster import BINARIES, Cluster
 
 PROCESSES = ("payments", "email", "sms", "gateway")
 
@@ -111,6 +111,7 @@ class PostgresFiles:
     async def started(cls, folder: Path) -> AsyncIterator[Stores]:
         home = folder / "postgres"
         home.mkdir()
+        refuse_closed_folder(home)
         cluster = await asyncio.to_thread(Killable, home, fsync=True)
         stores = cls(cluster)
         keeping = asyncio.create_task(stores.keep())
@@ -150,6 +151,23 @@ class PostgresFiles:
                 await connection.close(timeout=5)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def refuse_closed_folder(folder: Path) -> None:
+    """PostgreSQL does not run as root: its user has to reach the folder through all those above it."""
+    if BINARIES is None:
+        raise SystemExit("PostgreSQL must be installed (initdb), or DATABASE must be sqlite")
+    if os.geteuid() != 0:
+        return
+    try:
+        entered = subprocess.run(["/usr/bin/test", "-x", folder.parent], user="postgres", cwd="/", check=False)
+    except (KeyError, ValueError):
+        raise SystemExit("there must be a user postgres: PostgreSQL does not run as root") from None
+    if entered.returncode != 0:
+        raise SystemExit(
+            f"the user postgres must be able to enter {folder.parent}: name another folder, as in FOLDER=/tmp/chaos"
+            " (--folder), or allow it with chmod o+x on the folders above"
+        )
 
 
 def signal_all(pids: Sequence[int], number: int) -> int:
