@@ -36,12 +36,16 @@ LEARN = """
     UPDATE inbox SET outcome = :outcome, detail = :detail, finished_at = now_ms()
     WHERE provider = :provider AND event_id = :event_id
 """
-# Without finished_at: what was given up stays until somebody looks at it.
-GIVE_UP = "UPDATE inbox SET outcome = 'DEAD', detail = :reason WHERE provider = :provider AND event_id = :event_id"
+GIVE_UP = """
+    UPDATE inbox SET outcome = 'DEAD', detail = :reason, finished_at = now_ms()
+    WHERE provider = :provider AND event_id = :event_id
+"""
+# What was given up may be replayed for as long as its dead letter is kept, which is as long as ids are.
 ERASE = """
     UPDATE inbox SET body = :nothing, query = '', erased = 1 WHERE (provider, event_id) IN (
         SELECT provider, event_id FROM inbox
         WHERE erased = 0 AND finished_at < now_ms() - :kept AND finished_at IS NOT NULL
+            AND (outcome <> 'DEAD' OR finished_at < now_ms() - :dead_kept)
         ORDER BY finished_at LIMIT :most)
     RETURNING event_id
 """
@@ -114,7 +118,7 @@ async def give_up(provider: str, event_id: str, reason: str) -> None:
 
 async def forget() -> bool:
     """Forget a batch of what is old enough; True if there may be more."""
-    erased = await rows(ERASE, kept=BODIES_KEPT_MS, most=AT_ONCE, nothing=b"")
+    erased = await rows(ERASE, kept=BODIES_KEPT_MS, dead_kept=IDS_KEPT_MS, most=AT_ONCE, nothing=b"")
     forgotten = await rows(FORGET, kept=IDS_KEPT_MS, most=AT_ONCE)
     return len(erased) == AT_ONCE or len(forgotten) == AT_ONCE
 

@@ -25,6 +25,7 @@ PURGE = """
             AND state IN ('done', 'cancelled') ORDER BY finished_at LIMIT :most)
     RETURNING id
 """
+PURGE_DEAD = PURGE.replace("state IN ('done', 'cancelled')", "state = 'dead'")
 # No lease is longer than a lease from now, so that a dead worker's job is found again in time.
 LEASES = """
     UPDATE job SET due_at = now_ms() + :lease
@@ -72,8 +73,13 @@ async def unpark(queue: str, id: str) -> bool:
 
 
 async def purge(queue: str, age_ms: int, most: int = 500) -> int:
-    """Forget finished jobs of this age, a small batch at a time; dead letters and parked jobs stay."""
+    """Forget done and cancelled jobs of this age, a small batch at a time; returns how many. Parked jobs stay."""
     return len(await rows(PURGE, queue=queue, age=age_ms, most=most))
+
+
+async def purge_dead(queue: str, age_ms: int, most: int = 500) -> int:
+    """Forget dead letters of this age, which hold the words of messages; their alert has stood for as long."""
+    return len(await rows(PURGE_DEAD, queue=queue, age=age_ms, most=most))
 
 
 async def show(queue: str, id: str) -> Row | None:

@@ -268,6 +268,7 @@ class Worker:
                     self.wake()
                 clock = census["now"]
                 purged = await self._database.run(job_operations.purge, name, kept_ms)
+                purged += await self._database.run(job_operations.purge_dead, name, kept_ms)
                 if self._queue.purge is not None:
                     purged += await self._database.run(self._queue.purge)
             await asyncio.sleep(0.1 if purged else CENSUS_EVERY)

@@ -14,9 +14,7 @@ from tests.processes import BARE, ROOT
 @pytest.mark.skipif(os.geteuid() != 0 or BINARIES is None, reason="only root starts PostgreSQL as another user")
 @pytest.mark.parametrize("closed", ["first", "first/second", "first/second/third"])
 def test_folder_that_postgres_may_not_enter_is_named_with_what_to_do(tmp_path: Path, closed: str) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:-2], tmp_path / "first", tmp_path / "first/second"):
-        folder.mkdir(exist_ok=True)
-    (tmp_path / "first/second/third").mkdir()
+    (tmp_path / "first/second/third").mkdir(parents=True)
     (tmp_path / closed).chmod(0o700)
     folder = tmp_path / "first/second/third/chaos"
     ended = subprocess.run(

@@ -170,6 +170,24 @@ async def test_bodies_are_forgotten_after_a_week_and_ids_after_five(database_url
         assert await gateway.stored() == []
 
 
+@pytest.mark.parametrize("number", [7, 8, 9])
+async def test_event_that_was_given_up_keeps_its_body_for_a_replay_and_goes_after_five_weeks(
+    database_url: str, number: int
+) -> None:
+    async with house(database_url) as gateway:
+        gateway.payments.fail_with = InvalidRequest([Violation("events", "no")])
+        await gateway.stripe(event(number))
+        await until(lambda: outcome_is(gateway, "DEAD"))
+
+        gateway.database.offset_ms = inbox.IDS_KEPT_MS - 60_000
+        await gateway.database.run(inbox.forget)
+        assert [row["body"] for row in await gateway.stored()] == [event(number)]
+
+        gateway.database.offset_ms = inbox.IDS_KEPT_MS + 60_000
+        await gateway.database.run(inbox.forget)
+        assert await gateway.stored() == []
+
+
 @pytest.mark.parametrize("first", ["REJECTED", "pending", "DEAD"])
 async def test_an_event_in_another_body_is_delivered_unless_it_was_applied(database_url: str, first: str) -> None:
     old, modern = (

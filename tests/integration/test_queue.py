@@ -290,6 +290,30 @@ async def test_finished_jobs_are_forgotten_by_age_and_dead_letters_are_not(db: D
     assert (await state_of(db, "done"), await state_of(db, "dead")) == ("", "dead")
 
 
+@pytest.mark.parametrize("days", [1, 35, 90])
+async def test_dead_letter_of_its_age_is_forgotten_and_a_parked_job_is_not(db: Database, days: int) -> None:
+    for id in ("never", "tried", "parked", "young"):
+        await db.run(jobs.add, "post", id, b"words of a message")
+    claimed = {job.id: job for job in await claim_now(db)}
+    await db.run(jobs.dead, claimed["never"], "NO", remember)
+    for id in ("tried", "parked"):
+        await db.run(jobs.dead, claimed[id], "NO", remember)
+    assert await db.run(job_operations.park, "post", "parked")
+    db.offset_ms = days * 86_400_000 + 1_000
+    await db.run(rows, "UPDATE job SET due_at = now_ms() + 1000 WHERE id = 'young'")
+    await db.run(jobs.dead, claimed["young"], "NO", remember)
+
+    queue = queue_of(kept_days=days)
+    worker = Worker(db, queue)
+    running = asyncio.create_task(worker.run())
+    async with asyncio.timeout(10):
+        while await state_of(db, "never") or await state_of(db, "tried"):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.02)
+    worker.stop()
+    await running
+    assert [await state_of(db, id) for id in ("parked", "young")] == ["parked", "dead"]
+
+
 async def test_one_poison_job_among_twenty_takes_nobody_with_it(db: Database) -> None:
     """A poison's worker vanishes: all its claims expire together, as after kill -9."""
     done: set[str] = set()
