@@ -35,7 +35,7 @@ ENV READY="import os, ssl, sys, urllib.request as web; tls = os.environ.get(sys.
     web.urlopen(('https' if tls else 'http') + '://127.0.0.1:' + sys.argv[2], timeout=3, context=ssl._create_unverified_context())"
 WORKDIR /app
 # Each image imports its process once while it is built: a read-only process could never keep what it compiles.
-ENV DATABASES="services.chassis.sqlite, services.chassis.postgres"
+ENV DATABASES="services.chassis.database.sqlite, services.chassis.database.postgres"
 
 FROM process AS payments
 COPY --from=payments-build /venv /venv

@@ -210,7 +210,7 @@ class Case:
         if operation.kind == "code":
             return "a verification code may be sent twice"
         if self._frozen_in_the_act(first, again):
-            return "a worker frozen between begin_act and the POST may send twice"
+            return "a worker frozen between mark_attempted and the POST may send twice"
         if first.provider == "sendgrid" and self._unheard_of(first, again):
             return "a mail without an event for ten minutes is sent again"
         return ""

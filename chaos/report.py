@@ -20,7 +20,20 @@ BROKEN = ("lost", "doubled", "stuck", "wrong")
 #: Lines of a story, and stories told in full.
 LINES, STORIES = 40, 12
 #: What of a log's line tells the story.
-WORDS = ("event", "process", "job", "outcome", "reason", "claims", "unsure", "rpc", "method", "route", "code", "status")
+WORDS = (
+    "event",
+    "process",
+    "job",
+    "outcome",
+    "reason",
+    "claims",
+    "outcome_unknown",
+    "rpc",
+    "method",
+    "route",
+    "code",
+    "status",
+)
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,10 @@ SABOTAGES = {
         "a webhook answered with 200 counts",
     ),
     "act-unannounced": Sabotage(
-        "services/chassis/jobs.py",
+        "services/chassis/queue/jobs.py",
         {
-            "    if await maybe_one(BEGIN_ACT, queue=job.queue, id=job.id, claims=job.claims, act=act_ms) is None:\n"
-            "        raise ClaimLost(job.id)": "    del job, act_ms"
+            "    if await maybe_one(MARK_ATTEMPTED, queue=job.queue, id=job.id, claims=job.claims, act=act_ms) is None:"
+            "\n        raise LeaseLost(job.id)": "    del job, act_ms"
         },
         "kill_after_accepting",
         "nobody is mailed or texted twice",

@@ -21,7 +21,7 @@ from chaos.trouble import Trouble
 #: Jobs that were put off are due now. Those that wait for their own time or for a morning are not among them.
 DUE_NOW = """UPDATE job SET due_at = now_ms() WHERE state = 'queued' AND due_at > now_ms()
     AND note NOT IN ('', 'QUIET_HOURS')"""
-PAUSE_OVER = "UPDATE pace SET paused_until = 0 WHERE paused_until > now_ms()"
+PAUSE_OVER = "UPDATE rate_limit SET paused_until = 0 WHERE paused_until > now_ms()"
 #: An open payment is read again in minutes, which is how one ends whose only webhook was dropped.
 READINGS_DUE = "UPDATE job SET due_at = now_ms() WHERE state = 'queued' AND due_at > now_ms() AND id LIKE '%/read/%'"
 #: The time in which a lost answer may still be told by the provider is over: SendGrid's ten minutes, Twilio's one.

@@ -10,13 +10,14 @@ import structlog
 from gateway.app import application
 from gateway.clients import connected
 from gateway.delivery import deliveries
-from gateway.inbox import Forgetting
+from gateway.inbox import Retention
 from gateway.settings import Settings
 from gateway.watcher import Watcher
-from services.chassis import lifecycle, settings, web
-from services.chassis.database import connect
-from services.chassis.health import Readiness
-from services.chassis.operations import Facts, operations
+from services.chassis import lifecycle, settings
+from services.chassis.database.connect import connect
+from services.chassis.http import server
+from services.chassis.http.operations import Facts, operations
+from services.chassis.rpc.health import Readiness
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -35,16 +36,16 @@ async def main(config: Settings) -> None:
         states = {service.name: lambda service=service: service.breaker.state for service in clients.all}
         facts: Facts = {**states, "watch": watcher.details}
         async with (
-            web.listening(
-                operations(config, readiness, facts), config.operations_listen, **web.tls(config)
+            server.listening(
+                operations(config, readiness, facts), config.operations_listen, **server.tls(config)
             ) as operations_address,
             readiness.watched(),
-            lifecycle.working([*workers.values(), watcher, Forgetting(database)]) as over,
-            web.listening(
+            lifecycle.working([*workers.values(), watcher, Retention(database)]) as over,
+            server.listening(
                 application(config, database, clients, wake),
                 config.listen,
                 hosts={config.public_host},
-                **web.tls(config),
+                **server.tls(config),
             ) as address,
         ):
             log.info("listening", http=str(address), operations=str(operations_address))

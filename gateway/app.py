@@ -21,23 +21,25 @@ from gateway.settings import Settings
 from gateway.signatures import TwilioSecrets
 from gateway.status import Status
 from gateway.webhooks import (
-    SENDGRID_AT_MOST,
-    STRIPE_AT_MOST,
-    TWILIO_AT_MOST,
+    MAX_SENDGRID_BYTES,
+    MAX_STRIPE_BYTES,
+    MAX_TWILIO_BYTES,
     Webhook,
     sendgrid_events,
     stripe_events,
     twilio_events,
 )
-from services.chassis import authentication, context, deadline, metrics
-from services.chassis.authentication import Doorkeeper
-from services.chassis.caller_limit import CallerLimit
-from services.chassis.database import Database
+from services.chassis import context, metrics
+from services.chassis.database.transactions import Database
 from services.chassis.errors import PermissionDenied, ServiceError, Unavailable
-from services.chassis.problems import Refusal, answer
+from services.chassis.http.problems import Refusal, answer
+from services.chassis.outbound import deadline
+from services.chassis.rpc import authentication
+from services.chassis.rpc.authentication import Authenticator
+from services.chassis.rpc.caller_limit import CallerLimit
 
 DEADLINE = 10.0  # seconds for a whole request
-AT_ONCE = 500  # requests that run together; more are shed
+MAX_CONCURRENT = 500  # requests that run together; more are shed
 WAITING = 2000  # requests whose senders are slow; they take nobody's turn
 SMALL = 64 << 10  # bytes of a body that are always taken
 LARGE = 64 << 20  # bytes of all bodies together, beyond what is small of each
@@ -142,14 +144,14 @@ class Guard:
     def __init__(self, settings: Settings, seconds: float) -> None:
         self._seconds = seconds
         self._anonymous = not settings.auth_tokens
-        self._doorkeeper = Doorkeeper(settings.auth_tokens)
+        self._doorkeeper = Authenticator(settings.auth_tokens)
         self._each = CallerLimit(settings.caller_limit)
 
     def before(self, scope: authentication.Scope, endpoint: Endpoint) -> Endpoint:
         async def guarded(request: Request) -> Response:
             if self._anonymous and not FORWARDED.isdisjoint(request.headers):
                 raise PermissionDenied("what a proxy forwards needs a token: set GATEWAY_AUTH_TOKENS")
-            caller = self._doorkeeper.recognise(request.headers.get("authorization", ""))
+            caller = self._doorkeeper.authenticate(request.headers.get("authorization", ""))
             context.caller.set(caller.name)
             context.scopes.set(frozenset(caller.scopes))
             authentication.require(caller, scope)
@@ -167,7 +169,7 @@ def application(
     wake: Callable[[str], None],
     *,
     clock: Callable[[], float] = time.time,
-    at_once: int = AT_ONCE,
+    at_once: int = MAX_CONCURRENT,
     seconds: float = DEADLINE,
 ) -> Starlette:
     guard = Guard(settings, seconds)
@@ -203,9 +205,9 @@ def webhooks(
     )
     twilio = partial(twilio_events, secrets=twilio_secrets, public_url=settings.public_url)
     return [
-        Route("/webhooks/stripe", Webhook(database, "stripe", stripe, STRIPE_AT_MOST, wake)),
-        Route("/webhooks/sendgrid", Webhook(database, "sendgrid", sendgrid, SENDGRID_AT_MOST, wake)),
-        Route("/webhooks/twilio/status", Webhook(database, "twilio", twilio, TWILIO_AT_MOST, wake)),
+        Route("/webhooks/stripe", Webhook(database, "stripe", stripe, MAX_STRIPE_BYTES, wake)),
+        Route("/webhooks/sendgrid", Webhook(database, "sendgrid", sendgrid, MAX_SENDGRID_BYTES, wake)),
+        Route("/webhooks/twilio/status", Webhook(database, "twilio", twilio, MAX_TWILIO_BYTES, wake)),
     ]
 
 

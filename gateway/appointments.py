@@ -10,9 +10,9 @@ from starlette.responses import JSONResponse, Response
 
 from gateway.bodies import fill, idempotency_key, json_object
 from gateway.clients import Clients, Service
-from services.chassis import problems
 from services.chassis.errors import InvalidRequest, ServiceError
-from services.chassis.fields import normalized, printable
+from services.chassis.http import problems
+from services.chassis.rpc.validation import normalized, printable
 from services.chassis.violations import Rule, Violation
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2

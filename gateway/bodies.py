@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope
 
 from services.chassis.errors import InvalidRequest
-from services.chassis.fields import choices
-from services.chassis.problems import Refusal
+from services.chassis.http.problems import Refusal
+from services.chassis.rpc.validation import choices
 from services.chassis.violations import InvalidValueError, Rule, Violation
 
 SECONDS = 10.0

@@ -9,10 +9,11 @@ import grpc
 from google.protobuf.message import Message
 
 from gateway.settings import Settings, Target
-from services.chassis import context, deadline
-from services.chassis.breaker import CircuitBreaker
+from services.chassis import context
 from services.chassis.errors import CredentialsRefused, PermissionDenied, Unauthenticated, from_rpc_error
 from services.chassis.noting import note_answer
+from services.chassis.outbound import deadline
+from services.chassis.outbound.breaker import CircuitBreaker
 from topsmile.email.v1 import email_pb2_grpc
 from topsmile.payments.v1 import payments_pb2_grpc
 from topsmile.sms.v1 import sms_pb2_grpc
@@ -66,7 +67,7 @@ class Service:
         self.name = name
         self.target = target
         self.channel = channel_to(target)
-        self.breaker = CircuitBreaker(name, open_for=2.0, open_at_most=60.0)
+        self.breaker = CircuitBreaker(name, open_for=2.0, max_open_for=60.0)
         self._credentials = (("authorization", f"Bearer {token}"),) if token else ()
 
     def metadata(self) -> tuple[tuple[str, str], ...]:

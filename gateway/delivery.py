@@ -8,10 +8,10 @@ from google.protobuf.message import Message
 
 from gateway import inbox
 from gateway.clients import Clients, Service
-from services.chassis.database import Database, Row
+from services.chassis.database.transactions import Database, Row
 from services.chassis.errors import AlreadyExists, InvalidRequest, Rejected, Unavailable
-from services.chassis.jobs import BeginAct, Done, Job, Never, Outcome, Queue
-from services.chassis.worker import Worker
+from services.chassis.queue.jobs import Discard, Done, Job, MarkAttempted, Outcome, Queue
+from services.chassis.queue.worker import Worker
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2
 from topsmile.payments.v1 import payments_pb2
@@ -24,7 +24,7 @@ class Delivery:
     """
     The jobs for one service, of two kinds: `event:…` for a row of the inbox, `notice:…` for a payment's change.
 
-    No act here needs a `begin_act`: each RPC may be repeated, by event id or by idempotency key.
+    No act here needs a `mark_attempted`: each RPC may be repeated, by event id or by idempotency key.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Delivery:
         queue = Queue(self._service.name, self.handle, self.give_up, quiet=True)
         return Worker(self._database, queue, room=self._service.breaker.room)
 
-    async def handle(self, job: Job, _begin_act: BeginAct) -> Outcome:
+    async def handle(self, job: Job, _begin_act: MarkAttempted) -> Outcome:
         kind, _, key = job.id.partition(":")
         if kind == "notice" and self._notify is not None:
             return await self._ask_for_notice(job, self._notify)
@@ -54,11 +54,11 @@ class Delivery:
     async def _hand_over(self, event_id: str) -> Outcome:
         event = await self._database.read(inbox.find, self._provider, event_id)
         if event is None:
-            return Never("EVENT_GONE")
+            return Discard("EVENT_GONE")
         try:
             outcome, detail = await self._apply(event)
         except InvalidRequest as refusal:  # of the call, not of the event: no repetition mends it, but a release may
-            return Never(refusal.reason)
+            return Discard(refusal.reason)
         if outcome == "RETRY":
             raise Unavailable("the service wants the event later")
         return Done.storing(inbox.learn, self._provider, event_id, outcome, detail)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from services.chassis import jobs
-from services.chassis.database import Database, Row, maybe_one, one, rows
+from services.chassis.database.transactions import Database, Row, maybe_one, one, rows
 from services.chassis.errors import Unavailable
+from services.chassis.queue import jobs
 
 #: Which service owns a provider; its name is the queue's.
 OWNERS = {"stripe": "payments", "sendgrid": "email", "twilio": "sms"}
@@ -18,7 +18,7 @@ DAY_MS = 86_400_000
 TRIED_FOR_MS = 3 * DAY_MS
 #: Bodies name people, so they go early; ids stay for as long as a provider might repeat them.
 BODIES_KEPT_MS, IDS_KEPT_MS = 7 * DAY_MS, 35 * DAY_MS
-AT_ONCE = 500
+MAX_CONCURRENT = 500
 #: Outcomes, an empty one included, of events of which nothing is known to be applied.
 NOT_APPLIED = {"", "REJECTED", "DEAD"}
 
@@ -84,9 +84,9 @@ async def take(events: Sequence[Event], trace: str) -> int:
             row = await maybe_one(TAKE, **event._asdict())
         if row is not None:
             new += 1
-            give_up_at = row["received_at"] + TRIED_FOR_MS
+            expires_at = row["received_at"] + TRIED_FOR_MS
             queue, job = OWNERS[event.provider], f"event:{event.event_id}"
-            await jobs.add(queue, job, b"", give_up_at=give_up_at, trace=trace)
+            await jobs.add(queue, job, b"", expires_at=expires_at, trace=trace)
     return new
 
 
@@ -118,9 +118,9 @@ async def give_up(provider: str, event_id: str, reason: str) -> None:
 
 async def forget() -> bool:
     """Forget a batch of what is old enough; True if there may be more."""
-    erased = await rows(ERASE, kept=BODIES_KEPT_MS, dead_kept=IDS_KEPT_MS, most=AT_ONCE, nothing=b"")
-    forgotten = await rows(FORGET, kept=IDS_KEPT_MS, most=AT_ONCE)
-    return len(erased) == AT_ONCE or len(forgotten) == AT_ONCE
+    erased = await rows(ERASE, kept=BODIES_KEPT_MS, dead_kept=IDS_KEPT_MS, most=MAX_CONCURRENT, nothing=b"")
+    forgotten = await rows(FORGET, kept=IDS_KEPT_MS, most=MAX_CONCURRENT)
+    return len(erased) == MAX_CONCURRENT or len(forgotten) == MAX_CONCURRENT
 
 
 async def cursor_of(stream: str) -> str:
@@ -138,7 +138,7 @@ async def advance(stream: str, before: str, after: str) -> bool:
     return moved is not None
 
 
-class Forgetting:
+class Retention:
     """Runs beside the queues' workers and keeps the inbox small."""
 
     def __init__(self, database: Database, every: float = 60.0) -> None:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 from pydantic import AfterValidator, Field, PlainValidator, SecretStr, ValidationInfo, field_validator, model_validator
 
-from services.chassis.authentication import is_loopback
+from services.chassis.rpc.authentication import is_loopback
 from services.chassis.settings import File, ProcessSettings, Secrets, Url
 
 

@@ -11,15 +11,16 @@ import structlog
 from gateway import inbox
 from gateway.clients import Clients
 from gateway.fanout import Notice, notices
-from services.chassis import context, jobs, metrics
-from services.chassis.database import Database
+from services.chassis import context, metrics
+from services.chassis.database.transactions import Database
 from services.chassis.errors import InvalidRequest, OutOfRange, ServiceError
+from services.chassis.queue import jobs
 from topsmile.payments.v1 import payments_pb2
 
 STREAM = "payments"
 #: Seconds. The contract promises a heartbeat every 30.
 SILENCE = 75.0
-BACKOFF_FIRST, BACKOFF_MOST = 0.2, 10.0
+MIN_BACKOFF, MAX_BACKOFF = 0.2, 10.0
 #: Seconds that a replica stands aside when another one has moved the cursor.
 ASIDE = 5.0
 
@@ -80,8 +81,8 @@ class Watcher:
             failures += 1
             self._interruption = error.reason
             log.warning("watcher.interrupted", reason=error.reason, failures=failures)
-        ceiling = min(BACKOFF_MOST, BACKOFF_FIRST * 2**failures)
-        return failures, random.uniform(BACKOFF_FIRST, ceiling)  # noqa: S311 - no secret
+        ceiling = min(MAX_BACKOFF, MIN_BACKOFF * 2**failures)
+        return failures, random.uniform(MIN_BACKOFF, ceiling)  # noqa: S311 - no secret
 
     async def _follow(self) -> bool:
         """Follow until the stream ends; True if anything came. Raises ServiceErrors and OvertakenError."""

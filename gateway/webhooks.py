@@ -29,11 +29,11 @@ from gateway.signatures import (
     verify_twilio,
 )
 from services.chassis import context, metrics
-from services.chassis.database import Database
+from services.chassis.database.transactions import Database
 from services.chassis.errors import ServiceError, Unavailable
-from services.chassis.problems import Refusal, answer
+from services.chassis.http.problems import Refusal, answer
 
-STRIPE_AT_MOST, SENDGRID_AT_MOST, TWILIO_AT_MOST = 1 << 20, 2 << 20, 64 << 10
+MAX_STRIPE_BYTES, MAX_SENDGRID_BYTES, MAX_TWILIO_BYTES = 1 << 20, 2 << 20, 64 << 10
 STORED_WITHIN = 10.0  # seconds
 
 log = structlog.get_logger()

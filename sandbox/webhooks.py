@@ -23,7 +23,7 @@ from sandbox.state import State, now_ms
 WAITS = (0.2, 1, 5, 30, 120, 600, 3600)
 GIVE_UP_AFTER_MS = 3 * 24 * 3600 * 1000
 ATTEMPT_TIMEOUT = 10.0
-AT_ONCE = 50
+MAX_CONCURRENT = 50
 
 DUE = """
     SELECT number, provider, url, body, token, created_at, attempts FROM webhooks
@@ -95,7 +95,7 @@ class Sender:
             due = db.execute(DUE, parameters).fetchall()
             following = db.execute(NEXT_DUE, parameters).fetchone()["due_at"]
         for webhook in due:
-            if webhook["number"] not in self._sending and len(self._sending) < AT_ONCE:
+            if webhook["number"] not in self._sending and len(self._sending) < MAX_CONCURRENT:
                 self._sending[webhook["number"]] = asyncio.create_task(self._attempt(http, webhook))
         return 60.0 if following is None else min(60.0, max(0.001, (following - now_ms()) / 1000))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from services.chassis.database import Database, connect
+from services.chassis.database.connect import connect
+from services.chassis.database.transactions import Database
 from tests.postgres_cluster import BINARIES, Cluster, cluster
 
 

@@ -8,8 +8,8 @@ import os
 from starlette.types import Receive, Scope, Send
 
 from bench.peers.listening import run, serve_http
-from services.chassis.database import rows
-from services.chassis.sqlite import SQLite
+from services.chassis.database.sqlite import SQLite
+from services.chassis.database.transactions import rows
 
 SECRET = os.environ["STRIPE_WEBHOOK_SECRET"].encode()
 INSERT = "INSERT INTO event (id, type, body) VALUES (:id, :type, :body) ON CONFLICT (id) DO NOTHING"

@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.running import cpu_seconds
 
-AT_ONCE = 20
+MAX_CONCURRENT = 20
 
 
 class Stopwatch:
@@ -58,7 +58,7 @@ async def ours(url: str, watch: Stopwatch) -> None:
     import_module("services.chassis.logs").configure("bench", "WARNING")  # the others say nothing of a job either
     async with database_of.connect(url) as database:
         await database.run(add_all)
-        worker = worker_of.Worker(database, jobs.Queue("bench", handler, watch.nothing, concurrency=AT_ONCE))
+        worker = worker_of.Worker(database, jobs.Queue("bench", handler, watch.nothing, concurrency=MAX_CONCURRENT))
 
         async def work() -> None:
             running = asyncio.create_task(worker.run())
@@ -76,7 +76,7 @@ async def procrastinate(url: str, watch: Stopwatch) -> None:
     async with app.open_async():
         await app.schema_manager.apply_schema_async()
         await task.batch_defer_async(*({} for _ in range(watch.count)))
-        await watch.measure(lambda: app.run_worker_async(concurrency=AT_ONCE, wait=False))
+        await watch.measure(lambda: app.run_worker_async(concurrency=MAX_CONCURRENT, wait=False))
 
 
 async def pgqueuer(url: str, watch: Stopwatch) -> None:
@@ -92,7 +92,9 @@ async def pgqueuer(url: str, watch: Stopwatch) -> None:
 
         queue.qm.entrypoint("nothing")(nothing)
         drain = types.QueueExecutionMode.drain
-        await watch.measure(lambda: queue.qm.run(mode=drain, batch_size=AT_ONCE // 2, max_concurrent_tasks=AT_ONCE))
+        await watch.measure(
+            lambda: queue.qm.run(mode=drain, batch_size=MAX_CONCURRENT // 2, max_concurrent_tasks=MAX_CONCURRENT)
+        )
 
 
 async def oban(url: str, watch: Stopwatch) -> None:
@@ -105,7 +107,7 @@ async def oban(url: str, watch: Stopwatch) -> None:
     await client.enqueue_many([worker.new({}) for _ in range(watch.count)])
 
     async def work() -> None:
-        async with library.Oban(pool=pool, queues={"default": AT_ONCE}):
+        async with library.Oban(pool=pool, queues={"default": MAX_CONCURRENT}):
             await watch.finished.wait()
 
     await watch.measure(work)

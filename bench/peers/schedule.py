@@ -11,15 +11,17 @@ import time
 
 import uvloop
 
-from services.chassis import jobs, logs
-from services.chassis.database import connect, rows
-from services.chassis.jobs import BeginAct, Done, Job, Outcome, Queue
-from services.chassis.worker import Worker
+from services.chassis import logs
+from services.chassis.database.connect import connect
+from services.chassis.database.transactions import rows
+from services.chassis.queue import jobs
+from services.chassis.queue.jobs import Done, Job, MarkAttempted, Outcome, Queue
+from services.chassis.queue.worker import Worker
 
-TOGETHER = 500
+MAX_BATCH = 500
 AHEAD_MS = 3000  # until the first falls due, once all are stored
 FAR_MS = 1 << 50
-BEGIN = "UPDATE job SET due_at = due_at - :far + :first, give_up_at = give_up_at - :far + :first"
+BEGIN = "UPDATE job SET due_at = due_at - :far + :first, expires_at = expires_at - :far + :first"
 
 
 async def add(offsets: list[int]) -> None:
@@ -33,7 +35,7 @@ async def main(url: str, count: int, seconds: float) -> None:
     offsets = [int(number * seconds * 1e6 / count) for number in range(count)]  # in microseconds
     first = 0
 
-    async def handle(job: Job, _begin_act: BeginAct) -> Outcome:
+    async def handle(job: Job, _begin_act: MarkAttempted) -> Outcome:
         late.append(time.time() * 1000 - first - int(job.payload) / 1000)
         if len(late) == count:
             over.set()
@@ -44,8 +46,8 @@ async def main(url: str, count: int, seconds: float) -> None:
 
     logs.configure("bench", "WARNING")
     async with connect(url) as database:
-        for start in range(0, count, TOGETHER):
-            await database.run(add, offsets[start : start + TOGETHER])
+        for start in range(0, count, MAX_BATCH):
+            await database.run(add, offsets[start : start + MAX_BATCH])
         first = time.time_ns() // 1_000_000 + AHEAD_MS
         await database.run(rows, BEGIN, far=FAR_MS, first=first)
         worker = Worker(database, Queue("bench", handle, on_dead))

@@ -16,8 +16,8 @@ from twilio.http.async_http_client import AsyncTwilioHttpClient
 from twilio.rest import Client
 
 from bench.peers.listening import run, serve_rpc
-from services.chassis.database import rows
-from services.chassis.sqlite import SQLite
+from services.chassis.database.sqlite import SQLite
+from services.chassis.database.transactions import rows
 from topsmile.sms.v1 import sms_pb2 as pb
 
 METHOD = "topsmile.sms.v1.SmsService/SendSms"

@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from services.chassis.authentication import Token, is_loopback, parse_tokens
+from services.chassis.rpc.authentication import Token, is_loopback, parse_tokens
 
 SHORTEST_KEY = 16
 

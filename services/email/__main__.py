@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from services.chassis.breaker import CircuitBreaker
-from services.chassis.jobs import Job
 from services.chassis.lifecycle import run
-from services.chassis.outbound import outbound
-from services.chassis.pace import Pace
-from services.chassis.server import Service
+from services.chassis.outbound.breaker import CircuitBreaker
+from services.chassis.outbound.client import outbound
+from services.chassis.queue.jobs import Job
+from services.chassis.queue.rate_limit import RateLimit
+from services.chassis.rpc.server import Service
 from services.chassis.settings import load
 from services.email.message import Mailbox, kept
 from services.email.provider import Mail
@@ -39,7 +39,7 @@ async def assembled(settings: Settings, timeout: float = SEND_TIMEOUT) -> AsyncI
     renderer = Renderer(settings.from_email)
     async with outbound(settings.sendgrid_api_base, service="sendgrid", headers=key, timeout=timeout) as http:
         sendgrid = SendGridProvider(http, settings.from_email)
-        rate_limit = Pace(settings.sendgrid_per_second, burst=20)
+        rate_limit = RateLimit(settings.sendgrid_per_second, burst=20)
         # SendGrid cannot be asked about a mail: its events prove that a lost answer was a yes.
         providers = [Provider[Mail]("sendgrid", sendgrid.send, CircuitBreaker("sendgrid"), rate_limit)]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from services.chassis import jobs
-from services.chassis.fields import Fields
+from services.chassis.queue import jobs
+from services.chassis.rpc.validation import Fields
 from services.messaging.requests import CONFIRMATION, RECEIPT, REMINDER, Appointment, NewMessage, Payment, Request
 from topsmile.email.v1 import email_pb2 as pb
 

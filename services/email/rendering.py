@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from services.brazil.dates import clock, spoken_day
 from services.brazil.money import reais
-from services.chassis.fields import CLINIC_ZONE
+from services.chassis.rpc.validation import CLINIC_ZONE
 from services.email.invitation import invitation
 from services.email.message import Mailbox, Message
 from services.messaging.record import MessageRecord

@@ -29,7 +29,7 @@ from services.chassis.errors import (
     ProviderThrottled,
     ServiceError,
 )
-from services.chassis.outbound import Answer, Outbound, retry_after
+from services.chassis.outbound.client import Answer, Outbound, retry_after
 from services.email.message import Mailbox
 from services.email.provider import Mail
 from services.messaging.provider import Receipt

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import PlainValidator, SecretStr
 
-from services.chassis.fields import email_address
+from services.chassis.rpc.validation import email_address
 from services.chassis.settings import PerSecond, ProcessSettings
 from services.chassis.violations import InvalidValueError
 from services.email.message import Mailbox

@@ -7,12 +7,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from services.chassis.database import Database, connect
-from services.chassis.idempotency import Fingerprints
-from services.chassis.retry import Retry
-from services.chassis.server import Service, serve
+from services.chassis.database.connect import connect
+from services.chassis.database.transactions import Database
+from services.chassis.outbound.retry import Retry
+from services.chassis.queue.worker import Worker
+from services.chassis.rpc.idempotency import Fingerprints
+from services.chassis.rpc.server import Service, serve
 from services.chassis.settings import ProcessSettings
-from services.chassis.worker import Worker
 from services.messaging.outbox import Outbox
 from services.messaging.provider import Provider
 from services.messaging.sender import Policy, Sender

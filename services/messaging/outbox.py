@@ -10,10 +10,10 @@ from typing import Any
 from google.protobuf.message import Message as ProtoMessage
 
 from services.chassis import context
-from services.chassis.database import Database
+from services.chassis.database.transactions import Database
 from services.chassis.errors import BreakerOpen, InvalidRequest
-from services.chassis.fields import Fields
-from services.chassis.idempotency import Fingerprints
+from services.chassis.rpc.idempotency import Fingerprints
+from services.chassis.rpc.validation import Fields
 from services.chassis.violations import Rule
 from services.messaging import store as transactions
 from services.messaging.events import Event, IgnoredEvent, InvalidEvent, StatusEvent

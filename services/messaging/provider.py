@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
 
-from services.chassis.breaker import CircuitBreaker
 from services.chassis.errors import ProviderRejected
-from services.chassis.jobs import Route
-from services.chassis.pace import Pace
+from services.chassis.outbound.breaker import CircuitBreaker
+from services.chassis.queue.jobs import Route
+from services.chassis.queue.rate_limit import RateLimit
 
 C = TypeVar("C")
 
@@ -44,7 +44,7 @@ class Provider(Generic[C]):
     name: str
     send: Callable[[C], Awaitable[Receipt]]
     breaker: CircuitBreaker
-    rate_limit: Pace
+    rate_limit: RateLimit
     find: Callable[[C, datetime], Awaitable[Sequence[Receipt]]] | None = None
     #: Seconds after a lost answer until "not found" counts as "not taken".
     patience: float = 600.0

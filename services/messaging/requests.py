@@ -15,8 +15,8 @@ from zoneinfo import ZoneInfo
 
 from google.protobuf.message import Message as ProtoMessage
 
-from services.chassis import jobs
-from services.chassis.fields import Fields
+from services.chassis.queue import jobs
+from services.chassis.rpc.validation import Fields
 from services.chassis.violations import Rule
 from topsmile.common.v1 import common_pb2 as common
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Generic, TypeVar
 
-from services.chassis.database import Database
+from services.chassis.database.transactions import Database
 from services.chassis.errors import OutcomeUnknown, ProviderRefusedInput, ProviderRejected
-from services.chassis.jobs import BeginAct, Done, Job, Later, Never, Outcome, Queue
-from services.chassis.retry import Retry
+from services.chassis.outbound.retry import Retry
+from services.chassis.queue.jobs import Discard, Done, Job, MarkAttempted, Outcome, Queue, Snooze
 from services.messaging import store as transactions
 from services.messaging.provider import OptedOut, Provider, Receipt
 from services.messaging.record import MessageRecord
@@ -63,14 +63,14 @@ class Sender(Generic[C]):
             purge=self._store.purge,
         )
 
-    async def handle(self, job: Job, begin_act: BeginAct) -> Outcome:
+    async def handle(self, job: Job, mark_attempted: MarkAttempted) -> Outcome:
         record = await self._database.read(self._store.get, job.id)
         if record.accepted:
             return Done()
         if not job.payload:
-            return Never("CONTENT_ERASED")  # a replayed dead letter: there is nothing left to send
+            return Discard("CONTENT_ERASED")  # a replayed dead letter: there is nothing left to send
         provider = self._providers[job.provider]
-        if job.unsure:
+        if job.outcome_unknown:
             outcome = await self._find_out(job, record, provider)
             if outcome is not None:
                 return outcome
@@ -79,12 +79,12 @@ class Sender(Generic[C]):
         else:
             wait, reason = self._policy.hold(record)
             if wait > 0:
-                return Later(wait, reason)
-        return await self._hand_over(job, self._policy.render(record, job), provider, begin_act)
+                return Snooze(wait, reason)
+        return await self._hand_over(job, self._policy.render(record, job), provider, mark_attempted)
 
-    async def _hand_over(self, job: Job, content: C, provider: Provider[C], begin_act: BeginAct) -> Outcome:
+    async def _hand_over(self, job: Job, content: C, provider: Provider[C], mark_attempted: MarkAttempted) -> Outcome:
         async def once() -> Receipt:
-            await begin_act(SEND_TIMEOUT, transactions.attempted, job.id, job.claims, provider.name)
+            await mark_attempted(SEND_TIMEOUT, transactions.attempted, job.id, job.claims, provider.name)
             return await provider.send(content)
 
         async def attempt() -> Receipt:  # again only where not a byte has left: NotSent
@@ -111,7 +111,7 @@ class Sender(Generic[C]):
         waited = await self._database.run(transactions.outcome_unknown, job.id) / 1000
         if waited < provider.patience and (record.expired or not self._policy.prefers_twice(record)):
             pause = min(max(provider.ask_every, waited), provider.patience - waited)
-            return Later(pause, OutcomeUnknown.default_reason)
+            return Snooze(pause, OutcomeUnknown.default_reason)
         if record.expired and provider.find is None:
             return Done.storing(transactions.undecided, job.id)
         if record.expired:

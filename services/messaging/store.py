@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from services.chassis import jobs, pace
-from services.chassis.database import maybe_one, one, rows
+from services.chassis.database.transactions import maybe_one, one, rows
 from services.chassis.errors import CredentialsRefused, InvalidRequest, NotFound
-from services.chassis.idempotency import Fingerprint
+from services.chassis.queue import jobs, rate_limit
+from services.chassis.rpc.idempotency import Fingerprint
 from services.chassis.violations import Rule
 from services.messaging.events import StatusEvent
 from services.messaging.provider import Receipt
@@ -232,7 +232,7 @@ class Store:
             raise InvalidRequest([Rule.APPOINTMENT_OVER.at("appointment.start_time")])
         await jobs.add(
             self.queue, call.message_id, message.payload, priority=message.priority, trace=call.trace,
-            due_at=due.at if due else None, give_up_at=expires_at,
+            due_at=due.at if due else None, expires_at=expires_at,
         )  # fmt: skip
         return MessageRecord(
             call.message_id, message.template, message.recipient, message.recipient_name, message.appointment_id,
@@ -279,7 +279,7 @@ class Store:
 
     async def given_up(self, job: jobs.Job, reason: str) -> None:
         """Its job is dead. Whether it was sent may never be known; a late event still tells."""
-        if job.unsure:
+        if job.outcome_unknown:
             await undecided(job.id)
         else:
             await not_sent(job.id, "EXPIRED", reason)
@@ -426,7 +426,7 @@ async def _apply(event: StatusEvent) -> common.EventOutcome.ValueType:
         message_id, event.status, event.failure_reason, detail=event.detail, changed_at=event.happened_at, event=True
     )
     if moved and event.failure_reason == CredentialsRefused.default_reason:
-        await pace.pause(event.provider, ACCOUNT_PAUSE, event.failure_reason)
+        await rate_limit.pause(event.provider, ACCOUNT_PAUSE, event.failure_reason)
     return common.EVENT_OUTCOME_APPLIED if moved or learnt else common.EVENT_OUTCOME_STALE
 
 
@@ -434,7 +434,7 @@ async def waiting(record: MessageRecord, provider: str) -> MessageRecord:
     """Add what a pause of the provider says about a message that waits for it."""
     if record.accepted or record.job_state != "queued" or record.attempted:
         return record
-    state = await pace.seen(provider)
+    state = await rate_limit.seen(provider)
     paused_until = record.now + round(state.paused_for * 1000)
     if state.paused_for > 0 and paused_until > record.due_at:
         return replace(record, waiting=Waiting(state.reason, paused_until))

@@ -8,17 +8,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from services.chassis.breaker import CircuitBreaker
-from services.chassis.database import Database, connect
-from services.chassis.idempotency import Fingerprints
-from services.chassis.jobs import Queue
+from services.chassis.database.connect import connect
+from services.chassis.database.transactions import Database
 from services.chassis.lifecycle import run
-from services.chassis.outbound import outbound
-from services.chassis.pace import Pace
-from services.chassis.retry import Retry
-from services.chassis.server import Service, serve
+from services.chassis.outbound.breaker import CircuitBreaker
+from services.chassis.outbound.client import outbound
+from services.chassis.outbound.retry import Retry
+from services.chassis.queue.jobs import Queue
+from services.chassis.queue.rate_limit import RateLimit
+from services.chassis.queue.worker import Worker
+from services.chassis.rpc.idempotency import Fingerprints
+from services.chassis.rpc.server import Service, serve
 from services.chassis.settings import load
-from services.chassis.worker import Worker
 from services.payments import store
 from services.payments.change_log import ChangeLog
 from services.payments.sender import ACT, Sender
@@ -40,7 +41,7 @@ class Parts(NamedTuple):
 @asynccontextmanager
 async def assembled(settings: Settings) -> AsyncIterator[Parts]:
     base = settings.stripe_api_base
-    pace = Pace(settings.stripe_per_second, burst=max(1, int(settings.stripe_per_second)))
+    rate_limit = RateLimit(settings.stripe_per_second, burst=max(1, int(settings.stripe_per_second)))
     async with (
         connect(settings.database_url, MIGRATIONS) as database,
         outbound(base, service="stripe", timeout=ACT) as http,
@@ -48,7 +49,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         breaker = CircuitBreaker("stripe")
         provider = StripeProvider(http, base, settings.stripe_secret_key.get_secret_value())
         sender = Sender(database, provider, breaker, Retry())
-        worker = Worker(database, Queue(store.QUEUE, sender.handle, store.gave_up, pace=pace), breaker.room)
+        worker = Worker(database, Queue(store.QUEUE, sender.handle, store.gave_up, rate_limit=rate_limit), breaker.room)
         changes, fingerprints = ChangeLog(database), Fingerprints(settings.fingerprint_keys)
         servicer = PaymentServicer(database, worker, provider, changes, fingerprints, livemode=settings.livemode)
         admin = PaymentAdminServicer(database, worker, sender, changes, livemode=settings.livemode)

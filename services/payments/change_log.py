@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from services.chassis import context
-from services.chassis.database import Database, Row, maybe_one, one, rows
+from services.chassis.database.transactions import Database, Row, maybe_one, one, rows
 from services.chassis.errors import InvalidRequest, OutOfRange, Unavailable
 from services.chassis.violations import Rule
 from services.payments.lattice import PREFIX, status_of

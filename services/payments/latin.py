@@ -1,6 +1,6 @@
 """Latin letters as ASCII, for what Stripe takes in ASCII only."""
 
-from services.chassis.folding import fold
+from services.brazil.folding import fold
 
 ASCII = frozenset(map(chr, range(32, 127)))
 

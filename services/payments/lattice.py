@@ -97,7 +97,7 @@ def is_unpaid(standing: Standing) -> bool:
     return standing.status in ("AWAITING_METHOD", "AWAITING_CUSTOMER")
 
 
-def give_up_at(record: pb.Payment) -> int:
+def expires_at(record: pb.Payment) -> int:
     """Return the epoch milliseconds from which the payment is given up if nobody has paid it."""
     if record.HasField("expires_time"):
         return record.expires_time.ToMilliseconds() + CODE_KEPT

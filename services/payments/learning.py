@@ -6,7 +6,7 @@ A payment's row is locked before a report of it is judged, so that two of them a
 
 import json
 
-from services.chassis.database import maybe_one
+from services.chassis.database.transactions import maybe_one
 from services.chassis.errors import (
     ExternalServiceError,
     ProviderRefusedInput,
@@ -14,7 +14,7 @@ from services.chassis.errors import (
     ServiceError,
     Violation,
 )
-from services.payments.lattice import FINAL, decline_of, give_up_at, is_paid, is_unpaid, judge, moved, rank_of
+from services.payments.lattice import FINAL, decline_of, expires_at, is_paid, is_unpaid, judge, moved, rank_of
 from services.payments.provider import Standing
 from services.payments.store import (
     BY_INTENT,
@@ -72,7 +72,7 @@ async def refused(payment_id: str, error: ExternalServiceError) -> None:
 def given_up(before: Stored, standing: Standing) -> bool:
     """Whether an unpaid payment is to be canceled: nobody will pay it any more, or we have told so already."""
     after = _moved(before, standing)
-    return is_unpaid(standing) and (before.rank >= FINAL or rank_of(after) >= FINAL or before.now > give_up_at(after))
+    return is_unpaid(standing) and (before.rank >= FINAL or rank_of(after) >= FINAL or before.now > expires_at(after))
 
 
 async def learned(payment_id: str, standing: Standing, version: int, scheduled: bool) -> None:

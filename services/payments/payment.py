@@ -11,7 +11,7 @@ from typing import NamedTuple
 from services.brazil.phones import phone
 from services.brazil.tax_ids import tax_id
 from services.chassis.currencies import step_of
-from services.chassis.fields import Fields, normalized, printable
+from services.chassis.rpc.validation import Fields, normalized, printable
 from services.chassis.violations import Rule
 from services.payments.latin import to_ascii
 from topsmile.common.v1 import common_pb2 as common

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import structlog
 
-from services.chassis import deadline, metrics
-from services.chassis.breaker import CircuitBreaker
-from services.chassis.database import Database
+from services.chassis import metrics
+from services.chassis.database.transactions import Database
 from services.chassis.errors import (
     OutcomeUnknown,
     ProviderBusy,
@@ -17,8 +16,10 @@ from services.chassis.errors import (
     ServiceError,
     Unavailable,
 )
-from services.chassis.jobs import BeginAct, Done, Job, Outcome
-from services.chassis.retry import Retry
+from services.chassis.outbound import deadline
+from services.chassis.outbound.breaker import CircuitBreaker
+from services.chassis.outbound.retry import Retry
+from services.chassis.queue.jobs import Done, Job, MarkAttempted, Outcome
 from services.payments import learning, store
 from services.payments.lattice import is_paid, is_unpaid
 from services.payments.provider import Provider, Standing
@@ -47,7 +48,7 @@ class Sender:
         self._breaker = breaker
         self._retry = retry
 
-    async def handle(self, job: Job, begin_act: BeginAct) -> Outcome:
+    async def handle(self, job: Job, mark_attempted: MarkAttempted) -> Outcome:
         payment_id, _, errand = job.id.partition("/")
         kind, _, subject = errand.partition("/")
         if kind == "alert":
@@ -55,26 +56,26 @@ class Sender:
         if kind:
             return await self._read(payment_id, job, scheduled=kind == "read")
         try:
-            standing = await self._create(payment_id, job, begin_act)
+            standing = await self._create(payment_id, job, mark_attempted)
         except (ProviderRejected, ProviderRefusedInput) as refusal:
             return Done.storing(learning.refused, payment_id, refusal)
         except ServiceError as error:
             # An earlier claim may have been heard, whatever is known of this one.
-            error.definite = error.definite and not job.unsure
+            error.definite = error.definite and not job.outcome_unknown
             with suppress(Unavailable):  # what is known of the job says the same, and is stored when it can be
                 outcome = pb.ATTEMPT_OUTCOME_NOT_SENT if error.definite else pb.ATTEMPT_OUTCOME_UNKNOWN
                 await self._database.run(store.attempted, payment_id, outcome)
             raise
         return Done.storing(learning.created, payment_id, standing, job.claims > 1)
 
-    async def _create(self, payment_id: str, job: Job, begin_act: BeginAct) -> Standing:
+    async def _create(self, payment_id: str, job: Job, mark_attempted: MarkAttempted) -> Standing:
         age = 0
         if job.claims > 1:
             stored = await self._database.read(store.get, payment_id)
             age = stored.now - job.created_at
             if stored.intent_id:  # an event has told it
                 return await self._retrieve(stored.intent_id)
-            if job.unsure and age > KEY_KEPT:
+            if job.outcome_unknown and age > KEY_KEPT:
                 found = await self._find(payment_id, job)
                 if found is None:
                     raise ProviderRejected(
@@ -82,10 +83,10 @@ class Sender:
                     )
                 return found
             # UNKNOWN after a lost answer; else whatever was known is over: this try is under way.
-            outcome = pb.ATTEMPT_OUTCOME_UNKNOWN if job.unsure else pb.ATTEMPT_OUTCOME_UNSPECIFIED
+            outcome = pb.ATTEMPT_OUTCOME_UNKNOWN if job.outcome_unknown else pb.ATTEMPT_OUTCOME_UNSPECIFIED
             await self._database.run(store.attempted, payment_id, outcome)
             await self._database.run(store.note_attempt, payment_id)
-        await begin_act(ACT)
+        await mark_attempted(ACT)
         try:
             return await self._post(job, payment_id)
         except OutcomeUnknown as error:
@@ -107,7 +108,7 @@ class Sender:
 
     async def _post(self, job: Job, payment_id: str) -> Standing:
         """Send until it is answered or time is up: under one key, that is safe even where an answer was lost."""
-        lost, repeated = False, job.unsure
+        lost, repeated = False, job.outcome_unknown
 
         async def create() -> Standing:
             nonlocal repeated

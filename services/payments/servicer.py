@@ -11,26 +11,26 @@ from typing import Any
 import grpc
 
 from services.chassis import context
-from services.chassis.database import Database
+from services.chassis.database.transactions import Database
 from services.chassis.errors import AlreadyExists, InvalidRequest, OutcomeUnknown, ServiceError
-from services.chassis.fields import Fields
-from services.chassis.idempotency import Fingerprints
+from services.chassis.queue.worker import Worker
+from services.chassis.rpc.idempotency import Fingerprints
+from services.chassis.rpc.validation import Fields
 from services.chassis.violations import Rule
-from services.chassis.worker import Worker
 from services.payments import learning, store, stripe_events
 from services.payments.change_log import ChangeLog
 from services.payments.lattice import is_paid
 from services.payments.payment import Order
 from services.payments.provider import Provider
 from services.payments.sender import Sender
-from services.payments.stripe_events import Hint, Ruled
+from services.payments.stripe_events import IgnoredEvent, ObjectReference
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 from topsmile.payments.v1.payments_pb2_grpc import PaymentAdminServiceServicer, PaymentServiceServicer
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-EVENTS_AT_MOST, BODIES_AT_MOST = 100, 2 << 20
+MAX_EVENTS, BODIES_AT_MOST = 100, 2 << 20
 #: Seconds in which an event of a payment unknown here is sent again: the record is older than any event, except on a
 #: replica or a restored database that is behind.
 YOUNG = 600.0
@@ -150,9 +150,9 @@ class PaymentAdminServicer(PaymentAdminServiceServicer):
 
     async def _apply(self, event: common.ProviderEvent) -> common.EventResult:
         match stripe_events.read(event, livemode=self._livemode):
-            case Ruled() as ruled:
+            case IgnoredEvent() as ruled:
                 return common.EventResult(event_id=event.event_id, outcome=ruled.outcome, detail=ruled.detail)
-            case Hint() as hint:
+            case ObjectReference() as hint:
                 applied_as = "" if hint.unreadable else event.event_id
                 outcome = await self._database.run(learning.apply_hint, applied_as, hint.intent_id, hint.payment_id)
                 if hint.unreadable:
@@ -189,15 +189,15 @@ DETAILS = {
 }
 
 
-def _stranger(event: common.ProviderEvent) -> Ruled:
+def _stranger(event: common.ProviderEvent) -> IgnoredEvent:
     """Judge an event of a payment we do not have: another installation uses the same account, or we are behind."""
     if time.time() - event.received_time.ToSeconds() < YOUNG:
-        return Ruled(common.EVENT_OUTCOME_RETRY, "names a payment that is not known here, yet")
+        return IgnoredEvent(common.EVENT_OUTCOME_RETRY, "names a payment that is not known here, yet")
     return stripe_events.foreign("names a payment that is not known here")
 
 
 def _check_size(request: pb.ApplyEventsRequest) -> None:
-    if not 1 <= len(request.events) <= EVENTS_AT_MOST:
-        raise InvalidRequest([Rule.WRONG_COUNT.at("events", most=EVENTS_AT_MOST, count=len(request.events))])
+    if not 1 <= len(request.events) <= MAX_EVENTS:
+        raise InvalidRequest([Rule.WRONG_COUNT.at("events", most=MAX_EVENTS, count=len(request.events))])
     if sum(len(event.body) for event in request.events) > BODIES_AT_MOST:
         raise InvalidRequest([Rule.TOO_MANY_BYTES.at("events", limit=BODIES_AT_MOST)])

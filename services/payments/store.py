@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from services.chassis import job_operations, jobs
-from services.chassis.database import maybe_one, one, rows
+from services.chassis.database.transactions import maybe_one, one, rows
 from services.chassis.errors import AlreadyExists, InProgress, NotFound
-from services.chassis.idempotency import Fingerprint
-from services.chassis.jobs import Job, Queue
-from services.chassis.pace import take_turn
+from services.chassis.queue import jobs, operations
+from services.chassis.queue.jobs import Job, Queue
+from services.chassis.queue.rate_limit import acquire
+from services.chassis.rpc.idempotency import Fingerprint
 from services.payments import change_log
-from services.payments.lattice import FINAL, add_alert, give_up_at, is_paid, rank_of, status_of
+from services.payments.lattice import FINAL, add_alert, expires_at, is_paid, rank_of, status_of
 from topsmile.payments.v1 import payments_pb2 as pb
 
 QUEUE = "stripe"
@@ -168,7 +168,7 @@ async def open_payment(queue: Queue, new: Opening) -> Opened:
     known = await find(BY_KEY, caller=new.caller, idempotency_key=new.idempotency_key)
     if known is not None:
         return await _again(queue, known, new)
-    recovering = await take_turn(queue.name, queue.pace)
+    recovering = await acquire(queue.name, queue.rate_limit)
     record, appointment_id = new.record, new.record.appointment_id
     now = (await one("SELECT now_ms() AS now"))["now"]
     record.create_time.FromMilliseconds(now)
@@ -191,8 +191,8 @@ async def open_payment(queue: Queue, new: Opening) -> Opened:
     )  # fmt: skip
     if inserted is None:  # somebody was faster, by this key or for this appointment
         raise InProgress("another call is opening this payment")
-    give_up_at = now + TRIED_FOR
-    job = await jobs.add_claimed(queue, record.payment_id, new.prepared, give_up_at=give_up_at, trace=new.trace)
+    expires_at = now + TRIED_FOR
+    job = await jobs.add_claimed(queue, record.payment_id, new.prepared, expires_at=expires_at, trace=new.trace)
     await change_log.append(None, record)
     return Opened(record.payment_id, job, recovering)
 
@@ -202,8 +202,8 @@ async def _again(queue: Queue, known: Stored, new: Opening) -> Opened:
     new.fingerprint.check(known.fingerprint)
     if known.settled:
         return Opened(known.payment_id)
-    recovering = await take_turn(queue.name, queue.pace)
-    await job_operations.replay(queue.name, known.payment_id)  # where it was given up
+    recovering = await acquire(queue.name, queue.rate_limit)
+    await operations.replay(queue.name, known.payment_id)  # where it was given up
     job = await jobs.claim_one(queue, known.payment_id)
     if job is None:
         raise InProgress("the first call with this key is still at work")
@@ -244,7 +244,7 @@ async def read_now(queue: Queue, payment_id: str) -> Opened:
     row = await maybe_one(READ_NOW, payment_id=payment_id)
     if row is None:
         return Opened(payment_id)
-    recovering = await take_turn(queue.name, queue.pace)
+    recovering = await acquire(queue.name, queue.rate_limit)
     job = await jobs.add_claimed(queue, f"{payment_id}/refresh/asked/{row['read_at']}", b"")
     return Opened(payment_id, job, recovering)
 
@@ -263,13 +263,13 @@ async def begin_reading(payment_id: str) -> tuple[Stored, bool]:
 async def schedule_reading(record: pb.Payment, now: int) -> None:
     """Each open payment has one scheduled reading ahead: a webhook may be lost, and a payer may never come back."""
     due_at = now + min(max(now - record.create_time.ToMilliseconds(), READ_FIRST), READ_LAST)
-    if give_up_at(record) > now:
-        due_at = min(due_at, give_up_at(record) + MINUTE)
+    if expires_at(record) > now:
+        due_at = min(due_at, expires_at(record) + MINUTE)
     await _add_reading(f"{record.payment_id}/read/{due_at}", due_at)
 
 
 async def _add_reading(id: str, due_at: int) -> None:
-    await jobs.add(QUEUE, id, b"", priority=jobs.REMINDERS, due_at=due_at, give_up_at=due_at + TRIED_FOR)
+    await jobs.add(QUEUE, id, b"", priority=jobs.REMINDERS, due_at=due_at, expires_at=due_at + TRIED_FOR)
 
 
 async def gave_up(job: Job, _reason: str) -> None:

@@ -11,7 +11,7 @@ from topsmile.common.v1 import common_pb2 as common
 
 
 @dataclass(frozen=True)
-class Ruled:
+class IgnoredEvent:
     """An outcome that needs no look at our records."""
 
     outcome: common.EventOutcome.ValueType
@@ -19,7 +19,7 @@ class Ruled:
 
 
 @dataclass(frozen=True)
-class Hint:
+class ObjectReference:
     """Something happened to a PaymentIntent; what, only Stripe can say. `unreadable`: why the event does not."""
 
     intent_id: str
@@ -27,19 +27,19 @@ class Hint:
     unreadable: str = ""
 
 
-Reading = Ruled | Hint | Standing
+Reading = IgnoredEvent | ObjectReference | Standing
 
 
 EVENT = re.compile(r"[!-~]{1,255}")
 INTENT, PAYMENT = re.compile(r"pi_[A-Za-z0-9_]{1,200}"), re.compile(r"pay_[A-Za-z0-9_]{1,200}")
 
 
-def foreign(detail: str) -> Ruled:
-    return Ruled(common.EVENT_OUTCOME_IGNORED_FOREIGN, detail)
+def foreign(detail: str) -> IgnoredEvent:
+    return IgnoredEvent(common.EVENT_OUTCOME_IGNORED_FOREIGN, detail)
 
 
-def rejected(detail: str) -> Ruled:
-    return Ruled(common.EVENT_OUTCOME_REJECTED, detail)
+def rejected(detail: str) -> IgnoredEvent:
+    return IgnoredEvent(common.EVENT_OUTCOME_REJECTED, detail)
 
 
 def read(event: common.ProviderEvent, *, livemode: bool) -> Reading:
@@ -68,19 +68,21 @@ def read(event: common.ProviderEvent, *, livemode: bool) -> Reading:
 def _subject(body: dict[str, Any]) -> Reading:
     if body.get("object") == "v2.core.event":  # thin: it names its object, which has to be fetched
         related = body.get("related_object") or {}
-        return Hint(_id(related["id"])) if related.get("type") == "payment_intent" else foreign("of no payment")
+        return (
+            ObjectReference(_id(related["id"])) if related.get("type") == "payment_intent" else foreign("of no payment")
+        )
     if not str(body["type"]).startswith("payment_intent."):
         return foreign("of a type that nothing here depends on")
     intent = body["data"]["object"]
     standing = standing_of(intent, at=int(body["created"]))
-    return standing if standing.status != "UNKNOWN" else Hint(_id(intent["id"]), _ours(intent))
+    return standing if standing.status != "UNKNOWN" else ObjectReference(_id(intent["id"]), _ours(intent))
 
 
-def _hint(body: dict[str, Any], unreadable: str) -> Hint | None:
+def _hint(body: dict[str, Any], unreadable: str) -> ObjectReference | None:
     """Read what an event names, where nothing else of it can be understood."""
     try:
         intent = body["data"]["object"]
-        return Hint(_id(intent["id"]), _ours(intent), unreadable)
+        return ObjectReference(_id(intent["id"]), _ours(intent), unreadable)
     except (LookupError, TypeError, ValueError):
         return None
 

@@ -23,7 +23,7 @@ from services.chassis.errors import (
     ProviderRejected,
     ProviderThrottled,
 )
-from services.chassis.outbound import Outbound, retry_after
+from services.chassis.outbound.client import Outbound, retry_after
 from services.chassis.violations import Rule
 from services.payments.latin import to_ascii
 from services.payments.payment import Order

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from services.brazil.phones import mobile
-from services.chassis.breaker import CircuitBreaker
-from services.chassis.jobs import Job
 from services.chassis.lifecycle import run
-from services.chassis.outbound import outbound
-from services.chassis.pace import Pace
-from services.chassis.server import Service
+from services.chassis.outbound.breaker import CircuitBreaker
+from services.chassis.outbound.client import outbound
+from services.chassis.queue.jobs import Job
+from services.chassis.queue.rate_limit import RateLimit
+from services.chassis.rpc.server import Service
 from services.chassis.settings import load
 from services.messaging.channel import Channel, assemble, run_channel
 from services.messaging.provider import Provider
@@ -48,7 +48,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Channel]:
                 "twilio",
                 twilio.send,
                 CircuitBreaker("twilio"),
-                Pace(per_second, burst=max(1, int(per_second))),
+                RateLimit(per_second, burst=max(1, int(per_second))),
                 find=lambda text, since: twilio.find(text.recipient, text.body, since),
                 # Twilio lists what it takes within seconds, and its callbacks are faster.
                 patience=60.0,

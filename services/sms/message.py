@@ -9,8 +9,8 @@ from typing import TypeAlias
 
 from google.protobuf.message import Message as ProtoMessage
 
-from services.chassis import jobs
-from services.chassis.folding import fold
+from services.brazil.folding import fold
+from services.chassis.queue import jobs
 from services.chassis.violations import Rule
 from services.messaging import requests
 from services.messaging.requests import CONFIRMATION, DAY, RECEIPT, REMINDER, NewMessage

@@ -10,7 +10,7 @@ from typing import Self
 from zoneinfo import ZoneInfo
 
 from services.brazil.zones import zones_of
-from services.chassis.fields import CLINIC_ZONE, ZONES
+from services.chassis.rpc.validation import CLINIC_ZONE, ZONES
 
 #: How long before an appointment its reminder arrives at least, where the night has moved it.
 NOTICE = timedelta(hours=1)

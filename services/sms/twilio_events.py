@@ -8,7 +8,7 @@ import re
 from urllib.parse import parse_qs
 
 from services.chassis.errors import CredentialsRefused, ExternalServiceError, ProviderRejected, ProviderThrottled
-from services.chassis.fields import printable
+from services.chassis.rpc.validation import printable
 from services.messaging.events import Event, IgnoredEvent, InvalidEvent, StatusEvent
 from services.messaging.provider import OptedOut
 from services.sms.twilio_codes import CODES, alarm

@@ -23,7 +23,7 @@ from services.chassis.errors import (
     ProviderRefusedInput,
     ProviderThrottled,
 )
-from services.chassis.outbound import Answer, Outbound, retry_after
+from services.chassis.outbound.client import Answer, Outbound, retry_after
 from services.messaging.provider import Receipt
 from services.sms.provider import Text
 from services.sms.twilio_codes import CODES, alarm

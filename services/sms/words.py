@@ -8,8 +8,8 @@ from unicodedata import category
 from zoneinfo import ZoneInfo
 
 from services.brazil.dates import clock, spoken_day
+from services.brazil.folding import fold
 from services.brazil.money import reais
-from services.chassis.folding import fold
 from services.sms.segments import GSM, size
 
 if TYPE_CHECKING:

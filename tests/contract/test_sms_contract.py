@@ -11,8 +11,8 @@ import grpc_testing
 from google.protobuf.message import Message
 
 from services.brazil.phones import mobile
-from services.chassis.database import connect
-from services.chassis.idempotency import Fingerprints
+from services.chassis.database.connect import connect
+from services.chassis.rpc.idempotency import Fingerprints
 from services.messaging.outbox import Outbox
 from services.messaging.store import SCHEMA, Store
 from services.sms.__main__ import MIGRATIONS

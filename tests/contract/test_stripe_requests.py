@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from services.chassis.outbound import outbound
+from services.chassis.outbound.client import outbound
 from services.payments.payment import Order
 from services.payments.stripe_provider import StripeProvider
 from tests.fakes.payments_service import order

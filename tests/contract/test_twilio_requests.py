@@ -25,7 +25,7 @@ from services.chassis.errors import (
     ProviderRejected,
     ProviderThrottled,
 )
-from services.chassis.outbound import outbound
+from services.chassis.outbound.client import outbound
 from services.messaging.provider import OptedOut, Receipt
 from services.sms.provider import Text
 from services.sms.twilio_provider import TwilioProvider

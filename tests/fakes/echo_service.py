@@ -10,9 +10,10 @@ from typing import Any
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
-from services.chassis import context, deadline, lifecycle
+from services.chassis import context, lifecycle
 from services.chassis.errors import ServiceError
-from services.chassis.server import Service, serve
+from services.chassis.outbound import deadline
+from services.chassis.rpc.server import Service, serve
 from services.chassis.settings import ProcessSettings, load
 
 NAME = "topsmile.echo.v1.EchoService"

@@ -17,10 +17,11 @@ from gateway.clients import Clients, connected
 from gateway.delivery import deliveries
 from gateway.settings import Settings, parse_public_keys
 from gateway.watcher import Watcher
-from services.chassis import web
-from services.chassis.authentication import parse_tokens
-from services.chassis.database import Database, connect, rows
+from services.chassis.database.connect import connect
+from services.chassis.database.transactions import Database, rows
+from services.chassis.http import server
 from services.chassis.lifecycle import Worker
+from services.chassis.rpc.authentication import parse_tokens
 from services.chassis.settings import Address
 from tests.fakes import signing
 from tests.fakes.services import FakeEmail, FakePayments, FakeSms
@@ -118,7 +119,7 @@ async def house(
         app = application(
             settings, built.database, built.clients, wake, clock=built.clock, at_once=at_once, seconds=seconds
         )
-        built.address = await stack.enter_async_context(web.listening(app, settings.listen))
+        built.address = await stack.enter_async_context(server.listening(app, settings.listen))
         yield built
 
 

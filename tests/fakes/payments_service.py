@@ -13,10 +13,10 @@ from typing import Any
 import grpc
 import pytest
 
-from services.chassis.database import Database
+from services.chassis.database.transactions import Database
 from services.chassis.errors import ServiceError, from_rpc_error
-from services.chassis.health import Readiness
-from services.chassis.server import answering
+from services.chassis.rpc.health import Readiness
+from services.chassis.rpc.server import answering
 from services.payments.__main__ import Parts, assembled
 from services.payments.settings import Settings
 from topsmile.common.v1 import common_pb2 as common

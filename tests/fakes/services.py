@@ -12,10 +12,10 @@ from typing import Any
 import grpc
 
 from services.chassis import context
-from services.chassis.authentication import parse_tokens
 from services.chassis.errors import IdempotencyReuse, NotFound, OutOfRange, ServiceError
-from services.chassis.interceptors import Interceptors
-from services.chassis.server import OPTIONS, around_every_rpc
+from services.chassis.rpc.authentication import parse_tokens
+from services.chassis.rpc.interceptors import Interceptors
+from services.chassis.rpc.server import OPTIONS, around_every_rpc
 from services.chassis.settings import Address, ProcessSettings
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2, email_pb2_grpc

@@ -6,9 +6,10 @@ import signal
 import sys
 from pathlib import Path
 
-from services.chassis.database import connect, rows
-from services.chassis.jobs import BeginAct, Done, Job, Outcome, Queue
-from services.chassis.worker import Worker
+from services.chassis.database.connect import connect
+from services.chassis.database.transactions import rows
+from services.chassis.queue.jobs import Done, Job, MarkAttempted, Outcome, Queue
+from services.chassis.queue.worker import Worker
 
 
 async def remember(job: Job, reason: str) -> None:
@@ -24,11 +25,11 @@ def stop_here(job: Job, place: str) -> None:
 async def main(url: str, ledger: Path, concurrency: int) -> None:
     done = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    async def handle(job: Job, begin_act: BeginAct) -> Outcome:
-        if job.unsure and f"{job.id}\n" in ledger.read_text():  # noqa: ASYNC240 - this provider can be asked
+    async def handle(job: Job, mark_attempted: MarkAttempted) -> Outcome:
+        if job.outcome_unknown and f"{job.id}\n" in ledger.read_text():  # noqa: ASYNC240 - this provider can be asked
             return Done()
         stop_here(job, "before")
-        await begin_act(1.0)
+        await mark_attempted(1.0)
         os.write(done, f"{job.id}\n".encode())
         stop_here(job, "after")
         await asyncio.sleep(0.005)  # long enough to be killed between the act and its outcome

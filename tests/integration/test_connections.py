@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from services.chassis import context, web
-from services.chassis.connections import Connection
+from services.chassis import context
+from services.chassis.http import server
+from services.chassis.http.connections import Connection
 from services.chassis.settings import Address
 from tests.fakes.gateway import until
 
@@ -35,7 +36,7 @@ async def application(_scope: Scope, _receive: Receive, send: Send) -> None:
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    async with web.listening(application, Address("127.0.0.1", 0), connection=Short) as address:
+    async with server.listening(application, Address("127.0.0.1", 0), connection=Short) as address:
         reader, writer = await asyncio.open_connection(*address)
         try:
             yield reader, writer

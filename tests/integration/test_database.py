@@ -9,10 +9,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from services.chassis.database import Database, connect, maybe_one, one, rows
+from services.chassis.database.connect import connect
+from services.chassis.database.postgres import Postgres
+from services.chassis.database.sqlite import SQLite
+from services.chassis.database.transactions import Database, maybe_one, one, rows
 from services.chassis.errors import Rejected, Unavailable
-from services.chassis.postgres import Postgres
-from services.chassis.sqlite import SQLite
 from tests.postgres_cluster import BINARIES, cluster
 
 TABLE = "CREATE TABLE note (id TEXT PRIMARY KEY, amount BIGINT NOT NULL, body BYTEA)"

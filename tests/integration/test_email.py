@@ -18,11 +18,11 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from services.chassis import job_operations
-from services.chassis.breaker import CircuitBreaker
-from services.chassis.database import Database, one
-from services.chassis.health import Readiness
-from services.chassis.server import answering
+from services.chassis.database.transactions import Database, one
+from services.chassis.outbound.breaker import CircuitBreaker
+from services.chassis.queue import operations
+from services.chassis.rpc.health import Readiness
+from services.chassis.rpc.server import answering
 from services.email.__main__ import assembled, rpc_services
 from services.email.settings import Settings
 from services.messaging.store import Store
@@ -601,7 +601,7 @@ async def test_what_is_not_the_mails_fault_pauses_the_queue_and_loses_nothing(
 
 async def paused(service: Running, reason: str) -> None:
     async def found() -> bool:
-        sql = "SELECT COALESCE(MAX(reason), '') AS reason FROM pace WHERE queue = :queue"
+        sql = "SELECT COALESCE(MAX(reason), '') AS reason FROM rate_limit WHERE queue = :queue"
         return bool((await service.database.read(one, sql, queue="sendgrid"))["reason"] == reason)
 
     await eventually(found)
@@ -741,7 +741,7 @@ async def test_waiting_mail_says_what_holds_it_back(database_url: str, tmp_path:
         service.breaker.force_open()
         held = (await service.email.SendPaymentNotice(receipt())).email.email_id
         open_breaker = await service.get(held)
-        await service.database.run(job_operations.park, "email", held)
+        await service.database.run(operations.park, "email", held)
         parked = await service.get(held)
         await service.email.CancelEmails(pb.CancelEmailsRequest(email_id=held))
 

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from gateway import inbox
 from gateway.fanout import notices
 from gateway.watcher import Watcher
-from services.chassis.database import rows
+from services.chassis.database.transactions import rows
 from services.chassis.errors import InvalidRequest, Unavailable, Violation
 from tests.fakes.gateway import House, house, until
 from tests.fakes.payments_service import Payments, payments_service

@@ -16,10 +16,11 @@ from typing import Any, cast
 
 import pytest
 
-from services.chassis import job_operations, migrations
-from services.chassis.database import Database, rows
-from services.chassis.postgres import Postgres
-from services.chassis.sqlite import SQLite
+from services.chassis.database import migrations
+from services.chassis.database.postgres import Postgres
+from services.chassis.database.sqlite import SQLite
+from services.chassis.database.transactions import Database, rows
+from services.chassis.queue import operations
 from services.email import __main__ as email_service
 from services.email import sendgrid_events
 from services.email.settings import Settings as EmailSettings
@@ -117,7 +118,7 @@ async def test_first_emails_go_on_and_each_is_sent_once(database_url: str, tmp_p
     ids = await write(database_url, "email")
     async with sandbox_bench(tmp_path / "sandbox.db") as bench, email(database_url, bench) as channel:
         at_first = await statuses(channel, ids)
-        paused = await channel.database.read(job_operations.census, "email")
+        paused = await channel.database.read(operations.census, "email")
         events = [
             {
                 "event": "bounce",
@@ -128,7 +129,7 @@ async def test_first_emails_go_on_and_each_is_sent_once(database_url: str, tmp_p
             for sid in await provider_ids(channel, ids["sent"])
         ]
         outcomes = await channel.outbox.apply([event_of(each) for each in events], sendgrid_events.read)
-        assert await channel.database.run(job_operations.replay, "email", ids["dead"])
+        assert await channel.database.run(operations.replay, "email", ids["dead"])
 
         async def handed_over() -> bool:
             return {"unknown", "queued", "dead"} <= await sent_keys(bench, ids)
@@ -157,8 +158,8 @@ async def test_first_texts_go_on_and_each_is_sent_once(database_url: str, tmp_pa
         sid = (await provider_ids(channel, ids["undelivered"]))[0]
         late = common.ProviderEvent(event_id="late", body=f"MessageSid={sid}&MessageStatus=delivered".encode())
         outcomes = await channel.outbox.apply([late], twilio_events.read)
-        await channel.database.run(job_operations.replay, "sms", ids["dead"])
-        await channel.database.run(rows, "UPDATE pace SET paused_until = 0")
+        await channel.database.run(operations.replay, "sms", ids["dead"])
+        await channel.database.run(rows, "UPDATE rate_limit SET paused_until = 0")
 
         async def handed_over() -> bool:
             found = await statuses(channel, ids)
@@ -166,7 +167,7 @@ async def test_first_texts_go_on_and_each_is_sent_once(database_url: str, tmp_pa
 
         await hurry(channel, handed_over, 2 * MINUTES)
         after = await statuses(channel, ids)
-        dead = await channel.database.read(job_operations.show, "sms", ids["dead"])
+        dead = await channel.database.read(operations.show, "sms", ids["dead"])
 
         async def reminded() -> bool:
             return len(await posts(bench)) == 4

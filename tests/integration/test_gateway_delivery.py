@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway import inbox
-from services.chassis.authentication import parse_tokens
 from services.chassis.errors import InvalidRequest, NotSent, Unavailable, Violation
+from services.chassis.rpc.authentication import parse_tokens
 from tests.fakes.gateway import House, house, until
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.chassis import web
 from services.chassis.errors import Unavailable
-from services.chassis.health import Readiness
-from services.chassis.operations import operations
-from services.chassis.server import Service, answering
+from services.chassis.http import server
+from services.chassis.http.operations import operations
+from services.chassis.rpc.health import Readiness
+from services.chassis.rpc.server import Service, answering
 from services.chassis.settings import Address
 from tests.fakes.echo_service import NAME, EchoServicer, FakeStore, Settings, add_echo
 from tests.fakes.gateway import house, until
@@ -25,11 +25,11 @@ from tests.processes import Process, process
 
 DAY_MS = 86_400_000
 JOB = """
-    INSERT INTO job (queue, id, priority, state, due_at, payload, created_at, give_up_at)
-    VALUES (:queue, 'job_1', 0, :state, :due_at, '', :due_at, :give_up_at)
+    INSERT INTO job (queue, id, priority, state, due_at, payload, created_at, expires_at)
+    VALUES (:queue, 'job_1', 0, :state, :due_at, '', :due_at, :expires_at)
 """
 PAUSE = """
-    INSERT INTO pace (queue, paused_at, paused_until, reason) VALUES (:queue, :now, :until, :reason)
+    INSERT INTO rate_limit (queue, paused_at, paused_until, reason) VALUES (:queue, :now, :until, :reason)
     ON CONFLICT (queue) DO UPDATE SET paused_at = :now, paused_until = :until, reason = :reason
 """
 
@@ -120,7 +120,7 @@ async def test_what_is_given_up_or_overdue_is_told(pair: Pair, state: str, secon
         if state == "queued":  # or the worker would take it
             pair.write(database, PAUSE, queue=provider, now=now(), until=now() + DAY_MS, reason="HELD")
         due_at = now() - 1000 * seconds
-        pair.write(database, JOB, queue=queue, state=state, due_at=due_at, give_up_at=now() + DAY_MS)
+        pair.write(database, JOB, queue=queue, state=state, due_at=due_at, expires_at=now() + DAY_MS)
 
     for who, queue in (("sms", "sms"), ("gateway", "payments")):
         found = await pair.eventually(who, reasons)
@@ -137,7 +137,7 @@ async def unready(store: FakeStore) -> AsyncIterator[dict[str, Any]]:
     async with (
         readiness.watched(),
         answering(settings, readiness, [Service(NAME, add_echo, EchoServicer())]) as address,
-        web.listening(operations(settings, readiness, {}), Address("127.0.0.1", 0)) as operator,
+        server.listening(operations(settings, readiness, {}), Address("127.0.0.1", 0)) as operator,
     ):
         yield {"email_target": str(address), "email_operations": f"http://{operator}"}
 

@@ -16,9 +16,17 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.chassis.errors import DeadlineExceeded, InvalidRequest, Throttled, from_rpc_error
-from services.chassis.health import HealthServicer, Readiness
-from services.chassis.interceptors import Interceptors
-from services.chassis.server import HEALTH_EACH, OPTIONS, STREAMS, STREAMS_EACH, Service, answering, around_every_rpc
+from services.chassis.rpc.health import HealthServicer, Readiness
+from services.chassis.rpc.interceptors import Interceptors
+from services.chassis.rpc.server import (
+    HEALTH_EACH,
+    OPTIONS,
+    STREAMS,
+    STREAMS_EACH,
+    Service,
+    answering,
+    around_every_rpc,
+)
 from tests.fakes.echo_service import NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 
 #: Channels to one target share a connection otherwise.

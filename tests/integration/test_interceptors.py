@@ -32,9 +32,9 @@ from services.chassis.errors import (
     Violation,
     from_rpc_error,
 )
-from services.chassis.health import HealthServicer, Readiness
-from services.chassis.interceptors import Interceptors, Shedding
-from services.chassis.server import Service, answering
+from services.chassis.rpc.health import HealthServicer, Readiness
+from services.chassis.rpc.interceptors import ConcurrencyLimit, Interceptors
+from services.chassis.rpc.server import Service, answering
 from tests.fakes.echo_service import ADMIN_NAME, NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 
 TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -409,7 +409,7 @@ async def test_a_caller_over_its_limit_is_told_when_to_come_back_and_others_go_o
 
 async def test_above_so_many_at_once_calls_are_shed_but_health_is_answered(servicer: EchoServicer) -> None:
     server = grpc.aio.server()
-    methods = Interceptors(server, [Shedding(1)])
+    methods = Interceptors(server, [ConcurrencyLimit(1)])
     add_echo(servicer, methods)
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(Readiness(FakeStore()), [NAME]), methods)
     port = server.add_insecure_port("127.0.0.1:0")

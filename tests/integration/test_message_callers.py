@@ -15,8 +15,8 @@ import grpc
 import pytest
 from pydantic import SecretStr
 
-from services.chassis.health import Readiness
-from services.chassis.server import Service, answering
+from services.chassis.rpc.health import Readiness
+from services.chassis.rpc.server import Service, answering
 from services.chassis.settings import Address, ProcessSettings
 from services.email import __main__ as email_service
 from services.email.settings import Settings as EmailSettings

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from services.chassis import context, job_operations
-from services.chassis.breaker import CircuitBreaker
-from services.chassis.database import Database, one, rows
+from services.chassis import context
+from services.chassis.database.transactions import Database, one, rows
 from services.chassis.errors import (
     CredentialsRefused,
     NotSent,
@@ -22,8 +21,10 @@ from services.chassis.errors import (
     ProviderThrottled,
     ServiceError,
 )
-from services.chassis.jobs import Job
-from services.chassis.pace import Pace
+from services.chassis.outbound.breaker import CircuitBreaker
+from services.chassis.queue import operations
+from services.chassis.queue.jobs import Job
+from services.chassis.queue.rate_limit import RateLimit
 from services.chassis.settings import ProcessSettings
 from services.messaging.channel import Channel, assemble
 from services.messaging.provider import Provider, Receipt
@@ -96,8 +97,10 @@ class Pigeons:
 async def pigeons(database_url: str, tmp_path: Path, *, first_per_second: float = 1000) -> AsyncIterator[Pigeons]:
     first, second = FakeProvider("first"), FakeProvider("second")
     providers = [
-        Provider[str]("first", first.send, CircuitBreaker("first"), Pace(first_per_second), first.find, 60.0, 1.0),
-        Provider[str]("second", second.send, CircuitBreaker("second"), Pace(1000, burst=50), second.find, 60.0, 1.0),
+        Provider[str]("first", first.send, CircuitBreaker("first"), RateLimit(first_per_second), first.find, 60.0, 1.0),
+        Provider[str](
+            "second", second.send, CircuitBreaker("second"), RateLimit(1000, burst=50), second.find, 60.0, 1.0
+        ),
     ]
     settings = Settings.model_validate({"database_url": database_url})
 
@@ -238,7 +241,7 @@ async def test_message_with_a_job_that_may_run_is_kept(database_url: str, tmp_pa
     async with pigeons(database_url, tmp_path) as loft:
         id = (await loft.send()).message_id
         if state == "parked":
-            await loft.database.run(job_operations.park, "pigeons", id)
+            await loft.database.run(operations.park, "pigeons", id)
         await loft.database.run(rows, "UPDATE job SET state = :state", state=state)
         loft.later(RETENTION + DAY)
 

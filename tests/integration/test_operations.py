@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from services.chassis import web
 from services.chassis.errors import Unavailable
-from services.chassis.health import FRESH, Readiness
+from services.chassis.http import server
+from services.chassis.http.operations import operations
 from services.chassis.metrics import queues
-from services.chassis.operations import operations
+from services.chassis.rpc.health import FRESH, Readiness
 from services.chassis.settings import Address
 from tests.fakes.echo_service import FakeStore, Settings
 
@@ -29,7 +29,7 @@ async def operator(store: FakeStore, **settings: str) -> AsyncIterator[aiohttp.C
     chosen = Settings.model_validate({"operations_listen": "127.0.0.1:0", **settings})
     app = operations(chosen, Readiness(store), {"provider": lambda: "OPEN"})
     async with (
-        web.listening(app, Address("127.0.0.1", 0)) as address,
+        server.listening(app, Address("127.0.0.1", 0)) as address,
         aiohttp.ClientSession(f"http://{address}") as http,
     ):
         yield http

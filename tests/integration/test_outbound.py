@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from services.chassis import deadline
 from services.chassis.errors import DeadlineExceeded, NotSent, OutcomeUnknown
-from services.chassis.outbound import CONNECTIONS, LARGEST_BODY, outbound, retry_after
+from services.chassis.outbound import deadline
+from services.chassis.outbound.client import CONNECTIONS, LARGEST_BODY, outbound, retry_after
 
 Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -12,9 +12,10 @@ import grpc
 import pytest
 from prometheus_client import REGISTRY
 
-from services.chassis import jobs
-from services.chassis.database import connect, maybe_one, rows
+from services.chassis.database.connect import connect
+from services.chassis.database.transactions import maybe_one, rows
 from services.chassis.errors import AlreadyExists, OutcomeUnknown
+from services.chassis.queue import jobs
 from services.payments import change_log, store
 from services.payments.__main__ import MIGRATIONS
 from tests.fakes.payments_service import Payments, eventually, order, payments_service, refusal, status
@@ -373,7 +374,7 @@ async def test_the_job_of_a_new_payment_outlasts_an_outage_of_its_provider(
     payments.parts.workers[0].stop()
     payments.database.offset_ms = days * DAY
     queue = payments.parts.workers[0].queue
-    for _ in range(jobs.TRIES_AT_LEAST + 1):
+    for _ in range(jobs.MIN_TRIES + 1):
         job = await payments.database.run(jobs.claim_one, queue, new.change.payment.payment_id)
         assert job is not None
         assert not await payments.database.run(jobs.failed, job, HOUR / 1000, "NOT_SENT", store.gave_up)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from services.chassis import job_operations
 from services.chassis.errors import InvalidRequest
+from services.chassis.queue import operations
 from services.payments import store
 from tests.fakes.payments_service import Payments, event, eventually, order, payments_service, refusal, status
 from tests.fakes.sandbox_bench import Bench
@@ -113,7 +113,7 @@ async def test_an_unpaid_code_is_read_for_days_before_it_is_given_up_and_cancele
 
 
 async def has_read(payments: Payments, times: int) -> bool:
-    done = await payments.database.read(job_operations.listed, "stripe", "done")
+    done = await payments.database.read(operations.listed, "stripe", "done")
     return len([job for job in done if "/read/" in job["id"]]) >= times
 
 

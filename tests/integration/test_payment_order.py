@@ -10,12 +10,13 @@ from typing import NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.chassis import jobs
-from services.chassis.breaker import CircuitBreaker
-from services.chassis.database import Database, connect, rows
-from services.chassis.idempotency import Fingerprints
-from services.chassis.jobs import Done, Queue
-from services.chassis.retry import Retry
+from services.chassis.database.connect import connect
+from services.chassis.database.transactions import Database, rows
+from services.chassis.outbound.breaker import CircuitBreaker
+from services.chassis.outbound.retry import Retry
+from services.chassis.queue import jobs
+from services.chassis.queue.jobs import Done, Queue
+from services.chassis.rpc.idempotency import Fingerprints
 from services.payments import learning, store
 from services.payments.__main__ import MIGRATIONS
 from services.payments.lattice import status_of
@@ -94,12 +95,12 @@ class World:
         """Do what waits in the queue; the payment's own job was claimed by the call that opened it."""
         while claimed := (await self.database.run(jobs.claim, self.queue, 10)).jobs:
             for job in claimed:
-                outcome = await self.queue.handler(job, begin_act)
+                outcome = await self.queue.handler(job, mark_attempted)
                 assert isinstance(outcome, Done)
                 await self.database.run(jobs.done, job, outcome)
 
 
-async def begin_act(_seconds: float, _transaction: object = None, /, *_args: object) -> None:
+async def mark_attempted(_seconds: float, _transaction: object = None, /, *_args: object) -> None:
     raise AssertionError("a reading takes nothing")
 
 

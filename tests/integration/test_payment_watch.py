@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from services.chassis.database import rows
+from services.chassis.database.transactions import rows
 from services.chassis.errors import InvalidRequest, OutOfRange
 from services.payments.change_log import bounds, forget
 from tests.fakes.payments_service import Payments, payments_service, refusal, status

@@ -16,7 +16,6 @@ from prometheus_client import REGISTRY
 
 from sandbox.intent_fields import blank_intent
 from sandbox.state import put
-from services.chassis import job_operations
 from services.chassis.errors import (
     AlreadyExists,
     CredentialsRefused,
@@ -31,6 +30,7 @@ from services.chassis.errors import (
     Throttled,
     Unavailable,
 )
+from services.chassis.queue import operations
 from services.payments.store import QUEUE
 from tests.fakes.payments_service import (
     Payments,
@@ -387,7 +387,7 @@ async def test_one_refused_reading_does_not_pause_creation(
         assert await payments.apply(thin) == ["APPLIED"]
         await eventually(lambda: was_read(bench))
         await asyncio.sleep(0.3)
-        assert (await payments.database.read(job_operations.census, QUEUE))["paused"] == ""
+        assert (await payments.database.read(operations.census, QUEUE))["paused"] == ""
         assert status(await payments.create("key-2", appointment_id="apt-2")) == "AWAITING_METHOD"
         assert status(await payments.get(first.payment_id)) == "AWAITING_METHOD"
 
@@ -524,7 +524,7 @@ async def test_a_refused_key_pauses_the_queue_and_loses_nothing(database_url: st
         error = await refusal(payments.create())
         (first,) = await payments.changes(1)
         blocked = await refusal(payments.create("key-2", appointment_id="apt-2"))
-        census = await payments.database.read(job_operations.census, QUEUE)
+        census = await payments.database.read(operations.census, QUEUE)
 
         assert isinstance(error, CredentialsRefused)
         assert isinstance(blocked, Unavailable)

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
-from services.chassis.database import connect, rows
+from services.chassis.database.connect import connect
+from services.chassis.database.transactions import rows
 from tests.fakes.payments_service import eventually, order, status
 from tests.fakes.sandbox_bench import Bench
 from tests.processes import Process, process

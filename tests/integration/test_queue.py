@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.chassis import job_operations, jobs, pace
-from services.chassis.database import Database, one, rows
+from services.chassis.database.transactions import Database, one, rows
 from services.chassis.errors import (
     CredentialsRefused,
     NotSent,
@@ -15,16 +14,17 @@ from services.chassis.errors import (
     Throttled,
     Unavailable,
 )
-from services.chassis.jobs import CODES, REMINDERS, BeginAct, Done, Job, Later, Never, Outcome, Queue
-from services.chassis.pace import Pace
-from services.chassis.worker import Worker
+from services.chassis.queue import jobs, operations, rate_limit
+from services.chassis.queue.jobs import CODES, REMINDERS, Discard, Done, Job, MarkAttempted, Outcome, Queue, Snooze
+from services.chassis.queue.rate_limit import RateLimit
+from services.chassis.queue.worker import Worker
 
 
 async def remember(job: Job, reason: str) -> None:
     await rows("INSERT INTO given_up (id, reason) VALUES (:id, :reason)", id=job.id, reason=reason)
 
 
-async def nothing(_job: Job, _begin_act: BeginAct) -> Outcome:
+async def nothing(_job: Job, _begin_act: MarkAttempted) -> Outcome:
     return Done()
 
 
@@ -46,7 +46,7 @@ async def claim_now(db: Database, slots: int = 10, queue: Queue = QUEUE) -> tupl
 
 
 async def state_of(db: Database, id: str) -> str:
-    row = await db.read(job_operations.show, "post", id)
+    row = await db.read(operations.show, "post", id)
     return "" if row is None else str(row["state"])
 
 
@@ -93,12 +93,12 @@ async def test_a_worker_frozen_past_its_lease_may_not_act_and_its_outcome_does_n
     await db.run(jobs.add, "post", "a", b"")
     [frozen] = await claim_now(db)
     db.offset_ms = QUEUE.lease_ms + 1_000
-    [thawed] = (await db.run(jobs.claim, QUEUE, 5, vanished=True)).jobs
+    [thawed] = (await db.run(jobs.claim, QUEUE, 5, stalled=True)).jobs
 
-    for step in (jobs.begin_act(frozen, 1_000), jobs.done(frozen, Done()), jobs.later(frozen, Later(1, ""))):
-        with pytest.raises(jobs.ClaimLost):
+    for step in (jobs.mark_attempted(frozen, 1_000), jobs.done(frozen, Done()), jobs.later(frozen, Snooze(1, ""))):
+        with pytest.raises(jobs.LeaseLost):
             await db.run(lambda step=step: step)  # type: ignore[misc]  # a coroutine made beforehand
-    await db.run(jobs.begin_act, thawed, 1_000)
+    await db.run(jobs.mark_attempted, thawed, 1_000)
     await db.run(jobs.done, thawed, Done())
 
     assert await state_of(db, "a") == "done"
@@ -108,9 +108,9 @@ async def test_an_act_needs_a_lease_that_outlasts_it(db: Database) -> None:
     await db.run(jobs.add, "post", "a", b"")
     [job] = await claim_now(db)
 
-    await db.run(jobs.begin_act, job, QUEUE.lease_ms - 1_000)
-    with pytest.raises(jobs.ClaimLost):
-        await db.run(jobs.begin_act, job, QUEUE.lease_ms + 1_000)
+    await db.run(jobs.mark_attempted, job, QUEUE.lease_ms - 1_000)
+    with pytest.raises(jobs.LeaseLost):
+        await db.run(jobs.mark_attempted, job, QUEUE.lease_ms + 1_000)
 
 
 async def test_what_is_unknown_after_an_act_stays_unsure_and_what_is_known_clears_it(db: Database) -> None:
@@ -121,12 +121,12 @@ async def test_what_is_unknown_after_an_act_stays_unsure_and_what_is_known_clear
     ]
     seen: list[bool] = []
 
-    async def handler(job: Job, begin_act: BeginAct) -> Outcome:
-        seen.append(job.unsure)
+    async def handler(job: Job, mark_attempted: MarkAttempted) -> Outcome:
+        seen.append(job.outcome_unknown)
         if len(seen) > len(errors):
             return Done()
         if len(seen) != 2:
-            await begin_act(1.0)
+            await mark_attempted(1.0)
         raise errors[len(seen) - 1]
 
     await db.run(jobs.add, "post", "a", b"")
@@ -155,8 +155,8 @@ async def test_outcome_and_record_are_stored_together_or_not_at_all(db: Database
 
 
 async def test_a_dead_letter_tells_its_record_why_in_the_same_transaction(db: Database) -> None:
-    async def handler(_job: Job, _begin_act: BeginAct) -> Outcome:
-        return Never("NO_SUCH_TEMPLATE")
+    async def handler(_job: Job, _begin_act: MarkAttempted) -> Outcome:
+        return Discard("NO_SUCH_TEMPLATE")
 
     await db.run(jobs.add, "post", "a", b"")
     await work(db, queue_of(handler))
@@ -164,17 +164,17 @@ async def test_a_dead_letter_tells_its_record_why_in_the_same_transaction(db: Da
     assert await state_of(db, "a") == "dead"
     [row] = await db.read(rows, "SELECT id, reason FROM given_up")
     assert dict(row) == {"id": "a", "reason": "NO_SUCH_TEMPLATE"}
-    assert await db.run(job_operations.replay, "post", "a")
+    assert await db.run(operations.replay, "post", "a")
     assert await state_of(db, "a") == "queued"
 
 
 async def test_a_job_is_given_up_when_it_was_tried_enough_and_its_time_is_over(db: Database) -> None:
     await db.run(jobs.add, "post", "a", b"")
-    for attempt in range(1, jobs.TRIES_AT_LEAST + 1):
+    for attempt in range(1, jobs.MIN_TRIES + 1):
         db.offset_ms += 2 * 86_400_000
         [job] = await claim_now(db)
         given_up = await db.run(jobs.failed, job, 1.0, "NOT_SENT", remember)
-        assert given_up == (attempt == jobs.TRIES_AT_LEAST)
+        assert given_up == (attempt == jobs.MIN_TRIES)
 
     assert await state_of(db, "a") == "dead"
 
@@ -184,9 +184,9 @@ async def test_a_postponement_is_no_failure(db: Database) -> None:
     for _ in range(20):
         db.offset_ms += 86_400_000
         [job] = await claim_now(db)
-        await db.run(jobs.later, job, Later(1.0, "BREAKER_OPEN"))
+        await db.run(jobs.later, job, Snooze(1.0, "BREAKER_OPEN"))
 
-    row = await db.read(job_operations.show, "post", "a")
+    row = await db.read(operations.show, "post", "a")
     assert row is not None
     assert (row["state"], row["failures"], row["note"]) == ("queued", 0, "BREAKER_OPEN")
 
@@ -203,9 +203,9 @@ async def test_a_throttling_or_refusing_provider_pauses_the_queue_and_a_single_t
 ) -> None:
     acts = 0
 
-    async def handler(_job: Job, begin_act: BeginAct) -> Outcome:
+    async def handler(_job: Job, mark_attempted: MarkAttempted) -> Outcome:
         nonlocal acts
-        await begin_act(1.0)
+        await mark_attempted(1.0)
         acts += 1
         if db.offset_ms == 0:
             raise error
@@ -219,9 +219,9 @@ async def test_a_throttling_or_refusing_provider_pauses_the_queue_and_a_single_t
     await asyncio.gather(worker.perform(job), return_exceptions=True)
 
     assert await claim_now(db) == ()
-    assert reason == (await db.read(job_operations.census, "post"))["paused"]
+    assert reason == (await db.read(operations.census, "post"))["paused"]
     with pytest.raises((Throttled, Unavailable)) as refused:
-        await db.run(pace.take_turn, queue.name, queue.pace)
+        await db.run(rate_limit.acquire, queue.name, queue.rate_limit)
     assert refused.value.reason == reason
     assert pause - 5 < (refused.value.retry_after or 0) <= pause
 
@@ -230,19 +230,19 @@ async def test_a_throttling_or_refusing_provider_pauses_the_queue_and_a_single_t
     trial = await db.run(jobs.claim, queue, 10)
     assert (len(trial.jobs), trial.recovering) == (1, True)
     await worker.perform(trial.jobs[0], recovering=True)
-    assert (await db.read(job_operations.census, "post"))["paused"] == ""
+    assert (await db.read(operations.census, "post"))["paused"] == ""
     await work(db, queue, until=5)
     assert acts == 6
 
 
 async def test_the_pace_is_shared_and_a_burst_is_not_exceeded(db: Database) -> None:
-    queue = queue_of(pace=Pace(per_second=10, burst=3))
+    queue = queue_of(rate_limit=RateLimit(per_second=10, burst=3))
     for n in range(10):
         await db.run(jobs.add, "post", str(n), b"")
 
     assert len(await claim_now(db, queue=queue)) == 3
     with pytest.raises(Throttled):
-        await db.run(pace.take_turn, queue.name, queue.pace)
+        await db.run(rate_limit.acquire, queue.name, queue.rate_limit)
     db.offset_ms = 250
     assert len(await claim_now(db, queue=queue)) in {2, 3}
     db.offset_ms = 60_000
@@ -250,15 +250,19 @@ async def test_the_pace_is_shared_and_a_burst_is_not_exceeded(db: Database) -> N
 
 
 async def test_cancelling_is_too_late_once_a_job_runs_or_may_have_been_done(db: Database) -> None:
-    for id in ("waiting", "unsure", "running"):
+    for id in ("waiting", "outcome_unknown", "running"):
         await db.run(jobs.add, "post", id, b"")
-    unsure = await db.run(jobs.claim_one, QUEUE, "unsure")
-    assert unsure is not None
-    await db.run(jobs.later, replace(unsure, attempted=1), Later(60, "OUTCOME_UNKNOWN"))
+    outcome_unknown = await db.run(jobs.claim_one, QUEUE, "outcome_unknown")
+    assert outcome_unknown is not None
+    await db.run(jobs.later, replace(outcome_unknown, attempted=1), Snooze(60, "OUTCOME_UNKNOWN"))
     await db.run(jobs.claim_one, QUEUE, "running")
 
-    assert [await db.run(jobs.cancel, "post", id) for id in ("waiting", "unsure", "running")] == [True, False, False]
-    assert not await db.run(jobs.reschedule, "post", "unsure", 0)
+    assert [await db.run(jobs.cancel, "post", id) for id in ("waiting", "outcome_unknown", "running")] == [
+        True,
+        False,
+        False,
+    ]
+    assert not await db.run(jobs.reschedule, "post", "outcome_unknown", 0)
 
 
 async def test_a_job_can_be_moved_and_set_aside(db: Database) -> None:
@@ -267,11 +271,11 @@ async def test_a_job_can_be_moved_and_set_aside(db: Database) -> None:
 
     assert await db.run(jobs.reschedule, "post", "a", now + 60_000)
     assert await claim_now(db) == ()
-    assert await db.run(job_operations.park, "post", "a")
+    assert await db.run(operations.park, "post", "a")
     db.offset_ms = 120_000
     assert await claim_now(db) == ()
-    assert [row["id"] for row in await db.read(job_operations.listed, "post", "parked")] == ["a"]
-    assert await db.run(job_operations.unpark, "post", "a")
+    assert [row["id"] for row in await db.read(operations.listed, "post", "parked")] == ["a"]
+    assert await db.run(operations.unpark, "post", "a")
     assert [job.id for job in await claim_now(db)] == ["a"]
 
 
@@ -284,9 +288,9 @@ async def test_finished_jobs_are_forgotten_by_age_and_dead_letters_are_not(db: D
     assert (await db.read(one, "SELECT payload FROM job WHERE id = 'done'"))["payload"] == b""
 
     db.offset_ms = 10_000
-    assert await db.run(job_operations.purge, "post", 60_000) == 0
+    assert await db.run(operations.purge, "post", 60_000) == 0
     db.offset_ms = 61_000
-    assert await db.run(job_operations.purge, "post", 60_000) == 1
+    assert await db.run(operations.purge, "post", 60_000) == 1
     assert (await state_of(db, "done"), await state_of(db, "dead")) == ("", "dead")
 
 
@@ -298,12 +302,12 @@ async def test_dead_letter_of_its_age_is_forgotten_and_a_parked_job_is_not(db: D
     await db.run(jobs.dead, claimed["never"], "NO", remember)
     for id in ("tried", "parked"):
         await db.run(jobs.dead, claimed[id], "NO", remember)
-    assert await db.run(job_operations.park, "post", "parked")
+    assert await db.run(operations.park, "post", "parked")
     db.offset_ms = days * 86_400_000 + 1_000
     await db.run(rows, "UPDATE job SET due_at = now_ms() + 1000 WHERE id = 'young'")
     await db.run(jobs.dead, claimed["young"], "NO", remember)
 
-    queue = queue_of(kept_days=days)
+    queue = queue_of(retention_days=days)
     worker = Worker(db, queue)
     running = asyncio.create_task(worker.run())
     async with asyncio.timeout(10):
@@ -318,7 +322,7 @@ async def test_one_poison_job_among_twenty_takes_nobody_with_it(db: Database) ->
     """A poison's worker vanishes: all its claims expire together, as after kill -9."""
     done: set[str] = set()
 
-    async def handler(job: Job, _begin_act: BeginAct) -> Outcome:
+    async def handler(job: Job, _begin_act: MarkAttempted) -> Outcome:
         done.add(job.id)
         return Done()
 
@@ -326,12 +330,12 @@ async def test_one_poison_job_among_twenty_takes_nobody_with_it(db: Database) ->
         await db.run(jobs.add, "post", f"{n:02}", b"")
     assert len(await claim_now(db, slots=20)) == 20
     worker = Worker(db, queue_of(handler))
-    for _ in range(20 + jobs.CRASHES_AT_MOST):
+    for _ in range(20 + jobs.MAX_CRASHES):
         db.offset_ms += QUEUE.lease_ms + 1_000
-        [job] = (await db.run(jobs.claim, QUEUE, 20, vanished=True)).jobs or [None]
+        [job] = (await db.run(jobs.claim, QUEUE, 20, stalled=True)).jobs or [None]
         if job is None:
             break
-        if job.id == "07" and job.crashes < jobs.CRASHES_AT_MOST:
+        if job.id == "07" and job.crashes < jobs.MAX_CRASHES:
             continue  # it killed its worker again
         await worker._start(job, recovering=False, alone=True)
 
@@ -344,7 +348,7 @@ async def test_one_poison_job_among_twenty_takes_nobody_with_it(db: Database) ->
 async def test_a_vanished_job_runs_alone(db: Database) -> None:
     running, most = 0, 0
 
-    async def handler(_job: Job, _begin_act: BeginAct) -> Outcome:
+    async def handler(_job: Job, _begin_act: MarkAttempted) -> Outcome:
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -369,7 +373,7 @@ class Load:
         self.done: list[str] = []
         self.beside_stalled: set[str] = set()
 
-    async def handle(self, job: Job, _begin_act: BeginAct) -> Outcome:
+    async def handle(self, job: Job, _begin_act: MarkAttempted) -> Outcome:
         self.running.add(job.id)
         if any(id.startswith("stalled") for id in self.running):
             self.beside_stalled |= {id for id in self.running if not id.startswith("stalled")}
@@ -475,13 +479,13 @@ async def clock_set_back(db: Database, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("seconds", [20, 3_600, 86_400])
-@pytest.mark.parametrize("limit", [Pace(10, burst=3), Pace(400, burst=400), Pace(0.5)])
+@pytest.mark.parametrize("limit", [RateLimit(10, burst=3), RateLimit(400, burst=400), RateLimit(0.5)])
 async def test_rate_limit_after_the_clock_was_set_back_is_at_most_a_burst_ahead(
-    db: Database, limit: Pace, seconds: int
+    db: Database, limit: RateLimit, seconds: int
 ) -> None:
-    queue = queue_of(pace=limit)
+    queue = queue_of(rate_limit=limit)
     for _ in range(limit.burst):
-        await db.run(pace.take_turn, queue.name, limit)
+        await db.run(rate_limit.acquire, queue.name, limit)
     await clock_set_back(db, seconds)
     await db.run(jobs.add, "post", "a", b"")
 
@@ -495,16 +499,16 @@ async def test_pause_after_the_clock_was_set_back_is_over_and_one_trial_begins(d
     for id in "abc":
         await db.run(jobs.add, "post", id, b"")
     [job, *_] = await claim_now(db, slots=1)
-    await db.run(jobs.later, job, Later(60, "THROTTLED", pause=True))
+    await db.run(jobs.later, job, Snooze(60, "THROTTLED", pause=True))
     assert (await db.read(jobs.look, "post")).wait is not None
     await clock_set_back(db, seconds)
 
     trial = await db.run(jobs.claim, QUEUE, 10)
     assert trial.jobs == ()  # they were added after the moment that the clock shows
-    await db.run(job_operations.clock_set_back, "post", QUEUE.lease_ms)
+    await db.run(operations.clock_set_back, "post", QUEUE.lease_ms)
     trial = await db.run(jobs.claim, QUEUE, 10)
     assert (len(trial.jobs), trial.recovering) == (1, True)
-    await db.run(pace.resume, "post")
+    await db.run(rate_limit.resume, "post")
     assert len(await claim_now(db)) == 1
 
 
@@ -534,11 +538,11 @@ async def test_jobs_after_the_clock_was_set_back_wait_no_longer_than_before(db: 
     await running
 
     assert sorted(load.done) == ["failed", "lost", "now"]
-    row = await db.read(job_operations.show, "post", "scheduled")
+    row = await db.read(operations.show, "post", "scheduled")
     assert row is not None
     assert row["due_at"] == now + 60_000
-    with pytest.raises(jobs.ClaimLost):
-        await db.run(jobs.begin_act, lost, 1_000)
+    with pytest.raises(jobs.LeaseLost):
+        await db.run(jobs.mark_attempted, lost, 1_000)
 
 
 async def test_a_lone_claim_of_one_job_overtakes_its_back_off_but_not_another_worker(db: Database) -> None:
@@ -553,8 +557,8 @@ async def test_a_lone_claim_of_one_job_overtakes_its_back_off_but_not_another_wo
 
 
 async def test_a_handler_past_its_deadline_fails_and_keeps_its_doubt(db: Database) -> None:
-    async def handler(_job: Job, begin_act: BeginAct) -> Outcome:
-        await begin_act(0.1)
+    async def handler(_job: Job, mark_attempted: MarkAttempted) -> Outcome:
+        await mark_attempted(0.1)
         await asyncio.sleep(5)
         return Done()
 
@@ -565,7 +569,7 @@ async def test_a_handler_past_its_deadline_fails_and_keeps_its_doubt(db: Databas
     with pytest.raises(TimeoutError):
         await Worker(db, queue).perform(job)
 
-    row = await db.read(job_operations.show, "post", "a")
+    row = await db.read(operations.show, "post", "a")
     assert row is not None
     assert (row["state"], row["failures"], row["attempted"], row["note"]) == ("queued", 1, 1, "TimeoutError")
 
@@ -573,8 +577,8 @@ async def test_a_handler_past_its_deadline_fails_and_keeps_its_doubt(db: Databas
 async def test_workers_share_what_is_due_and_do_each_job_once(db: Database) -> None:
     done: list[str] = []
 
-    async def handler(job: Job, begin_act: BeginAct) -> Outcome:
-        await begin_act(1.0)
+    async def handler(job: Job, mark_attempted: MarkAttempted) -> Outcome:
+        await mark_attempted(1.0)
         done.append(job.id)
         return Done()
 
@@ -587,11 +591,11 @@ async def test_workers_share_what_is_due_and_do_each_job_once(db: Database) -> N
 
 async def test_an_outage_of_the_database_is_survived_and_is_nobodys_crash(request: pytest.FixtureRequest) -> None:
     server = request.getfixturevalue("postgres")
-    from services.chassis.database import connect  # noqa: PLC0415
+    from services.chassis.database.connect import connect  # noqa: PLC0415
 
     done = asyncio.Event()
 
-    async def handler(_job: Job, _begin_act: BeginAct) -> Outcome:
+    async def handler(_job: Job, _begin_act: MarkAttempted) -> Outcome:
         done.set()
         return Done()
 

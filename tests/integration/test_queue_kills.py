@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.chassis.database import Database, connect, one
-from services.chassis.jobs import add
+from services.chassis.database.connect import connect
+from services.chassis.database.transactions import Database, one
+from services.chassis.queue.jobs import add
 from tests.postgres_cluster import Cluster
 from tests.processes import process
 
@@ -60,7 +61,7 @@ async def test_a_worker_frozen_past_its_lease_is_overtaken_and_repeats_nothing(
     ledger.touch()
     await fill(database_url)
     settings = {"WORK_DATABASE_URL": database_url, "WORK_LEDGER": str(ledger)}
-    # One job at a time: another one may always be where no freeze can be seen, between its begin_act and its act.
+    # One job at a time: another one may always be where no freeze can be seen, between its mark_attempted and its act.
     stopping = {**settings, "WORK_CONCURRENCY": "1", "WORK_STOPS": f"{place} job020"}
     with process("tests.fakes.working_process", stopping) as frozen:
         async with asyncio.timeout(20):

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from services.chassis import job_operations, jobs
-from services.chassis.database import Database, connect, rows
-from services.chassis.jobs import ClaimLost, Done, Job, Later, Queue
+from services.chassis.database.connect import connect
+from services.chassis.database.transactions import Database, rows
+from services.chassis.queue import jobs, operations
+from services.chassis.queue.jobs import Done, Job, LeaseLost, Queue, Snooze
 from tests.integration.test_queue import nothing, remember
 from tests.postgres_cluster import Cluster
 
@@ -73,7 +74,7 @@ class QueueBesideModel(RuleBasedStateMachine):
     def add(self, id: str, priority: int, wait: int) -> None:
         row = self.do(rows, "SELECT now_ms() AS now")[0]
         due, give_up = row["now"] + wait * TICK * 1000, row["now"] + (wait + 20) * TICK * 1000
-        added = self.do(jobs.add, "post", id, b"", priority=priority, due_at=due, give_up_at=give_up)
+        added = self.do(jobs.add, "post", id, b"", priority=priority, due_at=due, expires_at=give_up)
 
         assert added == (id not in self.model)
         if added:
@@ -110,7 +111,7 @@ class QueueBesideModel(RuleBasedStateMachine):
     @rule()
     def claim_vanished(self) -> None:
         due = self.due("running")
-        claimed: tuple[Job, ...] = self.do(jobs.claim, QUEUE, 4, vanished=True).jobs
+        claimed: tuple[Job, ...] = self.do(jobs.claim, QUEUE, 4, stalled=True).jobs
 
         assert len(claimed) == min(1, len(due))
         for job in claimed:
@@ -132,10 +133,10 @@ class QueueBesideModel(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), act=st.sampled_from([0.5, 4.5, 20.5]))
-    def begin_act(self, data: st.DataObject, act: float) -> None:
+    def mark_attempted(self, data: st.DataObject, act: float) -> None:
         job = data.draw(st.sampled_from(self.held))
         may = self.still_ours(job) and self.model[job.id].due >= self.now + act * TICK
-        if self.refused(jobs.begin_act, job, int(act * TICK * 1000)):
+        if self.refused(jobs.mark_attempted, job, int(act * TICK * 1000)):
             assert not may
         else:
             assert may
@@ -144,7 +145,7 @@ class QueueBesideModel(RuleBasedStateMachine):
     def refused(self, transaction: Any, *args: Any, **kwargs: Any) -> bool:
         try:
             self.do(transaction, *args, **kwargs)
-        except ClaimLost:
+        except LeaseLost:
             return True
         return False
 
@@ -158,7 +159,7 @@ class QueueBesideModel(RuleBasedStateMachine):
         ours = self.still_ours(job)
         calls: dict[str, tuple[Any, ...]] = {
             "done": (jobs.done, stored, Done()),
-            "later": (jobs.later, stored, Later(delay, "because")),
+            "later": (jobs.later, stored, Snooze(delay, "because")),
             "failed": (jobs.failed, stored, float(delay), "why", remember),
             "dead": (jobs.dead, stored, "never", remember),
         }
@@ -168,7 +169,7 @@ class QueueBesideModel(RuleBasedStateMachine):
         modelled = self.model[job.id]
         modelled.attempted, modelled.crashes = stored.attempted, 0
         modelled.failures += kind == "failed"
-        over = modelled.failures >= jobs.TRIES_AT_LEAST and self.now + delay >= modelled.give_up
+        over = modelled.failures >= jobs.MIN_TRIES and self.now + delay >= modelled.give_up
         if kind in {"later", "failed"}:
             modelled.due = self.now + delay
         modelled.state = kind if kind in {"done", "dead"} else "dead" if kind == "failed" and over else "queued"
@@ -177,9 +178,9 @@ class QueueBesideModel(RuleBasedStateMachine):
     def operate(self, id: str, act: str) -> None:
         functions = {
             "cancel": jobs.cancel,
-            "replay": job_operations.replay,
-            "park": job_operations.park,
-            "unpark": job_operations.unpark,
+            "replay": operations.replay,
+            "park": operations.park,
+            "unpark": operations.unpark,
         }
         did = self.do(functions[act], "post", id)
 

@@ -4,20 +4,20 @@ import re
 
 import pytest
 
-from services.chassis import jobs
-from services.chassis.database import Database, Row, Statement, rows
-from services.chassis.jobs import Queue
+from services.chassis.database.transactions import Database, Row, Statement, rows
+from services.chassis.queue import jobs
+from services.chassis.queue.jobs import Queue
 from tests.integration.test_queue import nothing, remember
 
 AHEAD = 200_000
 
 SQLITE_FILL = """
     WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :ahead)
-    INSERT INTO job (queue, id, priority, state, due_at, payload, created_at, give_up_at)
+    INSERT INTO job (queue, id, priority, state, due_at, payload, created_at, expires_at)
     SELECT 'post', 'ahead' || i, 2, 'queued', now_ms() + 86400000 + i, CAST('x' AS BLOB), now_ms(), now_ms() FROM n
 """
 POSTGRES_FILL = """
-    INSERT INTO job (queue, id, priority, state, due_at, payload, created_at, give_up_at)
+    INSERT INTO job (queue, id, priority, state, due_at, payload, created_at, expires_at)
     SELECT 'post', 'ahead' || i, 2, 'queued', now_ms() + 86400000 + i, '\\x78', now_ms(), now_ms()
     FROM generate_series(1, CAST(:ahead AS BIGINT)) AS i
 """

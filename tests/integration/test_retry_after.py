@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.chassis.errors import ProviderThrottled
-from services.chassis.outbound import outbound
+from services.chassis.outbound.client import outbound
 from services.email.message import Mailbox
 from services.email.provider import Mail
 from services.email.sendgrid_provider import SendGridProvider

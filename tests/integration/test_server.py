@@ -25,9 +25,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from launch.certificates import Authority, Issued
 from services.chassis.errors import Unavailable
-from services.chassis.health import Readiness
 from services.chassis.lifecycle import GRACE
-from services.chassis.server import Service, answering
+from services.chassis.rpc.health import Readiness
+from services.chassis.rpc.server import Service, answering
 from tests.fakes.echo_service import NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 from tests.processes import BARE, ROOT, process
 

@@ -16,11 +16,11 @@ import aiohttp
 import grpc
 import pytest
 
-from services.chassis.breaker import CircuitBreaker
-from services.chassis.database import one
+from services.chassis.database.transactions import one
 from services.chassis.errors import AlreadyExists, InvalidRequest, NotFound, ServiceError, from_rpc_error
-from services.chassis.health import Readiness
-from services.chassis.server import answering
+from services.chassis.outbound.breaker import CircuitBreaker
+from services.chassis.rpc.health import Readiness
+from services.chassis.rpc.server import answering
 from services.messaging.channel import Channel
 from services.sms.__main__ import assembled, rpc_services
 from services.sms.settings import Settings
@@ -594,11 +594,13 @@ async def test_trouble_at_twilio_loses_nothing(desk: Desk) -> None:
 async def test_refused_credentials_pause_the_queue_and_keep_every_text(desk: Desk) -> None:
     await desk.fault(kind="status", status=401, times=1)
     sms = (await desk.stub.SendSms(custom())).sms
-    pace = await eventually(lambda: desk.row("SELECT MAX(reason) AS reason FROM pace"), lambda row: row["reason"])
+    rate_limit = await eventually(
+        lambda: desk.row("SELECT MAX(reason) AS reason FROM rate_limit"), lambda row: row["reason"]
+    )
     other = (await desk.stub.SendSms(custom("k2"))).sms
     await asyncio.sleep(0.3)
 
-    assert pace["reason"] == "PROVIDER_CREDENTIALS"
+    assert rate_limit["reason"] == "PROVIDER_CREDENTIALS"
     held = await desk.get(other.sms_id)
     assert (held.status, held.waiting_reason) == (common.MESSAGE_STATUS_QUEUED, "PROVIDER_CREDENTIALS")
     assert held.waiting_time.ToDatetime(UTC) > held.create_time.ToDatetime(UTC)

@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 
 from launch.settings import complete
-from services.chassis.migrations import BOOTSTRAP
+from services.chassis.database.migrations import BOOTSTRAP
 from tests.postgres_cluster import Cluster
 from tests.processes import BARE, ROOT
 

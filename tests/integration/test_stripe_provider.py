@@ -19,7 +19,7 @@ from services.chassis.errors import (
     ProviderRejected,
     ProviderThrottled,
 )
-from services.chassis.outbound import outbound
+from services.chassis.outbound.client import outbound
 from services.payments.payment import Order
 from services.payments.stripe_provider import StripeProvider
 from tests.fakes.payments_service import order

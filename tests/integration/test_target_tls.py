@@ -19,8 +19,8 @@ from gateway.settings import Settings as GatewaySettings
 from gateway.settings import Target
 from launch.certificates import on_this_machine, write
 from services.chassis.errors import OutcomeUnknown, ServiceError
-from services.chassis.health import Readiness
-from services.chassis.server import Service, answering
+from services.chassis.rpc.health import Readiness
+from services.chassis.rpc.server import Service, answering
 from services.chassis.settings import Address, load
 from tests.fakes.echo_service import NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 from tests.processes import process

@@ -14,7 +14,7 @@ import pytest
 import structlog
 from prometheus_client import REGISTRY
 
-from services.chassis.database import rows
+from services.chassis.database.transactions import rows
 from tests.fakes import signing
 from tests.fakes.gateway import (
     OLD_STRIPE_SECRET,

@@ -4,16 +4,16 @@ import hashlib
 
 import pytest
 
-from services.chassis.authentication import (
+from services.chassis.errors import Unauthenticated
+from services.chassis.rpc.authentication import (
     SCOPES,
+    Authenticator,
     Caller,
-    Doorkeeper,
     is_loopback,
     on_behalf_of,
     parse_tokens,
     scope_of,
 )
-from services.chassis.errors import Unauthenticated
 
 
 def entry(name: str, scopes: str, token: str) -> str:
@@ -21,19 +21,19 @@ def entry(name: str, scopes: str, token: str) -> str:
 
 
 def test_a_rotated_token_is_the_same_caller() -> None:
-    door = Doorkeeper(parse_tokens(f"{entry('clinic', 'read', 'old')}, {entry('clinic', 'read', 'new')}"))
+    door = Authenticator(parse_tokens(f"{entry('clinic', 'read', 'old')}, {entry('clinic', 'read', 'new')}"))
 
-    assert door.recognise("Bearer old") == door.recognise("bearer new") == Caller("clinic", frozenset({"read"}))
+    assert door.authenticate("Bearer old") == door.authenticate("bearer new") == Caller("clinic", frozenset({"read"}))
 
 
 @pytest.mark.parametrize(
     "authorization", ["", "Bearer", "Bearer ", "Bearer nope", "Basic right", "right", "Bearer ção"]
 )
 def test_no_other_credential_opens(authorization: str) -> None:
-    door = Doorkeeper(parse_tokens(entry("clinic", "read", "right")))
+    door = Authenticator(parse_tokens(entry("clinic", "read", "right")))
 
     with pytest.raises(Unauthenticated):
-        door.recognise(authorization)
+        door.authenticate(authorization)
 
 
 CERTIFICATES = parse_tokens("gateway:read+forward:san=spiffe://clinic/gateway,sms:send:san=sms.clinic.example")
@@ -48,7 +48,7 @@ CERTIFICATES = parse_tokens("gateway:read+forward:san=spiffe://clinic/gateway,sm
     ],
 )
 def test_a_certificate_with_a_known_name_has_the_scopes_of_its_entry(identities: list[str], caller: Caller) -> None:
-    assert Doorkeeper(CERTIFICATES).recognise("", identities) == caller
+    assert Authenticator(CERTIFICATES).authenticate("", identities) == caller
 
 
 @pytest.mark.parametrize(
@@ -57,17 +57,17 @@ def test_a_certificate_with_a_known_name_has_the_scopes_of_its_entry(identities:
 )
 def test_a_certificate_without_a_known_name_has_no_access(identities: list[str]) -> None:
     with pytest.raises(Unauthenticated):
-        Doorkeeper(CERTIFICATES).recognise("", identities)
+        Authenticator(CERTIFICATES).authenticate("", identities)
 
 
 @pytest.mark.parametrize("authorization", ["Bearer wrong", "Bearer ", "Basic x", "Bearer san=sms.clinic.example"])
 def test_a_wrong_token_does_not_fall_back_to_the_certificate(authorization: str) -> None:
     with pytest.raises(Unauthenticated):
-        Doorkeeper(CERTIFICATES).recognise(authorization, ["sms.clinic.example"])
+        Authenticator(CERTIFICATES).authenticate(authorization, ["sms.clinic.example"])
 
 
 def test_without_entries_everybody_is_local_with_all_scopes() -> None:
-    assert Doorkeeper().recognise("") == Caller("local", SCOPES)
+    assert Authenticator().authenticate("") == Caller("local", SCOPES)
     assert {"read", "send", "events", "forward", "admin"} == SCOPES
 
 

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from services.chassis.breaker import CircuitBreaker
 from services.chassis.errors import BreakerOpen, DeadlineExceeded, NotSent, OutcomeUnknown, ProviderRejected
+from services.chassis.outbound.breaker import CircuitBreaker
 
 
 class Clock:

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from services.chassis.breaker import CircuitBreaker
 from services.chassis.errors import BreakerOpen, NotSent, ProviderRejected
+from services.chassis.outbound.breaker import CircuitBreaker
 
 ENDINGS: dict[str, Callable[[], BaseException]] = {
     "failure": lambda: NotSent("model", None, "down"),
@@ -38,7 +38,7 @@ class OverlappingCalls(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.breaker = CircuitBreaker(
-            "model", max_failures=3, minimum_calls=4, open_for=10, open_at_most=40, clock=lambda: self.now
+            "model", max_failures=3, minimum_calls=4, open_for=10, max_open_for=40, clock=lambda: self.now
         )
         self.running: list[Coroutine[None, None, None]] = []
         self.forced = False

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis.strategies import text
 
 from services.chassis.errors import InvalidRequest
-from services.chassis.fields import Fields, normalized
+from services.chassis.rpc.validation import Fields, normalized
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2
 

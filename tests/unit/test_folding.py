@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.chassis import folding
+from services.brazil import folding
 from services.payments.latin import to_ascii
 from services.sms.segments import GSM
 

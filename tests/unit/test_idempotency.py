@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from services.chassis.errors import IdempotencyReuse
-from services.chassis.idempotency import Fingerprints
+from services.chassis.rpc.idempotency import Fingerprints
 
 REQUEST = {"payer.tax_id": "52998224725", "amount.amount_minor": 15000, "metadata": [("unit", "centro")], "note": ""}
 

@@ -7,7 +7,7 @@ import pytest
 
 from services.messaging import store
 
-SCHEMAS = (Path("services/chassis/schema"), Path("services/messaging/schema"))
+SCHEMAS = (Path("services/chassis/database/schema"), Path("services/messaging/schema"))
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from services.chassis import deadline
 from services.chassis.errors import NotSent, OutcomeUnknown, ProviderThrottled, ServiceError
-from services.chassis.retry import Retry, RetryBudget
+from services.chassis.outbound import deadline
+from services.chassis.outbound.retry import Retry, RetryBudget
 
 
 class FakeProvider:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.chassis.folding import fold
+from services.brazil.folding import fold
 from services.sms.segments import GSM, GSM_7, UCS_2, size
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.payments import stripe_events
 from services.payments.provider import LAST_SECOND, Standing
-from services.payments.stripe_events import Hint, Ruled
+from services.payments.stripe_events import IgnoredEvent, ObjectReference
 from topsmile.common.v1 import common_pb2 as common
 
 INTENT: dict[str, Any] = {
@@ -72,12 +72,14 @@ def test_an_event_with_any_value_in_any_place_is_read(path: tuple[str, ...], val
             assert 0 <= read.amount_minor <= 99_999_999
             assert 0 <= (read.at or 0) <= LAST_SECOND
             assert "\0" not in read.intent_id + read.client_secret + read.payment_id
-        case Hint():
+        case ObjectReference():
             assert read.intent_id.startswith("pi_")
-        case Ruled():
+        case IgnoredEvent():
             assert read.detail
 
 
 @given(st.binary() | st.text().map(str.encode) | VALUES.map(json.dumps).map(str.encode))
 def test_a_body_of_any_bytes_is_ruled_upon(body: bytes) -> None:
-    assert isinstance(stripe_events.read(common.ProviderEvent(event_id="evt_1", body=body), livemode=False), Ruled)
+    assert isinstance(
+        stripe_events.read(common.ProviderEvent(event_id="evt_1", body=body), livemode=False), IgnoredEvent
+    )

@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2
 
 from gateway.bodies import fill
 from services.chassis.errors import InvalidRequest, OutcomeUnknown, Throttled, Violation, to_status
-from services.chassis.fields import Fields
+from services.chassis.rpc.validation import Fields
 from services.chassis.violations import Rule
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2

@@ -174,12 +174,12 @@ class CircuitBreaker(aiobreaker.CircuitBreaker):  # type: ignore[misc]  # aiobre
         minimum_calls: int = 10,
         window: float = 30.0,
         open_for: float = 60.0,
-        open_at_most: float = 600.0,
+        max_open_for: float = 600.0,
         slow_after: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.failure_rate, self.minimum_calls, self.window = failure_rate, minimum_calls, window
-        self.open_for, self.open_at_most = open_for, open_at_most
+        self.open_for, self.max_open_for = open_for, max_open_for
         self.slow_after = slow_after  #: Seconds; a call that took longer counts as failed, whatever it answered.
         self.clock = clock
         self.next_period = open_for
@@ -205,7 +205,7 @@ class CircuitBreaker(aiobreaker.CircuitBreaker):  # type: ignore[misc]  # aiobre
 
     def open(self) -> None:
         """Trip. Jitter only shortens the period: replicas must not all try again in the same instant."""
-        period, self.next_period = self.next_period, min(self.open_at_most, 2 * self.next_period)
+        period, self.next_period = self.next_period, min(self.max_open_for, 2 * self.next_period)
         self._enter(_Open(self, period * _dice.uniform(0.8, 1.0)))
 
     def half_open(self) -> None:

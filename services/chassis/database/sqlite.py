@@ -22,7 +22,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from services.chassis.database import Transaction, next_statement
+from services.chassis.database.transactions import Transaction, next_statement
 from services.chassis.errors import Unavailable
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ P = ParamSpec("P")
 #: Transactions that may wait for the writer; more would be memory growth, so callers are refused.
 WAITING = 10_000
 #: Transactions committed with one fsync.
-TOGETHER = 500
+MAX_BATCH = 500
 #: Seconds for which a commit proves that the file takes writes.
 COMMITTED_LATELY = 1.0
 
@@ -180,7 +180,7 @@ class SQLite:
     def _groups(self) -> Iterator[list[Waiting]]:
         while (first := self._queue.get()) is not None:
             group: list[Waiting] = [first]
-            while len(group) < TOGETHER:
+            while len(group) < MAX_BATCH:
                 try:
                     following = self._queue.get_nowait()
                 except queue.Empty:

@@ -9,30 +9,31 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil
 
-from services.chassis.database import Row, maybe_one, one, rows
+from services.chassis.database.transactions import Row, maybe_one, one, rows
 from services.chassis.errors import Throttled, Unavailable
 
 SEEN = """
     SELECT COALESCE(free_at, 0) AS free_at, COALESCE(paused_at, 0) AS paused_at,
         COALESCE(paused_until, 0) AS paused_until, COALESCE(reason, '') AS reason, now_ms() AS now
-    FROM (SELECT 1) AS asked LEFT JOIN pace ON queue = :queue
+    FROM (SELECT 1) AS asked LEFT JOIN rate_limit ON queue = :queue
 """
-LOCKED = "SELECT free_at, paused_at, paused_until, reason FROM pace WHERE queue = :queue FOR UPDATE"
-ENSURE = "INSERT INTO pace (queue) VALUES (:queue) ON CONFLICT (queue) DO NOTHING"
-TAKE = "UPDATE pace SET free_at = :free_at WHERE queue = :queue"
+LOCKED = "SELECT free_at, paused_at, paused_until, reason FROM rate_limit WHERE queue = :queue FOR UPDATE"
+ENSURE = "INSERT INTO rate_limit (queue) VALUES (:queue) ON CONFLICT (queue) DO NOTHING"
+TAKE = "UPDATE rate_limit SET free_at = :free_at WHERE queue = :queue"
 PAUSE = """
-    INSERT INTO pace (queue, paused_at, paused_until, reason) VALUES (:queue, now_ms(), now_ms() + :pause, :reason)
+    INSERT INTO rate_limit (queue, paused_at, paused_until, reason)
+    VALUES (:queue, now_ms(), now_ms() + :pause, :reason)
     ON CONFLICT (queue) DO UPDATE SET
         paused_at = excluded.paused_at, paused_until = excluded.paused_until, reason = excluded.reason
 """
 RESUME = """
-    UPDATE pace SET reason = ''
+    UPDATE rate_limit SET reason = ''
     WHERE queue = :queue AND reason <> '' AND (paused_until <= now_ms() OR paused_at > now_ms())
 """
 
 
 @dataclass(frozen=True)
-class Pace:
+class RateLimit:
     """
     How fast a provider may be called, by all replicas together: GCRA with `burst` calls at once.
 
@@ -73,7 +74,7 @@ async def seen(queue: str) -> State:
     return _state(row, row["now"])
 
 
-async def locked(queue: str, pace: Pace | None) -> State:
+async def locked(queue: str, rate_limit: RateLimit | None) -> State:
     """See it, with `free_at` in the range of the rate limit, and keep it from all others until the commit."""
     row = await maybe_one(LOCKED, queue=queue)
     if row is None:
@@ -81,7 +82,7 @@ async def locked(queue: str, pace: Pace | None) -> State:
         row = await one(LOCKED, queue=queue)
     # Afterwards: PostgreSQL's time is from before a statement waits for a lock.
     state = _state(row, (await one("SELECT now_ms() AS now"))["now"])
-    if pace is None or (free_at := pace.capped(state.free_at, state.now)) == state.free_at:
+    if rate_limit is None or (free_at := rate_limit.capped(state.free_at, state.now)) == state.free_at:
         return state
     await take(queue, free_at)
     return replace(state, free_at=free_at)
@@ -97,21 +98,21 @@ async def take(queue: str, free_at: int) -> None:
     await rows(TAKE, queue=queue, free_at=free_at)
 
 
-async def take_turn(queue: str, pace: Pace | None) -> bool:
+async def acquire(queue: str, rate_limit: RateLimit | None) -> bool:
     """
     Take a turn for a call that an RPC makes itself; raises, nothing stored, where none is free.
 
     Returns whether the queue was paused and this is its trial.
     """
-    state = await locked(queue, pace)
+    state = await locked(queue, rate_limit)
     if state.paused_for > 0:
         refusal = Throttled if state.reason == "THROTTLED" else Unavailable
         raise refusal(f"{queue} is paused", reason=state.reason, retry_after=state.paused_for)
-    if pace is not None:
-        if pace.free_slots(state.free_at, state.now) < 1:
+    if rate_limit is not None:
+        if rate_limit.free_slots(state.free_at, state.now) < 1:
             wait = (state.free_at - state.now) / 1e6
             raise Throttled(f"the pace of {queue} is used up", retry_after=max(wait, 0.1))
-        await take(queue, pace.after(state.free_at, state.now, 1))
+        await take(queue, rate_limit.after(state.free_at, state.now, 1))
     return state.recovering
 
 

@@ -5,8 +5,8 @@ from typing import TypeVar, TypeVarTuple
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from services.chassis import deadline
 from services.chassis.errors import InProgress, ServiceError
+from services.chassis.outbound import deadline
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")

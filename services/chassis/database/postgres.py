@@ -23,7 +23,7 @@ import asyncpg
 import structlog
 from asyncpg.connect_utils import SessionAttribute
 
-from services.chassis.database import Transaction, next_statement
+from services.chassis.database.transactions import Transaction, next_statement
 from services.chassis.errors import Unavailable
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ ACQUIRE_TIMEOUT = 5.0
 #: gone, and what it has locked is wanted by others.
 FROZEN_MS = "5000"
 #: Groups that are committed at the same time, and transactions in one.
-GROUPS, TOGETHER = 2, 64
+GROUPS, MAX_BATCH = 2, 64
 #: Seconds a starting process waits for its database.
 START_TIMEOUT = 60.0
 
@@ -202,7 +202,7 @@ class Postgres:
 
     async def _commit_what_waits(self) -> None:
         while self._waiting:
-            group = [self._waiting.popleft() for _ in range(min(len(self._waiting), TOGETHER))]
+            group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_BATCH))]
             values = await self._together([waiting.transaction for waiting in group])
             for waiting, value in zip(group, values, strict=True):
                 if isinstance(value, BaseException):

@@ -21,8 +21,7 @@ import limits
 import structlog
 from google.protobuf.message import DecodeError, Message
 
-from services.chassis import authentication, context, deadline, metrics
-from services.chassis.caller_limit import CallerLimit
+from services.chassis import context, metrics
 from services.chassis.errors import (
     DETAILS_KEY,
     DeadlineExceeded,
@@ -33,6 +32,9 @@ from services.chassis.errors import (
     to_status,
 )
 from services.chassis.noting import note_answer
+from services.chassis.outbound import deadline
+from services.chassis.rpc import authentication
+from services.chassis.rpc.caller_limit import CallerLimit
 from services.chassis.violations import Rule
 
 DEFAULT_DEADLINE = 10.0  # seconds, for unary calls of callers that set none
@@ -192,7 +194,7 @@ def _serialised(response: Any, handler: Handler) -> bytes:
     return serializer(response) if serializer else response
 
 
-class Shedding:
+class ConcurrencyLimit:
     """
     Refuse early, rather than serve everybody late, above so many unary RPCs at once.
 
@@ -218,7 +220,7 @@ class Shedding:
             metrics.rpcs_running.set(self._running)
 
 
-class Story:
+class CorrelationId:
     """Join the caller's story or begin one: correlation id and trace. The trailers tell which."""
 
     async def around(self, call: Call, proceed: Proceed) -> None:
@@ -228,7 +230,7 @@ class Story:
         await proceed(call)
 
 
-class Telling:
+class AccessLog:
     """One log line and one observation for each RPC."""
 
     async def around(self, call: Call, proceed: Proceed) -> None:
@@ -286,15 +288,15 @@ class Errors:
 class Authentication:
     """Name the caller and see that it may call this method."""
 
-    def __init__(self, doorkeeper: authentication.Doorkeeper) -> None:
-        self._doorkeeper = doorkeeper
+    def __init__(self, authenticator: authentication.Authenticator) -> None:
+        self._doorkeeper = authenticator
 
     async def around(self, call: Call, proceed: Proceed) -> None:
         scope = authentication.scope_of(call.method)
         if scope is not None:
             peer = call.rpc.auth_context()
             names = [name.decode(errors="replace") for kind in PEER_NAMES for name in peer.get(kind, ())]
-            caller = self._doorkeeper.recognise(call.metadata.get("authorization", ""), names)
+            caller = self._doorkeeper.authenticate(call.metadata.get("authorization", ""), names)
             name, scopes = (
                 call.metadata.get(authentication.CALLER_KEY, ""),
                 call.metadata.get(authentication.SCOPES_KEY),
@@ -342,7 +344,7 @@ class Streams:
         raise Throttled(message, reason=reason, retry_after=STREAMS_AGAIN)
 
 
-class Quota:
+class CallerRateLimit:
     """Hold each caller to so many RPCs in a time."""
 
     def __init__(self, rate: limits.RateLimitItem | None) -> None:

@@ -14,11 +14,13 @@ from contextlib import suppress
 
 import structlog
 
-from services.chassis import deadline, job_operations, jobs, metrics, pace
+from services.chassis import metrics
 from services.chassis.context import restored
-from services.chassis.database import Database, Transaction
+from services.chassis.database.transactions import Database, Transaction
 from services.chassis.errors import BreakerOpen, CredentialsRefused, ProviderThrottled, ServiceError, Unavailable
-from services.chassis.jobs import ClaimLost, Done, Job, Later, Never, Outcome, Queue, Route
+from services.chassis.outbound import deadline
+from services.chassis.queue import jobs, operations, rate_limit
+from services.chassis.queue.jobs import Discard, Done, Job, LeaseLost, Outcome, Queue, Route, Snooze
 
 log = structlog.get_logger()
 
@@ -31,24 +33,24 @@ CREDENTIALS_PAUSE = 60.0
 #: Seconds between two counts of the queue for the metrics and two looks for what may be forgotten.
 CENSUS_EVERY = 5.0
 #: Seconds a failed job waits, at least and at most.
-BACKOFF_FIRST, BACKOFF_MOST = 1.0, 3600.0
+MIN_BACKOFF, MAX_BACKOFF = 1.0, 3600.0
 
 
 def backoff(failures: int) -> float:
     """Full jitter between a second and a ceiling that doubles with each failure, up to an hour."""
-    ceiling: float = min(BACKOFF_MOST, BACKOFF_FIRST * 2**failures)
-    return BACKOFF_FIRST + random.random() * (ceiling - BACKOFF_FIRST)  # noqa: S311 - no secret
+    ceiling: float = min(MAX_BACKOFF, MIN_BACKOFF * 2**failures)
+    return MIN_BACKOFF + random.random() * (ceiling - MIN_BACKOFF)  # noqa: S311 - no secret
 
 
-def verdict_of(error: BaseException) -> Later | None:
+def verdict_of(error: BaseException) -> Snooze | None:
     """Which errors postpone a job instead of counting against it; None is a failure."""
     match error:
         case BreakerOpen():
-            return Later(error.retry_after or 1.0, error.reason)
+            return Snooze(error.retry_after or 1.0, error.reason)
         case CredentialsRefused():
-            return Later(CREDENTIALS_PAUSE, error.reason, pause=True)
+            return Snooze(CREDENTIALS_PAUSE, error.reason, pause=True)
         case ProviderThrottled():
-            return Later(error.retry_after or 1.0, error.reason, pause=True)
+            return Snooze(error.retry_after or 1.0, error.reason, pause=True)
     return None
 
 
@@ -58,7 +60,7 @@ class Worker:
     def __init__(self, database: Database, queue: Queue, room: Callable[[], int] | None = None) -> None:
         self._database = database
         self._queue = queue
-        only = Route(queue.name, room or (lambda: queue.concurrency), queue.pace)
+        only = Route(queue.name, room or (lambda: queue.concurrency), queue.rate_limit)
         self._routes = queue.routes or (only,)
         self._woken = asyncio.Event()
         self._stopping = False
@@ -85,7 +87,7 @@ class Worker:
         self._woken.set()
 
     async def run(self) -> None:
-        watch = asyncio.create_task(self._keep_house())
+        watch = asyncio.create_task(self._maintain())
         try:
             while not self._stopping:
                 self._woken.clear()
@@ -128,7 +130,7 @@ class Worker:
             if not alone and (slots <= 0 or not seen.due or not self._gate.is_set()):
                 return False
             claimed = await self._database.run(
-                jobs.claim, self._queue, slots, seen.due, provider=route.provider, vanished=alone
+                jobs.claim, self._queue, slots, seen.due, provider=route.provider, stalled=alone
             )
         except Unavailable as error:
             self._gate.set()
@@ -190,29 +192,29 @@ class Worker:
             await self._gate.wait()
             self._held -= 1
 
-        async def begin_act(
+        async def mark_attempted(
             seconds: float, transaction: Callable[..., Transaction[object]] | None = None, /, *args: object
         ) -> None:
             nonlocal begun
-            await self._database.run(jobs.begin_act, job, int(seconds * 1000), Done(transaction, args))
+            await self._database.run(jobs.mark_attempted, job, int(seconds * 1000), Done(transaction, args))
             begun = True
 
         outcome: Outcome | None = None
         error: BaseException | None = None
         with restored(job.trace), deadline.within(self._queue.deadline):
             try:
-                if alone and job.crashes >= jobs.CRASHES_AT_MOST:
-                    outcome = Never("CRASHES")
+                if alone and job.crashes >= jobs.MAX_CRASHES:
+                    outcome = Discard("CRASHES")
                 else:
                     async with asyncio.timeout(self._queue.deadline):
-                        outcome = await self._queue.handler(job, begin_act)
-            except ClaimLost:
+                        outcome = await self._queue.handler(job, mark_attempted)
+            except LeaseLost:
                 log.warning("job.claim_lost", queue=job.queue, job=job.id, claims=job.claims)
                 return
             except Exception as raised:  # noqa: BLE001 - the one guard around every job: its failure is its own
                 error = raised
             definite = outcome is not None or (isinstance(error, ServiceError) and error.definite)
-            job = jobs.attempted_as(job, not definite if begun else job.unsure)
+            job = jobs.attempted_as(job, not definite if begun else job.outcome_unknown)
             await self._store(job, outcome or verdict_of(error or TimeoutError()), error, recovering=recovering)
         if error is not None:
             raise error
@@ -221,14 +223,14 @@ class Worker:
         """Store an outcome in one fenced transaction. Where the database is away, the lease brings the job back."""
         try:
             name = await self._settle(job, outcome, error)
-            if recovering and not isinstance(outcome, Later):
-                await self._database.run(pace.resume, job.provider or job.queue)
+            if recovering and not isinstance(outcome, Snooze):
+                await self._database.run(rate_limit.resume, job.provider or job.queue)
                 self.wake()
-        except (ClaimLost, Unavailable) as lost:
+        except (LeaseLost, Unavailable) as lost:
             name = "lost"
             log.warning("job.outcome_lost", queue=job.queue, job=job.id, error=type(lost).__name__)
         metrics.jobs_total.labels(job.queue, name).inc()
-        reason = outcome.reason if isinstance(outcome, Later | Never) else reason_of(error)
+        reason = outcome.reason if isinstance(outcome, Snooze | Discard) else reason_of(error)
         bug = error if error is not None and not isinstance(error, ServiceError | TimeoutError) else None
         first = job.claims == 1 and job.failures == 0
         quiet = 10 if self._queue.quiet and first and name == "done" else 20
@@ -236,7 +238,7 @@ class Worker:
             40 if bug or name == "dead" else 30 if name in {"failed", "lost"} else quiet,
             "job", queue=job.queue, job=job.id, outcome=name, reason=reason or None,
             claims=job.claims if job.claims > 1 else None, failures=job.failures or None,
-            unsure=job.unsure or None, exc_info=bug,
+            outcome_unknown=job.outcome_unknown or None, exc_info=bug,
         )  # fmt: skip
 
     async def _settle(self, job: Job, outcome: Outcome | None, error: BaseException | None) -> str:
@@ -245,30 +247,30 @@ class Worker:
             case Done():
                 await run(jobs.done, job, outcome)
                 return "done"
-            case Later():
+            case Snooze():
                 await run(jobs.later, job, outcome)
                 return "later"
-            case Never():
+            case Discard():
                 await run(jobs.dead, job, outcome.reason, on_dead)
                 return "dead"
         delay = max(backoff(job.failures), getattr(error, "retry_after", None) or 0.0)
         return "dead" if await run(jobs.failed, job, delay, reason_of(error), on_dead) else "failed"
 
-    async def _keep_house(self) -> None:
+    async def _maintain(self) -> None:
         """Count for the metrics, forget what is old enough, and correct what a clock that was set back has left."""
-        name, kept_ms = self._queue.name, self._queue.kept_days * 86_400_000
+        name, kept_ms = self._queue.name, self._queue.retention_days * 86_400_000
         providers = [route.provider for route in self._routes]
         purged, clock = 0, None
         while True:
             with suppress(Unavailable):
-                census = await self._database.read(job_operations.census, name, providers)
+                census = await self._database.read(operations.census, name, providers)
                 metrics.queue_census(name, census)
                 if clock is None or census["now"] < clock:
-                    await self._database.run(job_operations.clock_set_back, name, self._queue.lease_ms)
+                    await self._database.run(operations.clock_set_back, name, self._queue.lease_ms)
                     self.wake()
                 clock = census["now"]
-                purged = await self._database.run(job_operations.purge, name, kept_ms)
-                purged += await self._database.run(job_operations.purge_dead, name, kept_ms)
+                purged = await self._database.run(operations.purge, name, kept_ms)
+                purged += await self._database.run(operations.purge_dead, name, kept_ms)
                 if self._queue.purge is not None:
                     purged += await self._database.run(self._queue.purge)
             await asyncio.sleep(0.1 if purged else CENSUS_EVERY)

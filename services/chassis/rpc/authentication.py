@@ -81,13 +81,13 @@ def _scopes(text: str) -> frozenset[Scope]:
     return cast("frozenset[Scope]", frozenset(text.split("+")) & SCOPES)
 
 
-class Doorkeeper:
+class Authenticator:
     """Without entries everybody is `local`, with all scopes: server.py sees that this is loopback only."""
 
     def __init__(self, tokens: Sequence[Token] = ()) -> None:
         self._tokens = tokens
 
-    def recognise(self, authorization: str, identities: Sequence[str] = ()) -> Caller:
+    def authenticate(self, authorization: str, identities: Sequence[str] = ()) -> Caller:
         """
         Name the caller by its bearer token, or else by a name in its verified certificate.
 

@@ -8,12 +8,13 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 
-from services.chassis import interceptors, web
-from services.chassis.authentication import Doorkeeper
-from services.chassis.health import HealthServicer, Readiness, Store
+from services.chassis.http import server
+from services.chassis.http.operations import Facts, operations
 from services.chassis.lifecycle import GRACE, Worker, working
-from services.chassis.operations import Facts, operations
-from services.chassis.reflection import add_reflection
+from services.chassis.rpc import interceptors
+from services.chassis.rpc.authentication import Authenticator
+from services.chassis.rpc.health import HealthServicer, Readiness, Store
+from services.chassis.rpc.reflection import add_reflection
 from services.chassis.settings import Address, ProcessSettings
 
 OPTIONS = (
@@ -40,7 +41,7 @@ OPTIONS = (
 )
 
 #: Unary RPCs that run together. More would wait longer than their time: their callers can go elsewhere, or wait.
-AT_ONCE = 200
+MAX_CONCURRENT = 200
 #: Streams that are open together, of one caller, and health watches of one connection.
 STREAMS, STREAMS_EACH, HEALTH_EACH = 1_000, 200, 10
 
@@ -59,13 +60,13 @@ class Service(NamedTuple):
 def around_every_rpc(settings: ProcessSettings) -> list[interceptors.Interceptor]:
     """The one place where their order matters."""
     return [
-        interceptors.Shedding(AT_ONCE),  # before anything costs anything
-        interceptors.Story(),  # so that every line below carries the correlation id
-        interceptors.Telling(),  # outside of Errors: it tells the status that the caller sees
+        interceptors.ConcurrencyLimit(MAX_CONCURRENT),  # before anything costs anything
+        interceptors.CorrelationId(),  # so that every line below carries the correlation id
+        interceptors.AccessLog(),  # outside of Errors: it tells the status that the caller sees
         interceptors.Errors(),  # outside of all that may refuse, so that refusals carry details too
-        interceptors.Authentication(Doorkeeper(settings.auth_tokens)),  # before the quota, which is by caller
+        interceptors.Authentication(Authenticator(settings.auth_tokens)),  # before the quota, which is by caller
         interceptors.Streams(STREAMS, STREAMS_EACH, HEALTH_EACH),  # by caller, too
-        interceptors.Quota(settings.caller_limit),
+        interceptors.CallerRateLimit(settings.caller_limit),
         interceptors.Deadline(),  # innermost: nobody's time is spent on the others
     ]
 
@@ -87,7 +88,7 @@ async def serve(
     readiness = Readiness(database)
     app = operations(settings, readiness, facts or {})
     async with (
-        web.listening(app, settings.operations_listen, **web.tls(settings)) as operations_address,
+        server.listening(app, settings.operations_listen, **server.tls(settings)) as operations_address,
         readiness.watched(),
         working(workers) as over,
         answering(settings, readiness, services) as address,

@@ -16,11 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.chassis import problems
-from services.chassis.authentication import Doorkeeper, is_loopback, require
 from services.chassis.errors import PermissionDenied, ServiceError
-from services.chassis.health import Readiness
+from services.chassis.http import problems
 from services.chassis.metrics import queues
+from services.chassis.rpc.authentication import Authenticator, is_loopback, require
+from services.chassis.rpc.health import Readiness
 from services.chassis.settings import ProcessSettings
 
 log = structlog.get_logger()
@@ -64,7 +64,7 @@ async def metrics(_request: Request) -> Response:
 class Guard:
     def __init__(self, app: ASGIApp, settings: ProcessSettings) -> None:
         self._app = app
-        self._doorkeeper = Doorkeeper(settings.auth_tokens) if settings.auth_tokens else None
+        self._doorkeeper = Authenticator(settings.auth_tokens) if settings.auth_tokens else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer: Callable[[Scope, Receive, Send], Awaitable[None]] = self._app
@@ -79,4 +79,4 @@ class Guard:
     def _admit(self, authorization: str) -> None:
         if self._doorkeeper is None:
             raise PermissionDenied("off loopback, this needs a token, and none is set")
-        require(self._doorkeeper.recognise(authorization), "admin")
+        require(self._doorkeeper.authenticate(authorization), "admin")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import asyncpg
 
-from services.chassis.database import Database, one, rows
+from services.chassis.database.transactions import Database, one, rows
 
 OURS = Path(__file__).with_name("schema")
 

@@ -6,10 +6,10 @@ stores what the handler learnt. Everything here is a transaction or a value; `wo
 
     queued ──claim──▶ running ──▶ done
       ▲  ▲               │
-      │  └── Later, failure ──▶ dead (Never, or tried until give_up_at)
+      │  └── Later, failure ──▶ dead (Never, or tried until expires_at)
       └── replay, unpark ── dead, parked          queued ──▶ cancelled
 
-A running job's `due_at` is the end of its lease: when that passes, its worker has vanished and the job may be claimed
+A running job's `due_at` is the end of its lease: when that passes, its worker has stalled and the job may be claimed
 again. `claims` fences: an outcome counts only for the latest claim.
 """
 
@@ -19,21 +19,22 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, TypeAlias
 
-from services.chassis import context, pace
-from services.chassis.database import Row, Transaction, maybe_one, one, rows
-from services.chassis.pace import Pace
+from services.chassis import context
+from services.chassis.database.transactions import Row, Transaction, maybe_one, one, rows
+from services.chassis.queue import rate_limit
+from services.chassis.queue.rate_limit import RateLimit
 
 #: Priorities: verification codes go before confirmations and notices, these before reminders.
 CODES, NOTICES, REMINDERS = 0, 1, 2
 PRIORITIES = (CODES, NOTICES, REMINDERS)
 
-#: Claims that vanished while the job ran alone; a job that kills its worker this often is given up.
-CRASHES_AT_MOST = 5
+#: Claims that stalled while the job ran alone; a job that kills its worker this often is given up.
+MAX_CRASHES = 5
 #: Failed tries before a job is given up, however late it is.
-TRIES_AT_LEAST = 5
+MIN_TRIES = 5
 
 
-class ClaimLost(Exception):  # noqa: N818 - an outcome, not an error: somebody else has this job now
+class LeaseLost(Exception):  # noqa: N818 - an outcome, not an error: somebody else has this job now
     """Stop, and store nothing: the claim is another worker's, or too short for the act."""
 
 
@@ -52,14 +53,14 @@ class Job:
     trace: str
     due_at: int
     created_at: int
-    give_up_at: int
+    expires_at: int
     #: The provider that the claim chose: one of the queue's routes.
     provider: str
-    #: 1 when give_up_at had passed at the claim: the handler says whether the job is still worth doing.
+    #: 1 when expires_at had passed at the claim: the handler says whether the job is still worth doing.
     expired: int
 
     @property
-    def unsure(self) -> bool:
+    def outcome_unknown(self) -> bool:
         """An earlier attempt may have reached the provider: ask there before doing it again."""
         return self.attempted == 1
 
@@ -77,7 +78,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Later:
+class Snooze:
     """Postponed, which is no failure. With `pause` all jobs wait that need the same provider, on all replicas."""
 
     seconds: float
@@ -86,16 +87,16 @@ class Later:
 
 
 @dataclass(frozen=True)
-class Never:
+class Discard:
     """A dead letter at once."""
 
     reason: str
 
 
-Outcome: TypeAlias = Done | Later | Never
+Outcome: TypeAlias = Done | Snooze | Discard
 
 
-class BeginAct(Protocol):
+class MarkAttempted(Protocol):
     """Called just before a request that cannot be taken back; `transaction(*args)` is stored together with that."""
 
     async def __call__(
@@ -113,7 +114,7 @@ class Route:
 
     provider: str
     room: Callable[[], int]
-    rate_limit: Pace | None = None
+    rate_limit: RateLimit | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Queue:
     """
     What a process does with the jobs of one name.
 
-    The handler calls `begin_act(seconds)` just before an act that cannot be taken back. `on_dead(job, reason)` is
+    The handler calls `mark_attempted(seconds)` just before an act that cannot be taken back. `on_dead(job, reason)` is
     the transaction that tells the record that its job was given up.
 
     `routes` are the providers that can do the jobs, in the order of preference. A claim takes the first that has room,
@@ -130,22 +131,22 @@ class Queue:
     """
 
     name: str
-    handler: Callable[[Job, BeginAct], Awaitable[Outcome]]
+    handler: Callable[[Job, MarkAttempted], Awaitable[Outcome]]
     on_dead: Callable[[Job, str], Transaction[object]]
     deadline: float = 10.0
     concurrency: int = 20
-    pace: Pace | None = None
+    rate_limit: RateLimit | None = None
     #: A job that is done at the first try is logged at DEBUG only: the service that it calls logs the same.
     quiet: bool = False
     #: Days a finished job is kept; while it is, its id cannot be added again.
-    kept_days: int = 35
+    retention_days: int = 35
     routes: tuple[Route, ...] = ()
     #: Deletes a small batch of what the service need not keep; returns the number of rows.
     purge: Callable[[], Transaction[int]] | None = None
 
     def route(self, provider: str) -> Route:
         """Return the route of a provider; the queue's own where it has none."""
-        own = Route(self.name, lambda: self.concurrency, self.pace)
+        own = Route(self.name, lambda: self.concurrency, self.rate_limit)
         return next((route for route in self.routes if route.provider == provider), own)
 
     @property
@@ -155,20 +156,20 @@ class Queue:
 
 
 COLUMNS = """job.queue, job.id, job.priority, job.claims, job.attempted, job.failures, job.crashes, job.payload,
-        job.trace, job.due_at, job.created_at, job.give_up_at, job.provider,
-        CASE WHEN job.give_up_at < now_ms() THEN 1 ELSE 0 END AS expired"""
+        job.trace, job.due_at, job.created_at, job.expires_at, job.provider,
+        CASE WHEN job.expires_at < now_ms() THEN 1 ELSE 0 END AS expired"""
 
 ADD = f"""
-    INSERT INTO job (queue, id, priority, state, due_at, claims, payload, trace, created_at, give_up_at)
+    INSERT INTO job (queue, id, priority, state, due_at, claims, payload, trace, created_at, expires_at)
     VALUES (:queue, :id, :priority, :state,
         COALESCE(CAST(:due_at AS BIGINT), now_ms() + CAST(:lease AS BIGINT)), :claims, :payload, :trace, now_ms(),
-        COALESCE(CAST(:give_up_at AS BIGINT), COALESCE(CAST(:due_at AS BIGINT), now_ms()) + 86400000))
+        COALESCE(CAST(:expires_at AS BIGINT), COALESCE(CAST(:due_at AS BIGINT), now_ms()) + 86400000))
     ON CONFLICT (queue, id) DO NOTHING
     RETURNING {COLUMNS}
 """
 
 
-# Due and queued: a new job, or one that failed. Due and running: its worker vanished without an outcome.
+# Due and queued: a new job, or one that failed. Due and running: its worker stalled without an outcome.
 # The IN (...) stands verbatim because SQLite uses the partial index only then; equality of queue and priority because
 # an ORDER BY over all priorities reads every job that is scheduled ahead.
 def live(priority: object, state: str) -> str:
@@ -210,7 +211,7 @@ def _look_at(priority: int) -> str:
 LOOK = " UNION ALL ".join(map(_look_at, PRIORITIES))
 
 # Ours still, and long enough for the act itself: otherwise somebody else has it, or soon will.
-BEGIN_ACT = """
+MARK_ATTEMPTED = """
     UPDATE job SET attempted = 1
     WHERE queue = :queue AND id = :id AND claims = :claims AND state = 'running' AND due_at >= now_ms() + :act
     RETURNING id
@@ -224,12 +225,12 @@ FINISH = """
 """
 
 # Given up when the next try would come too late and it was really tried: a job that a pause or an open breaker held
-# back past its give_up_at still gets its tries.
+# back past its expires_at still gets its tries.
 AGAIN = """
     UPDATE job SET
-        state = CASE WHEN :failures > 0 AND failures + :failures >= :least AND now_ms() + :delay > give_up_at
+        state = CASE WHEN :failures > 0 AND failures + :failures >= :least AND now_ms() + :delay > expires_at
             THEN 'dead' ELSE 'queued' END,
-        finished_at = CASE WHEN :failures > 0 AND failures + :failures >= :least AND now_ms() + :delay > give_up_at
+        finished_at = CASE WHEN :failures > 0 AND failures + :failures >= :least AND now_ms() + :delay > expires_at
             THEN now_ms() ELSE NULL END,
         due_at = now_ms() + :delay, failures = failures + :failures, attempted = :attempted, crashes = 0, note = :note
     WHERE queue = :queue AND id = :id AND claims = :claims AND state = 'running'
@@ -244,34 +245,34 @@ async def add(
     *,
     priority: int = NOTICES,
     due_at: int | None = None,
-    give_up_at: int | None = None,
+    expires_at: int | None = None,
     trace: str | None = None,
 ) -> bool:
     """
-    Queue a job, unless its id is known. `due_at` None is now; `give_up_at` None is a day after that.
+    Queue a job, unless its id is known. `due_at` None is now; `expires_at` None is a day after that.
 
     `trace` None: it is logged as what runs now is. A transaction that is committed with others has to say it.
     """
     row = await maybe_one(
-        ADD, queue=queue, id=id, payload=payload, priority=priority, due_at=due_at, give_up_at=give_up_at,
+        ADD, queue=queue, id=id, payload=payload, priority=priority, due_at=due_at, expires_at=expires_at,
         trace=context.trace() if trace is None else trace, state="queued", lease=0, claims=0,
     )  # fmt: skip
     return row is not None
 
 
 async def add_claimed(
-    queue: Queue, id: str, payload: bytes, *, priority: int = NOTICES, give_up_at: int | None = None, trace: str = ""
+    queue: Queue, id: str, payload: bytes, *, priority: int = NOTICES, expires_at: int | None = None, trace: str = ""
 ) -> Job:
     """Queue a job already claimed by the caller, who runs it with `Worker.perform`; if he dies, the queue does."""
     row = await one(
-        ADD, queue=queue.name, id=id, payload=payload, priority=priority, due_at=None, give_up_at=give_up_at,
+        ADD, queue=queue.name, id=id, payload=payload, priority=priority, due_at=None, expires_at=expires_at,
         trace=trace, state="running", lease=queue.lease_ms, claims=1,
     )  # fmt: skip
     return job_of(row)
 
 
 @dataclass(frozen=True)
-class Sight:
+class QueueSnapshot:
     """
     What a look saw.
 
@@ -284,17 +285,17 @@ class Sight:
     wait: float | None = None
 
 
-async def look(queue: str, provider: str = "") -> Sight:
+async def look(queue: str, provider: str = "") -> QueueSnapshot:
     """Look without a lock at what is due for a provider, by priority. Costs nothing but a read."""
     provider = provider or queue
     found = await rows(LOOK, queue=queue, provider=provider)
     now = found[0]["now"]
-    state = await pace.seen(provider)
+    state = await rate_limit.seen(provider)
     if state.paused_for > 0:
-        return Sight(wait=state.paused_for)
+        return QueueSnapshot(wait=state.paused_for)
     next_at = [row["next_at"] for row in found if row["next_at"] is not None]
     stalled_at = [row["stalled_at"] for row in found if row["stalled_at"] is not None]
-    return Sight(
+    return QueueSnapshot(
         due=tuple(row["priority"] for row in found if row["due"]),
         stalled_for=(now - min(stalled_at)) / 1000 if stalled_at else None,
         wait=(min(next_at) - now) / 1000 if next_at else None,
@@ -315,31 +316,31 @@ async def claim(
     priorities: Sequence[int] = PRIORITIES,
     *,
     provider: str = "",
-    vanished: bool = False,
+    stalled: bool = False,
 ) -> Claimed:
     """
     Claim what is due and can start now: within the slots and the provider's pace; one trial after a pause.
 
-    With `vanished`, one job whose worker is gone. Only for a worker that runs nothing else: it may be what killed it.
+    With `stalled`, one job whose worker is gone. Only for a worker that runs nothing else: it may be what killed it.
     """
     route = queue.route(provider)
-    slots, limit = (1, None) if vanished else (slots, route.rate_limit)
-    state = await pace.locked(route.provider, limit) if limit else await pace.seen(route.provider)
+    slots, limit = (1, None) if stalled else (slots, route.rate_limit)
+    state = await rate_limit.locked(route.provider, limit) if limit else await rate_limit.seen(route.provider)
     if state.paused_for > 0:
         return Claimed()
     slots = min(slots, 1) if state.recovering else slots
     if limit is not None:
         slots = min(slots, limit.free_slots(state.free_at, state.now))
     jobs: list[Job] = []
-    for priority in PRIORITIES if vanished else priorities:
+    for priority in PRIORITIES if stalled else priorities:
         if slots > len(jobs):
             found = await rows(
-                CLAIM, queue=queue.name, priority=priority, state="running" if vanished else "queued",
+                CLAIM, queue=queue.name, priority=priority, state="running" if stalled else "queued",
                 slots=slots - len(jobs), lease=queue.lease_ms, provider=route.provider,
             )  # fmt: skip
             jobs += map(job_of, found)
     if limit is not None and jobs:
-        await pace.take(route.provider, limit.after(state.free_at, state.now, len(jobs)))
+        await rate_limit.take(route.provider, limit.after(state.free_at, state.now, len(jobs)))
     return Claimed(tuple(jobs), state.recovering)
 
 
@@ -349,9 +350,9 @@ async def claim_one(queue: Queue, id: str) -> Job | None:
     return None if row is None else job_of(row)
 
 
-async def begin_act(job: Job, act_ms: int, stored: Done = Done()) -> None:
-    if await maybe_one(BEGIN_ACT, queue=job.queue, id=job.id, claims=job.claims, act=act_ms) is None:
-        raise ClaimLost(job.id)
+async def mark_attempted(job: Job, act_ms: int, stored: Done = Done()) -> None:
+    if await maybe_one(MARK_ATTEMPTED, queue=job.queue, id=job.id, claims=job.claims, act=act_ms) is None:
+        raise LeaseLost(job.id)
     if stored.transaction is not None:
         await stored.transaction(*stored.args)
 
@@ -379,14 +380,14 @@ async def finish(job: Job, state: str, note: str) -> None:
         nothing=b"",
     )
     if row is None:
-        raise ClaimLost(job.id)
+        raise LeaseLost(job.id)
 
 
-async def later(job: Job, outcome: Later) -> None:
+async def later(job: Job, outcome: Snooze) -> None:
     # Where its provider is paused, the job is due at once: another provider of the queue may take it.
     await again(job, 0.0 if outcome.pause else outcome.seconds, outcome.reason, failures=0)
     if outcome.pause:
-        await pace.pause(job.provider or job.queue, outcome.seconds, outcome.reason)
+        await rate_limit.pause(job.provider or job.queue, outcome.seconds, outcome.reason)
 
 
 async def failed(job: Job, delay: float, note: str, on_dead: Callable[[Job, str], Transaction[object]]) -> bool:
@@ -400,10 +401,10 @@ async def failed(job: Job, delay: float, note: str, on_dead: Callable[[Job, str]
 async def again(job: Job, delay: float, note: str, *, failures: int) -> str:
     row = await maybe_one(
         AGAIN, queue=job.queue, id=job.id, claims=job.claims, attempted=job.attempted, delay=int(delay * 1000),
-        note=note, failures=failures, least=TRIES_AT_LEAST,
+        note=note, failures=failures, least=MIN_TRIES,
     )  # fmt: skip
     if row is None:
-        raise ClaimLost(job.id)
+        raise LeaseLost(job.id)
     return str(row["state"])
 
 
@@ -422,7 +423,7 @@ CANCEL = """
     RETURNING id
 """
 RESCHEDULE = """
-    UPDATE job SET due_at = :due_at, give_up_at = COALESCE(CAST(:give_up_at AS BIGINT), give_up_at + :due_at - due_at)
+    UPDATE job SET due_at = :due_at, expires_at = COALESCE(CAST(:expires_at AS BIGINT), expires_at + :due_at - due_at)
     WHERE queue = :queue AND id = :id AND state = 'queued' AND attempted = 0
     RETURNING id
 """
@@ -433,5 +434,5 @@ async def cancel(queue: str, id: str) -> bool:
     return await maybe_one(CANCEL, queue=queue, id=id, nothing=b"") is not None
 
 
-async def reschedule(queue: str, id: str, due_at: int, give_up_at: int | None = None) -> bool:
-    return await maybe_one(RESCHEDULE, queue=queue, id=id, due_at=due_at, give_up_at=give_up_at) is not None
+async def reschedule(queue: str, id: str, due_at: int, expires_at: int | None = None) -> bool:
+    return await maybe_one(RESCHEDULE, queue=queue, id=id, due_at=due_at, expires_at=expires_at) is not None

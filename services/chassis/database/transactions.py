@@ -11,10 +11,8 @@ hand: SQLite in its one writer thread, PostgreSQL inside a connection's transact
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -92,39 +90,3 @@ def next_statement(transaction: Transaction[Any], found: Sequence[Row] | None) -
         transaction.close()
         raise TypeError(f"a transaction awaits statements only, not {asked!r}")
     return asked
-
-
-# An SQLite file is one process's own, so nobody holds a lease when it is opened.
-EXPIRE_LEASES = """
-    UPDATE job SET due_at = now_ms() WHERE state IN ('queued', 'running') AND state = 'running' AND due_at > now_ms()
-"""
-
-
-@asynccontextmanager
-async def connect(url: str, *migrations: Path) -> AsyncIterator[Database]:
-    """
-    Open `sqlite:///file`, `sqlite:////absolute/file` or `postgresql://…` and bring its schema up to date.
-
-    PostgreSQL URLs may name several hosts (`postgresql://a,b,c/name`); the one that takes writes is used. Raises
-    SystemExit with the reason where it cannot be opened.
-    """
-    from services.chassis.migrations import migrate  # noqa: PLC0415 - the adapters need this module first
-
-    database: Database
-    if url.startswith("sqlite:///"):
-        from services.chassis.sqlite import SQLite  # noqa: PLC0415
-
-        database = await SQLite.open(url.removeprefix("sqlite:///"))
-    elif url.startswith(("postgresql://", "postgres://")):
-        from services.chassis.postgres import Postgres  # noqa: PLC0415
-
-        database = await Postgres.open(url)
-    else:
-        raise ValueError("a database URL begins with sqlite:/// or postgresql://")
-    try:
-        await migrate(database, *migrations)
-        if url.startswith("sqlite:"):
-            await database.run(rows, EXPIRE_LEASES)
-        yield database
-    finally:
-        await database.close()

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.chassis import problems
-from services.chassis.authentication import is_loopback
-from services.chassis.connections import Connection
+from services.chassis.http import problems
+from services.chassis.http.connections import Connection
 from services.chassis.lifecycle import GRACE
+from services.chassis.rpc.authentication import is_loopback
 from services.chassis.settings import Address, ProcessSettings
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.chassis import metrics, problems
+from services.chassis import metrics
+from services.chassis.http import problems
 
 MAX_HEAD = 32 << 10  # bytes; also what is fed to the parser at a time
 MAX_PIPELINED = 32  # requests sent before the first is answered

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from services.chassis import pace
-from services.chassis.database import Row, maybe_one, one, rows
-from services.chassis.jobs import PRIORITIES
+from services.chassis.database.transactions import Row, maybe_one, one, rows
+from services.chassis.queue import rate_limit
+from services.chassis.queue.jobs import PRIORITIES
 
 REQUEUE = """
     UPDATE job SET state = 'queued', due_at = now_ms(), failures = 0, crashes = 0, finished_at = NULL,
-        give_up_at = now_ms() + 86400000
+        expires_at = now_ms() + 86400000
     WHERE queue = :queue AND id = :id AND state = :state
     RETURNING id
 """
@@ -40,7 +40,7 @@ FROM_THE_FUTURE = """
         AND created_at > now_ms() AND (due_at <= created_at OR failures > 0)
 """
 SHOWN = """queue, id, priority, state, due_at, claims, attempted, failures, crashes, note, trace,
-        created_at, finished_at, give_up_at"""
+        created_at, finished_at, expires_at"""
 SHOW = f"SELECT {SHOWN} FROM job WHERE queue = :queue AND id = :id"
 LIST = f"SELECT {SHOWN} FROM job WHERE queue = :queue AND state = :state ORDER BY due_at, id LIMIT :most"
 CENSUS = """
@@ -97,7 +97,7 @@ async def census(queue: str, providers: Sequence[str] = ()) -> Mapping[str, Any]
     The last two are epoch milliseconds. The first of its providers that is paused tells; a pause that has ended counts
     until a trial has succeeded.
     """
-    states = [await pace.seen(provider) for provider in providers or (queue,)]
+    states = [await rate_limit.seen(provider) for provider in providers or (queue,)]
     paused = next((state for state in states if state.reason), states[0])
     counted = await one(CENSUS, queue=queue)
     oldest = [(await one(OLDEST_DUE, queue=queue, priority=priority))["due_at"] for priority in PRIORITIES]

@@ -22,8 +22,9 @@ import aiohttp
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from services.chassis import deadline, metrics
+from services.chassis import metrics
 from services.chassis.errors import DeadlineExceeded, NotSent, OutcomeUnknown, ServiceError
+from services.chassis.outbound import deadline
 
 LARGEST_BODY = 4 << 20
 CONNECTIONS = 100
