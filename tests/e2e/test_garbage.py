@@ -216,7 +216,8 @@ async def answers(system: Whole, target: str, method: MethodDescriptor, requests
 
 
 def crashes(system: Whole) -> list[str]:
-    return [line for process in system.running.values() for line in process.lines if "Traceback" in line]
+    lines = [line for process in system.running.values() for line in process.lines]
+    return [line for line in lines if "Traceback" in line or '"exception"' in line]
 
 
 @pytest.mark.parametrize(("target", "method"), METHODS, ids=lambda part: getattr(part, "full_name", part))

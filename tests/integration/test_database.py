@@ -90,6 +90,21 @@ async def test_one_failing_transaction_takes_no_other_of_its_group_with_it(notes
     assert len([answer for answer in answers if isinstance(answer, str)]) == 50
 
 
+@pytest.mark.parametrize("names", ["a", "ab", "abcde"])
+async def test_transactions_that_store_the_same_at_once_see_each_other_on_a_second_look(
+    notes: Database, names: str
+) -> None:
+    async def unless_there(id: str) -> bool:
+        missing = await maybe_one("SELECT id FROM note WHERE id = :id", id=id) is None
+        if missing:
+            await add(id)
+        return missing
+
+    stored = await asyncio.gather(*(notes.run(unless_there, id) for id in names * 20))
+
+    assert sum(stored) == await notes.read(count) == len(names)
+
+
 async def test_what_is_added_together_is_answered_and_refused_each_for_itself(notes: Database) -> None:
     async def refuse(id: str) -> None:
         await add(id)

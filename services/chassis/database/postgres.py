@@ -220,11 +220,17 @@ class Postgres:
             return await asyncio.gather(*map(self._run, transactions), return_exceptions=True)
 
     async def _run(self, transaction: Callable[[], Transaction[T]]) -> T:
+        looked_again = False
         while True:
             try:
                 (value,) = await self._commit([transaction])
             except REPLAY:
                 continue
+            except asyncpg.UniqueViolationError:
+                # Another transaction stored it since this one looked. A second look sees that; if not, it is a bug.
+                if looked_again:
+                    raise
+                looked_again = True
             else:
                 return value
 
