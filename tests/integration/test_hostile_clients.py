@@ -42,7 +42,7 @@ async def _well_afterwards(gateway: Process) -> AsyncIterator[None]:
     assert await quick(gateway)
     assert memory_mib(gateway) < 250
     assert "Traceback" not in (log := "".join(gateway.lines))
-    assert '"level": "error"' not in log
+    assert '"level":"error"' not in log
 
 
 def address(gateway: Process, listener: str = "http") -> tuple[str, int]:

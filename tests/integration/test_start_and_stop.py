@@ -86,7 +86,7 @@ def test_process_that_waits_for_a_database_that_refuses_stops_at_once(
 
     code, output = ended(process, within=4.0)
     assert code == 0, output
-    assert '"event": "stopped"' in output
+    assert '"event":"stopped"' in output
     assert "Traceback" not in output
 
 
