@@ -10,7 +10,7 @@ from gateway import inbox
 from gateway.clients import Clients, Service
 from services.chassis.database.transactions import Database, Row
 from services.chassis.errors import AlreadyExists, InvalidRequest, Rejected, Unavailable
-from services.chassis.queue.jobs import Discard, Done, Job, MarkAttempted, Outcome, Queue
+from services.chassis.queue.jobs import Complete, Discard, Job, MarkAttempted, Outcome, Queue
 from services.chassis.queue.worker import Worker
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2
@@ -43,7 +43,7 @@ class Delivery:
 
     def worker(self) -> Worker:
         queue = Queue(self._service.name, self.handle, self.give_up, quiet=True)
-        return Worker(self._database, queue, room=self._service.breaker.room)
+        return Worker(self._database, queue, capacity=self._service.breaker.room)
 
     async def handle(self, job: Job, _begin_act: MarkAttempted) -> Outcome:
         kind, _, key = job.id.partition(":")
@@ -61,14 +61,14 @@ class Delivery:
             return Discard(refusal.reason)
         if outcome == "RETRY":
             raise Unavailable("the service wants the event later")
-        return Done.storing(inbox.learn, self._provider, event_id, outcome, detail)
+        return Complete.storing(inbox.learn, self._provider, event_id, outcome, detail)
 
     async def _ask_for_notice(self, job: Job, notify: Callable[[bytes], Awaitable[Message]]) -> Outcome:
         try:
             await notify(job.payload)
         except (InvalidRequest, Rejected, AlreadyExists) as refusal:  # an answer: a landline takes no text message
             log.warning("notice.refused", queue=job.queue, job=job.id, reason=refusal.reason)
-        return Done()
+        return Complete()
 
     async def give_up(self, job: Job, reason: str) -> None:
         kind, _, key = job.id.partition(":")

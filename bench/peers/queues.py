@@ -49,7 +49,7 @@ async def ours(url: str, watch: Stopwatch) -> None:
 
     async def handler(_job: Any, _begin_act: Any) -> Any:
         await watch.nothing()
-        return jobs.Done()
+        return jobs.Complete()
 
     async def add_all() -> None:
         for number in range(watch.count):

@@ -15,7 +15,7 @@ from services.chassis import logs
 from services.chassis.database.connect import connect
 from services.chassis.database.transactions import rows
 from services.chassis.queue import jobs
-from services.chassis.queue.jobs import Done, Job, MarkAttempted, Outcome, Queue
+from services.chassis.queue.jobs import Complete, Job, MarkAttempted, Outcome, Queue
 from services.chassis.queue.worker import Worker
 
 MAX_BATCH = 500
@@ -39,7 +39,7 @@ async def main(url: str, count: int, seconds: float) -> None:
         late.append(time.time() * 1000 - first - int(job.payload) / 1000)
         if len(late) == count:
             over.set()
-        return Done()
+        return Complete()
 
     async def on_dead(job: Job, reason: str) -> None:
         raise AssertionError(f"{job.id} died: {reason}")

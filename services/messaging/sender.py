@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 from services.chassis.database.transactions import Database
 from services.chassis.errors import OutcomeUnknown, ProviderRefusedInput, ProviderRejected
 from services.chassis.outbound.retry import Retry
-from services.chassis.queue.jobs import Discard, Done, Job, MarkAttempted, Outcome, Queue, Snooze
+from services.chassis.queue.jobs import Complete, Discard, Job, MarkAttempted, Outcome, Queue, Snooze
 from services.messaging import store as transactions
 from services.messaging.provider import OptedOut, Provider, Receipt
 from services.messaging.record import MessageRecord
@@ -66,7 +66,7 @@ class Sender(Generic[C]):
     async def handle(self, job: Job, mark_attempted: MarkAttempted) -> Outcome:
         record = await self._database.read(self._store.get, job.id)
         if record.accepted:
-            return Done()
+            return Complete()
         if not job.payload:
             return Discard("CONTENT_ERASED")  # a replayed dead letter: there is nothing left to send
         provider = self._providers[job.provider]
@@ -75,7 +75,7 @@ class Sender(Generic[C]):
             if outcome is not None:
                 return outcome
         elif record.expired:
-            return Done.storing(transactions.not_sent, job.id, "EXPIRED", record.note)
+            return Complete.storing(transactions.not_sent, job.id, "EXPIRED", record.note)
         else:
             wait, reason = self._policy.hold(record)
             if wait > 0:
@@ -98,8 +98,10 @@ class Sender(Generic[C]):
         except (ProviderRefusedInput, ProviderRejected) as refusal:
             status = "SUPPRESSED" if isinstance(refusal, OptedOut) else "FAILED"
             detail = refusal.original if isinstance(refusal.original, str) else refusal.message
-            return Done.storing(transactions.refused, job.id, job.claims, status, refusal.reason, detail[:MAX_DETAIL])
-        return Done.storing(transactions.sent, job.id, job.claims, provider.name, receipt)
+            return Complete.storing(
+                transactions.refused, job.id, job.claims, status, refusal.reason, detail[:MAX_DETAIL]
+            )
+        return Complete.storing(transactions.sent, job.id, job.claims, provider.name, receipt)
 
     async def _find_out(self, job: Job, record: MessageRecord, provider: Provider[C]) -> Outcome | None:
         """Find out whether an earlier attempt was taken; None: it was not, so send it."""
@@ -107,15 +109,15 @@ class Sender(Generic[C]):
             found = await self._found(provider, self._policy.render(record, job), record)
             if found is not None:
                 number = (await self._database.read(transactions.latest_attempt, job.id)) or job.claims
-                return Done.storing(transactions.sent, job.id, number, provider.name, found)
+                return Complete.storing(transactions.sent, job.id, number, provider.name, found)
         waited = await self._database.run(transactions.outcome_unknown, job.id) / 1000
         if waited < provider.patience and (record.expired or not self._policy.prefers_twice(record)):
             pause = min(max(provider.ask_every, waited), provider.patience - waited)
             return Snooze(pause, OutcomeUnknown.default_reason)
         if record.expired and provider.find is None:
-            return Done.storing(transactions.undecided, job.id)
+            return Complete.storing(transactions.undecided, job.id)
         if record.expired:
-            return Done.storing(transactions.not_sent, job.id, "EXPIRED", record.note)
+            return Complete.storing(transactions.not_sent, job.id, "EXPIRED", record.note)
         await self._database.run(transactions.not_taken, job.id)
         return None
 

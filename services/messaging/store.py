@@ -434,7 +434,7 @@ async def waiting(record: MessageRecord, provider: str) -> MessageRecord:
     """Add what a pause of the provider says about a message that waits for it."""
     if record.accepted or record.job_state != "queued" or record.attempted:
         return record
-    state = await rate_limit.seen(provider)
+    state = await rate_limit.peek(provider)
     paused_until = record.now + round(state.paused_for * 1000)
     if state.paused_for > 0 and paused_until > record.due_at:
         return replace(record, waiting=Waiting(state.reason, paused_until))

@@ -19,7 +19,7 @@ from services.chassis.errors import (
 from services.chassis.outbound import deadline
 from services.chassis.outbound.breaker import CircuitBreaker
 from services.chassis.outbound.retry import Retry
-from services.chassis.queue.jobs import Done, Job, MarkAttempted, Outcome
+from services.chassis.queue.jobs import Complete, Job, MarkAttempted, Outcome
 from services.payments import learning, store
 from services.payments.lattice import is_paid, is_unpaid
 from services.payments.provider import Provider, Standing
@@ -58,7 +58,7 @@ class Sender:
         try:
             standing = await self._create(payment_id, job, mark_attempted)
         except (ProviderRejected, ProviderRefusedInput) as refusal:
-            return Done.storing(learning.refused, payment_id, refusal)
+            return Complete.storing(learning.refused, payment_id, refusal)
         except ServiceError as error:
             # An earlier claim may have been heard, whatever is known of this one.
             error.definite = error.definite and not job.outcome_unknown
@@ -66,7 +66,7 @@ class Sender:
                 outcome = pb.ATTEMPT_OUTCOME_NOT_SENT if error.definite else pb.ATTEMPT_OUTCOME_UNKNOWN
                 await self._database.run(store.attempted, payment_id, outcome)
             raise
-        return Done.storing(learning.created, payment_id, standing, job.claims > 1)
+        return Complete.storing(learning.created, payment_id, standing, job.claims > 1)
 
     async def _create(self, payment_id: str, job: Job, mark_attempted: MarkAttempted) -> Standing:
         age = 0
@@ -144,11 +144,11 @@ class Sender:
         before, excluded = await self._database.run(store.begin_reading, payment_id)
         intent_id = before.intent_id or job.payload.decode()
         if is_paid(before.record) or not intent_id:
-            return Done()
+            return Complete()
         standing = await self._retrieve(intent_id)
         if before.intent_id and (learning.given_up(before, standing) or (excluded and is_unpaid(standing))):
             standing = await self._cancel(before)
-        return Done.storing(learning.learned, payment_id, standing, before.version, scheduled)
+        return Complete.storing(learning.learned, payment_id, standing, before.version, scheduled)
 
     async def _cancel(self, before: store.Stored) -> Standing:
         """Close at the provider what is given up here, so that nobody can pay it; or learn that it was paid."""
@@ -166,7 +166,7 @@ class Sender:
             "payment.alert_raised", alert=alert, payment=payment_id, appointment=record.appointment_id,
             asked=_words(record.amount), taken=_words(record.amount_captured),
         )  # fmt: skip
-        return Done()
+        return Complete()
 
     async def with_method(self, report: Standing) -> Standing:
         """

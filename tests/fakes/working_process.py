@@ -8,7 +8,7 @@ from pathlib import Path
 
 from services.chassis.database.connect import connect
 from services.chassis.database.transactions import rows
-from services.chassis.queue.jobs import Done, Job, MarkAttempted, Outcome, Queue
+from services.chassis.queue.jobs import Complete, Job, MarkAttempted, Outcome, Queue
 from services.chassis.queue.worker import Worker
 
 
@@ -27,13 +27,13 @@ async def main(url: str, ledger: Path, concurrency: int) -> None:
 
     async def handle(job: Job, mark_attempted: MarkAttempted) -> Outcome:
         if job.outcome_unknown and f"{job.id}\n" in ledger.read_text():  # noqa: ASYNC240 - this provider can be asked
-            return Done()
+            return Complete()
         stop_here(job, "before")
         await mark_attempted(1.0)
         os.write(done, f"{job.id}\n".encode())
         stop_here(job, "after")
         await asyncio.sleep(0.005)  # long enough to be killed between the act and its outcome
-        return Done()
+        return Complete()
 
     async with connect(url) as database:
         sys.stdout.write('{"event": "working.listening"}\n')

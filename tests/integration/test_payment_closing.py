@@ -377,7 +377,7 @@ async def test_the_job_of_a_new_payment_outlasts_an_outage_of_its_provider(
     for _ in range(jobs.MIN_TRIES + 1):
         job = await payments.database.run(jobs.claim_one, queue, new.change.payment.payment_id)
         assert job is not None
-        assert not await payments.database.run(jobs.failed, job, HOUR / 1000, "NOT_SENT", store.gave_up)
+        assert not await payments.database.run(jobs.fail, job, HOUR / 1000, "NOT_SENT", store.gave_up)
 
 
 async def test_an_upgrade_schedules_a_reading_of_each_open_payment(

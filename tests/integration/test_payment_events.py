@@ -113,7 +113,7 @@ async def test_an_unpaid_code_is_read_for_days_before_it_is_given_up_and_cancele
 
 
 async def has_read(payments: Payments, times: int) -> bool:
-    done = await payments.database.read(operations.listed, "stripe", "done")
+    done = await payments.database.read(operations.list_jobs, "stripe", "done")
     return len([job for job in done if "/read/" in job["id"]]) >= times
 
 

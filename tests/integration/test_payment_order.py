@@ -15,7 +15,7 @@ from services.chassis.database.transactions import Database, rows
 from services.chassis.outbound.breaker import CircuitBreaker
 from services.chassis.outbound.retry import Retry
 from services.chassis.queue import jobs
-from services.chassis.queue.jobs import Done, Queue
+from services.chassis.queue.jobs import Complete, Queue
 from services.chassis.rpc.idempotency import Fingerprints
 from services.payments import learning, store
 from services.payments.__main__ import MIGRATIONS
@@ -96,8 +96,8 @@ class World:
         while claimed := (await self.database.run(jobs.claim, self.queue, 10)).jobs:
             for job in claimed:
                 outcome = await self.queue.handler(job, mark_attempted)
-                assert isinstance(outcome, Done)
-                await self.database.run(jobs.done, job, outcome)
+                assert isinstance(outcome, Complete)
+                await self.database.run(jobs.complete, job, outcome)
 
 
 async def mark_attempted(_seconds: float, _transaction: object = None, /, *_args: object) -> None:

@@ -15,7 +15,7 @@ from services.chassis.errors import (
     Unavailable,
 )
 from services.chassis.queue import jobs, operations, rate_limit
-from services.chassis.queue.jobs import CODES, REMINDERS, Discard, Done, Job, MarkAttempted, Outcome, Queue, Snooze
+from services.chassis.queue.jobs import CODES, REMINDERS, Complete, Discard, Job, MarkAttempted, Outcome, Queue, Snooze
 from services.chassis.queue.rate_limit import RateLimit
 from services.chassis.queue.worker import Worker
 
@@ -25,7 +25,7 @@ async def remember(job: Job, reason: str) -> None:
 
 
 async def nothing(_job: Job, _begin_act: MarkAttempted) -> Outcome:
-    return Done()
+    return Complete()
 
 
 def queue_of(handler: object = nothing, **changes: object) -> Queue:
@@ -50,9 +50,9 @@ async def state_of(db: Database, id: str) -> str:
     return "" if row is None else str(row["state"])
 
 
-async def work(db: Database, queue: Queue, until: int = 1, room: int = 20) -> None:
+async def work(db: Database, queue: Queue, until: int = 1, capacity: int = 20) -> None:
     """Run a worker until so many jobs of the queue are finished."""
-    worker = Worker(db, queue, room=lambda: room)
+    worker = Worker(db, queue, capacity=lambda: capacity)
     running = asyncio.create_task(worker.run())
     async with asyncio.timeout(30):
         while True:
@@ -95,11 +95,15 @@ async def test_a_worker_frozen_past_its_lease_may_not_act_and_its_outcome_does_n
     db.offset_ms = QUEUE.lease_ms + 1_000
     [thawed] = (await db.run(jobs.claim, QUEUE, 5, stalled=True)).jobs
 
-    for step in (jobs.mark_attempted(frozen, 1_000), jobs.done(frozen, Done()), jobs.later(frozen, Snooze(1, ""))):
+    for step in (
+        jobs.mark_attempted(frozen, 1_000),
+        jobs.complete(frozen, Complete()),
+        jobs.snooze(frozen, Snooze(1, "")),
+    ):
         with pytest.raises(jobs.LeaseLost):
             await db.run(lambda step=step: step)  # type: ignore[misc]  # a coroutine made beforehand
     await db.run(jobs.mark_attempted, thawed, 1_000)
-    await db.run(jobs.done, thawed, Done())
+    await db.run(jobs.complete, thawed, Complete())
 
     assert await state_of(db, "a") == "done"
 
@@ -124,7 +128,7 @@ async def test_what_is_unknown_after_an_act_stays_unsure_and_what_is_known_clear
     async def handler(job: Job, mark_attempted: MarkAttempted) -> Outcome:
         seen.append(job.outcome_unknown)
         if len(seen) > len(errors):
-            return Done()
+            return Complete()
         if len(seen) != 2:
             await mark_attempted(1.0)
         raise errors[len(seen) - 1]
@@ -148,7 +152,7 @@ async def test_outcome_and_record_are_stored_together_or_not_at_all(db: Database
     await db.run(jobs.add, "post", "a", b"")
     [job] = await claim_now(db)
     with pytest.raises(ValueError, match="a bug"):
-        await db.run(jobs.done, job, Done.storing(broken))
+        await db.run(jobs.complete, job, Complete.storing(broken))
 
     assert await state_of(db, "a") == "running"
     assert await db.read(rows, "SELECT id FROM given_up") == []
@@ -173,7 +177,7 @@ async def test_a_job_is_given_up_when_it_was_tried_enough_and_its_time_is_over(d
     for attempt in range(1, jobs.MIN_TRIES + 1):
         db.offset_ms += 2 * 86_400_000
         [job] = await claim_now(db)
-        given_up = await db.run(jobs.failed, job, 1.0, "NOT_SENT", remember)
+        given_up = await db.run(jobs.fail, job, 1.0, "NOT_SENT", remember)
         assert given_up == (attempt == jobs.MIN_TRIES)
 
     assert await state_of(db, "a") == "dead"
@@ -184,7 +188,7 @@ async def test_a_postponement_is_no_failure(db: Database) -> None:
     for _ in range(20):
         db.offset_ms += 86_400_000
         [job] = await claim_now(db)
-        await db.run(jobs.later, job, Snooze(1.0, "BREAKER_OPEN"))
+        await db.run(jobs.snooze, job, Snooze(1.0, "BREAKER_OPEN"))
 
     row = await db.read(operations.show, "post", "a")
     assert row is not None
@@ -209,7 +213,7 @@ async def test_a_throttling_or_refusing_provider_pauses_the_queue_and_a_single_t
         acts += 1
         if db.offset_ms == 0:
             raise error
-        return Done()
+        return Complete()
 
     queue = queue_of(handler, concurrency=1)
     for n in range(5):
@@ -226,7 +230,7 @@ async def test_a_throttling_or_refusing_provider_pauses_the_queue_and_a_single_t
     assert pause - 5 < (refused.value.retry_after or 0) <= pause
 
     db.offset_ms = (pause + 1) * 1000
-    assert (await db.read(jobs.look, "post")).due
+    assert (await db.read(jobs.peek, "post")).due
     trial = await db.run(jobs.claim, queue, 10)
     assert (len(trial.jobs), trial.recovering) == (1, True)
     await worker.perform(trial.jobs[0], recovering=True)
@@ -254,7 +258,7 @@ async def test_cancelling_is_too_late_once_a_job_runs_or_may_have_been_done(db: 
         await db.run(jobs.add, "post", id, b"")
     outcome_unknown = await db.run(jobs.claim_one, QUEUE, "outcome_unknown")
     assert outcome_unknown is not None
-    await db.run(jobs.later, replace(outcome_unknown, attempted=1), Snooze(60, "OUTCOME_UNKNOWN"))
+    await db.run(jobs.snooze, replace(outcome_unknown, attempted=1), Snooze(60, "OUTCOME_UNKNOWN"))
     await db.run(jobs.claim_one, QUEUE, "running")
 
     assert [await db.run(jobs.cancel, "post", id) for id in ("waiting", "outcome_unknown", "running")] == [
@@ -274,7 +278,7 @@ async def test_a_job_can_be_moved_and_set_aside(db: Database) -> None:
     assert await db.run(operations.park, "post", "a")
     db.offset_ms = 120_000
     assert await claim_now(db) == ()
-    assert [row["id"] for row in await db.read(operations.listed, "post", "parked")] == ["a"]
+    assert [row["id"] for row in await db.read(operations.list_jobs, "post", "parked")] == ["a"]
     assert await db.run(operations.unpark, "post", "a")
     assert [job.id for job in await claim_now(db)] == ["a"]
 
@@ -283,8 +287,8 @@ async def test_finished_jobs_are_forgotten_by_age_and_dead_letters_are_not(db: D
     for id in ("done", "dead"):
         await db.run(jobs.add, "post", id, b"secret")
     dead, done = sorted(await claim_now(db), key=lambda job: job.id)
-    await db.run(jobs.done, done, Done())
-    await db.run(jobs.dead, dead, "NO", remember)
+    await db.run(jobs.complete, done, Complete())
+    await db.run(jobs.discard, dead, "NO", remember)
     assert (await db.read(one, "SELECT payload FROM job WHERE id = 'done'"))["payload"] == b""
 
     db.offset_ms = 10_000
@@ -299,13 +303,13 @@ async def test_dead_letter_of_its_age_is_forgotten_and_a_parked_job_is_not(db: D
     for id in ("never", "tried", "parked", "young"):
         await db.run(jobs.add, "post", id, b"words of a message")
     claimed = {job.id: job for job in await claim_now(db)}
-    await db.run(jobs.dead, claimed["never"], "NO", remember)
+    await db.run(jobs.discard, claimed["never"], "NO", remember)
     for id in ("tried", "parked"):
-        await db.run(jobs.dead, claimed[id], "NO", remember)
+        await db.run(jobs.discard, claimed[id], "NO", remember)
     assert await db.run(operations.park, "post", "parked")
     db.offset_ms = days * 86_400_000 + 1_000
     await db.run(rows, "UPDATE job SET due_at = now_ms() + 1000 WHERE id = 'young'")
-    await db.run(jobs.dead, claimed["young"], "NO", remember)
+    await db.run(jobs.discard, claimed["young"], "NO", remember)
 
     queue = queue_of(retention_days=days)
     worker = Worker(db, queue)
@@ -324,7 +328,7 @@ async def test_one_poison_job_among_twenty_takes_nobody_with_it(db: Database) ->
 
     async def handler(job: Job, _begin_act: MarkAttempted) -> Outcome:
         done.add(job.id)
-        return Done()
+        return Complete()
 
     for n in range(20):
         await db.run(jobs.add, "post", f"{n:02}", b"")
@@ -354,7 +358,7 @@ async def test_a_vanished_job_runs_alone(db: Database) -> None:
         most = max(most, running)
         await asyncio.sleep(0.02)
         running -= 1
-        return Done()
+        return Complete()
 
     for n in range(5):
         await db.run(jobs.add, "post", str(n), b"")
@@ -380,7 +384,7 @@ class Load:
         await asyncio.sleep(0.05)
         self.running.discard(job.id)
         self.done.append(job.id)
-        return Done()
+        return Complete()
 
 
 async def stalled(db: Database, *ids: str, seconds: float) -> None:
@@ -449,8 +453,8 @@ async def test_young_stalled_job_holds_nobody_up(db: Database) -> None:
 @pytest.mark.parametrize("end", ["breaker", "stop", "caller"])
 async def test_call_that_waits_for_a_stalled_job_is_performed_whatever_ends_the_wait(db: Database, end: str) -> None:
     load = Load()
-    room = 20
-    worker = Worker(db, queue_of(load.handle), room=lambda: room)
+    capacity = 20
+    worker = Worker(db, queue_of(load.handle), capacity=lambda: capacity)
     await stalled(db, "stalled", seconds=60)
     first = asyncio.create_task(worker.perform(await db.run(jobs.add_claimed, worker.queue, "first", b"")))
     await asyncio.sleep(0)
@@ -459,7 +463,7 @@ async def test_call_that_waits_for_a_stalled_job_is_performed_whatever_ends_the_
     await asyncio.sleep(0)
     assert not worker._gate.is_set()
     if end == "breaker":
-        room = 0
+        capacity = 0
         await worker._turn()
     elif end == "caller":
         held.cancel()
@@ -499,8 +503,8 @@ async def test_pause_after_the_clock_was_set_back_is_over_and_one_trial_begins(d
     for id in "abc":
         await db.run(jobs.add, "post", id, b"")
     [job, *_] = await claim_now(db, slots=1)
-    await db.run(jobs.later, job, Snooze(60, "THROTTLED", pause=True))
-    assert (await db.read(jobs.look, "post")).wait is not None
+    await db.run(jobs.snooze, job, Snooze(60, "THROTTLED", pause=True))
+    assert (await db.read(jobs.peek, "post")).wait is not None
     await clock_set_back(db, seconds)
 
     trial = await db.run(jobs.claim, QUEUE, 10)
@@ -519,7 +523,7 @@ async def test_jobs_after_the_clock_was_set_back_wait_no_longer_than_before(db: 
     [lost] = await claim_now(db)
     await db.run(jobs.add, "post", "failed", b"")
     [failed] = await claim_now(db)
-    await db.run(jobs.failed, failed, 5.0, "NOT_SENT", remember)
+    await db.run(jobs.fail, failed, 5.0, "NOT_SENT", remember)
     await db.run(jobs.add, "post", "now", b"")
     now = (await db.run(one, "SELECT now_ms() AS now"))["now"]
     await db.run(jobs.add, "post", "scheduled", b"", due_at=now + 60_000)
@@ -549,7 +553,7 @@ async def test_a_lone_claim_of_one_job_overtakes_its_back_off_but_not_another_wo
     await db.run(jobs.add, "post", "a", b"")
     [job] = await claim_now(db)
     assert await db.run(jobs.claim_one, QUEUE, "a") is None
-    await db.run(jobs.failed, job, 3_600.0, "NOT_SENT", remember)
+    await db.run(jobs.fail, job, 3_600.0, "NOT_SENT", remember)
 
     again = await db.run(jobs.claim_one, QUEUE, "a")
     assert again is not None
@@ -560,7 +564,7 @@ async def test_a_handler_past_its_deadline_fails_and_keeps_its_doubt(db: Databas
     async def handler(_job: Job, mark_attempted: MarkAttempted) -> Outcome:
         await mark_attempted(0.1)
         await asyncio.sleep(5)
-        return Done()
+        return Complete()
 
     queue = queue_of(handler, deadline=0.2)
     await db.run(jobs.add, "post", "a", b"")
@@ -580,7 +584,7 @@ async def test_workers_share_what_is_due_and_do_each_job_once(db: Database) -> N
     async def handler(job: Job, mark_attempted: MarkAttempted) -> Outcome:
         await mark_attempted(1.0)
         done.append(job.id)
-        return Done()
+        return Complete()
 
     for n in range(100):
         await db.run(jobs.add, "post", str(n), b"")
@@ -597,7 +601,7 @@ async def test_an_outage_of_the_database_is_survived_and_is_nobodys_crash(reques
 
     async def handler(_job: Job, _begin_act: MarkAttempted) -> Outcome:
         done.set()
-        return Done()
+        return Complete()
 
     async with connect(server.database()) as db:
         worker = Worker(db, queue_of(handler))

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from services.chassis.database.connect import connect
 from services.chassis.database.transactions import Database, rows
 from services.chassis.queue import jobs, operations
-from services.chassis.queue.jobs import Done, Job, LeaseLost, Queue, Snooze
+from services.chassis.queue.jobs import Complete, Job, LeaseLost, Queue, Snooze
 from tests.integration.test_queue import nothing, remember
 from tests.postgres_cluster import Cluster
 
@@ -158,10 +158,10 @@ class QueueBesideModel(RuleBasedStateMachine):
         delay = ticks * TICK
         ours = self.still_ours(job)
         calls: dict[str, tuple[Any, ...]] = {
-            "done": (jobs.done, stored, Done()),
-            "later": (jobs.later, stored, Snooze(delay, "because")),
-            "failed": (jobs.failed, stored, float(delay), "why", remember),
-            "dead": (jobs.dead, stored, "never", remember),
+            "done": (jobs.complete, stored, Complete()),
+            "later": (jobs.snooze, stored, Snooze(delay, "because")),
+            "failed": (jobs.fail, stored, float(delay), "why", remember),
+            "dead": (jobs.discard, stored, "never", remember),
         }
         assert self.refused(*calls[kind]) == (not ours)
         if not ours:

@@ -45,7 +45,7 @@ async def test_200_000_jobs_ahead_are_not_read_by_a_claim(database: Database, da
     await database.run(jobs.add, "post", "now", b"")
     asked = {"queue": "post", "priority": 2, "state": state, "slots": 20, "lease": 20_000, "provider": ""}
 
-    for statement in (Statement(jobs.CLAIM, asked), Statement(jobs.LOOK, asked)):
+    for statement in (Statement(jobs.CLAIM, asked), Statement(jobs.PEEK, asked)):
         plan = await plan_of(database, sqlite, statement)
         wanted = (
             r"job_due \(queue=\? AND priority=\? AND state=\? AND due_at<\?\)"

@@ -81,7 +81,7 @@ def test_process_that_waits_for_a_database_that_refuses_stops_at_once(
 ) -> None:
     process = start(module, "postgresql://postgres@127.0.0.1:1/none")
     assert process.stdout is not None
-    assert "database.waiting" in process.stdout.readline()
+    assert "database.connect_failed" in process.stdout.readline()
     process.send_signal(number)
 
     code, output = ended(process, within=4.0)

@@ -159,7 +159,7 @@ class Postgres:
                 pool.terminate()
                 if asyncio.get_running_loop().time() - started > START_TIMEOUT:
                     raise SystemExit(f"the database does not answer: {type(error).__name__}") from error
-                log.warning("database.waiting", error=type(error).__name__)
+                log.warning("database.connect_failed", error=type(error).__name__)
                 await asyncio.sleep(1.0)
             except BaseException:
                 pool.terminate()

@@ -66,14 +66,14 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Done:
+class Complete:
     """The job is finished; `transaction(*args)` stores what was learnt, together with that."""
 
     transaction: Callable[..., Transaction[object]] | None = None
     args: tuple[object, ...] = ()
 
     @classmethod
-    def storing(cls, transaction: Callable[..., Transaction[object]], *args: object) -> Done:
+    def storing(cls, transaction: Callable[..., Transaction[object]], *args: object) -> Complete:
         return cls(transaction, args)
 
 
@@ -93,7 +93,7 @@ class Discard:
     reason: str
 
 
-Outcome: TypeAlias = Done | Snooze | Discard
+Outcome: TypeAlias = Complete | Snooze | Discard
 
 
 class MarkAttempted(Protocol):
@@ -109,11 +109,11 @@ class Route:
     """
     One provider of a queue.
 
-    `room` says how many calls its breaker lets through. Its rate limit and its pauses are shared by all replicas.
+    `capacity` says how many calls its breaker lets through. Its rate limit and its pauses are shared by all replicas.
     """
 
     provider: str
-    room: Callable[[], int]
+    capacity: Callable[[], int]
     rate_limit: RateLimit | None = None
 
 
@@ -125,9 +125,9 @@ class Queue:
     The handler calls `mark_attempted(seconds)` just before an act that cannot be taken back. `on_dead(job, reason)` is
     the transaction that tells the record that its job was given up.
 
-    `routes` are the providers that can do the jobs, in the order of preference. A claim takes the first that has room,
-    is not paused and has a free slot; a job whose outcome is unknown stays with the provider that was asked. Without
-    routes, `pace` and the queue's own name stand for the only provider.
+    `routes` are the providers that can do the jobs, in the order of preference. A claim takes the first that has
+    capacity, is not paused and has a free slot. A job whose outcome is unknown stays with the provider that was asked.
+    A queue without routes has one provider, which has the queue's name and `rate_limit`.
     """
 
     name: str
@@ -197,7 +197,7 @@ CLAIM_ONE = f"""
 
 
 # Whether a claim is worth its commit, by priority; and when the next job will be due.
-def _look_at(priority: int) -> str:
+def _peek_at(priority: int) -> str:
     queued, running = live(priority, "'queued'"), live(priority, "'running'")
     return f"""
         SELECT {priority} AS priority, now_ms() AS now,
@@ -208,7 +208,7 @@ def _look_at(priority: int) -> str:
     """
 
 
-LOOK = " UNION ALL ".join(map(_look_at, PRIORITIES))
+PEEK = " UNION ALL ".join(map(_peek_at, PRIORITIES))
 
 # Ours still, and long enough for the act itself: otherwise somebody else has it, or soon will.
 MARK_ATTEMPTED = """
@@ -285,12 +285,12 @@ class QueueSnapshot:
     wait: float | None = None
 
 
-async def look(queue: str, provider: str = "") -> QueueSnapshot:
+async def peek(queue: str, provider: str = "") -> QueueSnapshot:
     """Look without a lock at what is due for a provider, by priority. Costs nothing but a read."""
     provider = provider or queue
-    found = await rows(LOOK, queue=queue, provider=provider)
+    found = await rows(PEEK, queue=queue, provider=provider)
     now = found[0]["now"]
-    state = await rate_limit.seen(provider)
+    state = await rate_limit.peek(provider)
     if state.paused_for > 0:
         return QueueSnapshot(wait=state.paused_for)
     next_at = [row["next_at"] for row in found if row["next_at"] is not None]
@@ -325,7 +325,7 @@ async def claim(
     """
     route = queue.route(provider)
     slots, limit = (1, None) if stalled else (slots, route.rate_limit)
-    state = await rate_limit.locked(route.provider, limit) if limit else await rate_limit.seen(route.provider)
+    state = await rate_limit.lock(route.provider, limit) if limit else await rate_limit.peek(route.provider)
     if state.paused_for > 0:
         return Claimed()
     slots = min(slots, 1) if state.recovering else slots
@@ -340,7 +340,7 @@ async def claim(
             )  # fmt: skip
             jobs += map(job_of, found)
     if limit is not None and jobs:
-        await rate_limit.take(route.provider, limit.after(state.free_at, state.now, len(jobs)))
+        await rate_limit.store(route.provider, limit.after(state.free_at, state.now, len(jobs)))
     return Claimed(tuple(jobs), state.recovering)
 
 
@@ -350,20 +350,20 @@ async def claim_one(queue: Queue, id: str) -> Job | None:
     return None if row is None else job_of(row)
 
 
-async def mark_attempted(job: Job, act_ms: int, stored: Done = Done()) -> None:
+async def mark_attempted(job: Job, act_ms: int, stored: Complete = Complete()) -> None:
     if await maybe_one(MARK_ATTEMPTED, queue=job.queue, id=job.id, claims=job.claims, act=act_ms) is None:
         raise LeaseLost(job.id)
     if stored.transaction is not None:
         await stored.transaction(*stored.args)
 
 
-async def done(job: Job, outcome: Done) -> None:
+async def complete(job: Job, outcome: Complete) -> None:
     await finish(job, "done", "")
     if outcome.transaction is not None:
         await outcome.transaction(*outcome.args)
 
 
-async def dead(job: Job, reason: str, on_dead: Callable[[Job, str], Transaction[object]]) -> None:
+async def discard(job: Job, reason: str, on_dead: Callable[[Job, str], Transaction[object]]) -> None:
     await finish(job, "dead", reason)
     await on_dead(job, reason)
 
@@ -383,14 +383,14 @@ async def finish(job: Job, state: str, note: str) -> None:
         raise LeaseLost(job.id)
 
 
-async def later(job: Job, outcome: Snooze) -> None:
+async def snooze(job: Job, outcome: Snooze) -> None:
     # Where its provider is paused, the job is due at once: another provider of the queue may take it.
     await again(job, 0.0 if outcome.pause else outcome.seconds, outcome.reason, failures=0)
     if outcome.pause:
         await rate_limit.pause(job.provider or job.queue, outcome.seconds, outcome.reason)
 
 
-async def failed(job: Job, delay: float, note: str, on_dead: Callable[[Job, str], Transaction[object]]) -> bool:
+async def fail(job: Job, delay: float, note: str, on_dead: Callable[[Job, str], Transaction[object]]) -> bool:
     """Back off after a failure; True if the job was given up instead."""
     given_up = await again(job, delay, note, failures=1) == "dead"
     if given_up:

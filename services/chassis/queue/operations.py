@@ -86,7 +86,7 @@ async def show(queue: str, id: str) -> Row | None:
     return await maybe_one(SHOW, queue=queue, id=id)
 
 
-async def listed(queue: str, state: str, most: int = 50) -> list[Row]:
+async def list_jobs(queue: str, state: str, most: int = 50) -> list[Row]:
     return list(await rows(LIST, queue=queue, state=state, most=most))
 
 
@@ -97,7 +97,7 @@ async def census(queue: str, providers: Sequence[str] = ()) -> Mapping[str, Any]
     The last two are epoch milliseconds. The first of its providers that is paused tells; a pause that has ended counts
     until a trial has succeeded.
     """
-    states = [await rate_limit.seen(provider) for provider in providers or (queue,)]
+    states = [await rate_limit.peek(provider) for provider in providers or (queue,)]
     paused = next((state for state in states if state.reason), states[0])
     counted = await one(CENSUS, queue=queue)
     oldest = [(await one(OLDEST_DUE, queue=queue, priority=priority))["due_at"] for priority in PRIORITIES]

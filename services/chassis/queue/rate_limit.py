@@ -12,14 +12,14 @@ from math import ceil
 from services.chassis.database.transactions import Row, maybe_one, one, rows
 from services.chassis.errors import Throttled, Unavailable
 
-SEEN = """
+PEEK = """
     SELECT COALESCE(free_at, 0) AS free_at, COALESCE(paused_at, 0) AS paused_at,
         COALESCE(paused_until, 0) AS paused_until, COALESCE(reason, '') AS reason, now_ms() AS now
     FROM (SELECT 1) AS asked LEFT JOIN rate_limit ON queue = :queue
 """
 LOCKED = "SELECT free_at, paused_at, paused_until, reason FROM rate_limit WHERE queue = :queue FOR UPDATE"
 ENSURE = "INSERT INTO rate_limit (queue) VALUES (:queue) ON CONFLICT (queue) DO NOTHING"
-TAKE = "UPDATE rate_limit SET free_at = :free_at WHERE queue = :queue"
+STORE = "UPDATE rate_limit SET free_at = :free_at WHERE queue = :queue"
 PAUSE = """
     INSERT INTO rate_limit (queue, paused_at, paused_until, reason)
     VALUES (:queue, now_ms(), now_ms() + :pause, :reason)
@@ -69,12 +69,12 @@ class State:
         return self.reason != ""
 
 
-async def seen(queue: str) -> State:
-    row = await one(SEEN, queue=queue)
+async def peek(queue: str) -> State:
+    row = await one(PEEK, queue=queue)
     return _state(row, row["now"])
 
 
-async def locked(queue: str, rate_limit: RateLimit | None) -> State:
+async def lock(queue: str, rate_limit: RateLimit | None) -> State:
     """See it, with `free_at` in the range of the rate limit, and keep it from all others until the commit."""
     row = await maybe_one(LOCKED, queue=queue)
     if row is None:
@@ -84,7 +84,7 @@ async def locked(queue: str, rate_limit: RateLimit | None) -> State:
     state = _state(row, (await one("SELECT now_ms() AS now"))["now"])
     if rate_limit is None or (free_at := rate_limit.capped(state.free_at, state.now)) == state.free_at:
         return state
-    await take(queue, free_at)
+    await store(queue, free_at)
     return replace(state, free_at=free_at)
 
 
@@ -94,8 +94,8 @@ def _state(row: Row, now: int) -> State:
     return State(row["free_at"], now * 1000, max(0.0, (until - now) / 1000), row["reason"])
 
 
-async def take(queue: str, free_at: int) -> None:
-    await rows(TAKE, queue=queue, free_at=free_at)
+async def store(queue: str, free_at: int) -> None:
+    await rows(STORE, queue=queue, free_at=free_at)
 
 
 async def acquire(queue: str, rate_limit: RateLimit | None) -> bool:
@@ -104,7 +104,7 @@ async def acquire(queue: str, rate_limit: RateLimit | None) -> bool:
 
     Returns whether the queue was paused and this is its trial.
     """
-    state = await locked(queue, rate_limit)
+    state = await lock(queue, rate_limit)
     if state.paused_for > 0:
         refusal = Throttled if state.reason == "THROTTLED" else Unavailable
         raise refusal(f"{queue} is paused", reason=state.reason, retry_after=state.paused_for)
@@ -112,7 +112,7 @@ async def acquire(queue: str, rate_limit: RateLimit | None) -> bool:
         if rate_limit.free_slots(state.free_at, state.now) < 1:
             wait = (state.free_at - state.now) / 1e6
             raise Throttled(f"the pace of {queue} is used up", retry_after=max(wait, 0.1))
-        await take(queue, rate_limit.after(state.free_at, state.now, 1))
+        await store(queue, rate_limit.after(state.free_at, state.now, 1))
     return state.recovering
 
 

@@ -20,7 +20,7 @@ from services.chassis.database.transactions import Database, Transaction
 from services.chassis.errors import BreakerOpen, CredentialsRefused, ProviderThrottled, ServiceError, Unavailable
 from services.chassis.outbound import deadline
 from services.chassis.queue import jobs, operations, rate_limit
-from services.chassis.queue.jobs import Discard, Done, Job, LeaseLost, Outcome, Queue, Route, Snooze
+from services.chassis.queue.jobs import Complete, Discard, Job, LeaseLost, Outcome, Queue, Route, Snooze
 
 log = structlog.get_logger()
 
@@ -55,12 +55,12 @@ def verdict_of(error: BaseException) -> Snooze | None:
 
 
 class Worker:
-    """Runs the jobs of one queue. `room` says how many calls the breaker in front of the handler would let through."""
+    """Runs the jobs of one queue. `capacity()` is the number of calls that the handler's breaker lets through now."""
 
-    def __init__(self, database: Database, queue: Queue, room: Callable[[], int] | None = None) -> None:
+    def __init__(self, database: Database, queue: Queue, capacity: Callable[[], int] | None = None) -> None:
         self._database = database
         self._queue = queue
-        only = Route(queue.name, room or (lambda: queue.concurrency), queue.rate_limit)
+        only = Route(queue.name, capacity or (lambda: queue.concurrency), queue.rate_limit)
         self._routes = queue.routes or (only,)
         self._woken = asyncio.Event()
         self._stopping = False
@@ -115,16 +115,16 @@ class Worker:
         return any(turns)
 
     async def _turn_of(self, route: Route) -> bool:
-        room, now = route.room(), asyncio.get_running_loop().time()
-        slots = min(self._queue.concurrency - len(self._running), room)
-        if room <= 0:
+        capacity, now = route.capacity(), asyncio.get_running_loop().time()
+        slots = min(self._queue.concurrency - len(self._running), capacity)
+        if capacity <= 0:
             self._gate.set()
             return False
         if slots <= 0 and now < self._look_at and self._gate.is_set():
             return False
         self._look_at = now + POLL  # a worker that is always full looks too: a job may have stalled
         try:
-            seen = await self._database.read(jobs.look, self._queue.name, route.provider)
+            seen = await self._database.read(jobs.peek, self._queue.name, route.provider)
             self._wait = seen.wait
             alone = self._make_room(seen.stalled_for)
             if not alone and (slots <= 0 or not seen.due or not self._gate.is_set()):
@@ -135,7 +135,7 @@ class Worker:
         except Unavailable as error:
             self._gate.set()
             self._store_retry = min(5.0, self._store_retry * 2 + POLL)
-            log.warning("queue.database_away", queue=self._queue.name, reason=error.reason)
+            log.warning("queue.claim_failed", queue=self._queue.name, reason=error.reason)
             return False
         self._store_retry = 0.0
         started = [self._start(job, recovering=claimed.recovering, alone=alone) for job in claimed.jobs]
@@ -196,7 +196,7 @@ class Worker:
             seconds: float, transaction: Callable[..., Transaction[object]] | None = None, /, *args: object
         ) -> None:
             nonlocal begun
-            await self._database.run(jobs.mark_attempted, job, int(seconds * 1000), Done(transaction, args))
+            await self._database.run(jobs.mark_attempted, job, int(seconds * 1000), Complete(transaction, args))
             begun = True
 
         outcome: Outcome | None = None
@@ -209,7 +209,7 @@ class Worker:
                     async with asyncio.timeout(self._queue.deadline):
                         outcome = await self._queue.handler(job, mark_attempted)
             except LeaseLost:
-                log.warning("job.claim_lost", queue=job.queue, job=job.id, claims=job.claims)
+                log.warning("job.lease_lost", queue=job.queue, job=job.id, claims=job.claims)
                 return
             except Exception as raised:  # noqa: BLE001 - the one guard around every job: its failure is its own
                 error = raised
@@ -244,17 +244,17 @@ class Worker:
     async def _settle(self, job: Job, outcome: Outcome | None, error: BaseException | None) -> str:
         run, on_dead = self._database.run, self._queue.on_dead
         match outcome:
-            case Done():
-                await run(jobs.done, job, outcome)
+            case Complete():
+                await run(jobs.complete, job, outcome)
                 return "done"
             case Snooze():
-                await run(jobs.later, job, outcome)
+                await run(jobs.snooze, job, outcome)
                 return "later"
             case Discard():
-                await run(jobs.dead, job, outcome.reason, on_dead)
+                await run(jobs.discard, job, outcome.reason, on_dead)
                 return "dead"
         delay = max(backoff(job.failures), getattr(error, "retry_after", None) or 0.0)
-        return "dead" if await run(jobs.failed, job, delay, reason_of(error), on_dead) else "failed"
+        return "dead" if await run(jobs.fail, job, delay, reason_of(error), on_dead) else "failed"
 
     async def _maintain(self) -> None:
         """Count for the metrics, forget what is old enough, and correct what a clock that was set back has left."""
