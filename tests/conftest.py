@@ -7,10 +7,15 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from services.chassis.database.connect import connect
 from services.chassis.database.transactions import Database
 from tests.postgres_cluster import BINARIES, Cluster, cluster
+
+# A loaded machine takes longer than hypothesis's 200 ms for one example, most of all for the first.
+settings.register_profile("topsmile", deadline=None)
+settings.load_profile("topsmile")
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,7 @@ async def end_of(story: list[Moment], heard: list[str], folder: Path) -> tuple[s
 CHANGES = "SELECT previous_status FROM payment_change ORDER BY number"
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(stories())
 def test_any_order_ends_where_the_payment_stands(made: tuple[list[Moment], list[str]]) -> None:
     story, heard = made

@@ -233,7 +233,5 @@ def test_the_queue_behaves_as_its_model(backend: str, request: pytest.FixtureReq
         Machine.url = server.database()
     run_state_machine_as_test(
         Machine,
-        settings=settings(
-            max_examples=80, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=80, stateful_step_count=50, suppress_health_check=list(HealthCheck)),
     )

@@ -103,4 +103,4 @@ class OverlappingCalls(RuleBasedStateMachine):
 
 
 TestOverlappingCalls = OverlappingCalls.TestCase
-TestOverlappingCalls.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestOverlappingCalls.settings = settings(max_examples=100, stateful_step_count=40)
