@@ -16,7 +16,7 @@ from gateway.watcher import Watcher
 from services.chassis import lifecycle, settings
 from services.chassis.database.connect import connect
 from services.chassis.http import server
-from services.chassis.http.operations import Facts, operations
+from services.chassis.http.operations import ReadinessDetails, operations
 from services.chassis.rpc.health import Readiness
 
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -34,12 +34,12 @@ async def main(config: Settings) -> None:
         readiness = Readiness(database)
         watcher = Watcher(database, clients, wake)
         states = {service.name: lambda service=service: service.breaker.state for service in clients.all}
-        facts: Facts = {**states, "watch": watcher.details}
+        details: ReadinessDetails = {**states, "watch": watcher.details}
         async with (
             server.listening(
-                operations(config, readiness, facts), config.operations_listen, **server.tls(config)
+                operations(config, readiness, details), config.operations_listen, **server.tls(config)
             ) as operations_address,
-            readiness.watched(),
+            readiness.monitored(),
             lifecycle.working([*workers.values(), watcher, Retention(database)]) as over,
             server.listening(
                 application(config, database, clients, wake),

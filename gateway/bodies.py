@@ -185,7 +185,7 @@ def _integer(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidValueError(Rule.WRONG_TYPE, form="a whole number")
     if not -(2**31) <= value < 2**31:
-        raise InvalidValueError(Rule.OUT_OF_RANGE, least=-(2**31), most=2**31 - 1)
+        raise InvalidValueError(Rule.OUT_OF_RANGE, min=-(2**31), max=2**31 - 1)
     return value
 
 

@@ -43,7 +43,7 @@ class Delivery:
 
     def worker(self) -> Worker:
         queue = Queue(self._service.name, self.handle, self.give_up, quiet=True)
-        return Worker(self._database, queue, capacity=self._service.breaker.room)
+        return Worker(self._database, queue, capacity=self._service.breaker.capacity)
 
     async def handle(self, job: Job, _begin_act: MarkAttempted) -> Outcome:
         kind, _, key = job.id.partition(":")

@@ -37,11 +37,11 @@ class Rule(Enum):
     NOT_PRINTABLE = "must hold printable characters only", "Este campo contém caracteres que não podem ser usados."
     ONE_LINE = "must be one line", "Escreva em uma só linha."
     # Numbers, times, choices.
-    OUT_OF_RANGE = "must be between {least} and {most}", "O valor deve estar entre {least} e {most}."
+    OUT_OF_RANGE = "must be between {min} and {max}", "O valor deve estar entre {min} e {max}."
     NOT_POSITIVE = "must be greater than zero", "O valor deve ser maior que zero."
     TIME_OUT_OF_RANGE = (
-        "must be a time between the years {least} and {most}",
-        "A data deve estar entre os anos de {least} e {most}.",
+        "must be a time between the years {min} and {max}",
+        "A data deve estar entre os anos de {min} e {max}.",
     )
     DURATION_OUT_OF_RANGE = (
         "must be longer than zero and at most {days} days",
@@ -113,7 +113,7 @@ class Rule(Enum):
         "must be at most 500 printable characters",
         "Um dado adicional deve ter no máximo 500 caracteres.",
     )
-    WRONG_COUNT = "must have 1 to {most} entries, not {count}", "Envie de 1 a {most} itens."
+    WRONG_COUNT = "must have 1 to {max} entries, not {count}", "Envie de 1 a {max} itens."
     TOO_MANY_BYTES = "must have at most {limit} bytes together", "Os dados são grandes demais."
 
     def __init__(self, english: str, portuguese: str) -> None:

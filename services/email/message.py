@@ -75,7 +75,7 @@ def kept(template: str, payload: bytes) -> Message:
 def _read(request: EmailRequest) -> tuple[Request, Message]:
     read = Request(request)
     to = read.fields.child("recipient") or Fields(pb.Recipient())
-    recipient = Mailbox(to.email("address"), to.text("name", most=200))
+    recipient = Mailbox(to.email("address"), to.text("name", max_length=200))
     if isinstance(request, pb.SendPaymentNoticeRequest):
         return read, Message(RECEIPT, recipient, read.payment())
     template = REMINDER if isinstance(request, pb.SendAppointmentReminderRequest) else CONFIRMATION

@@ -29,7 +29,7 @@ from services.chassis.errors import (
     ProviderThrottled,
     ServiceError,
 )
-from services.chassis.outbound.client import Answer, Outbound, retry_after
+from services.chassis.outbound.client import Outbound, ProviderResponse, retry_after
 from services.email.message import Mailbox
 from services.email.provider import Mail
 from services.messaging.provider import Receipt
@@ -78,7 +78,7 @@ class SendGridProvider:
         body: dict[str, object] = built.get()
         return body
 
-    def _refusal(self, answer: Answer) -> ServiceError:
+    def _refusal(self, answer: ProviderResponse) -> ServiceError:
         status = answer.status
         said = f"SendGrid answered {status}"
         if status == 401 and b"maximum credits exceeded" in answer.body.lower():
@@ -93,13 +93,15 @@ class SendGridProvider:
             return ProviderRejected(self.name, answer, said)
         return OutcomeUnknown(self.name, answer, said)  # a 200 too: that is their sandbox mode, nobody gets a mail
 
-    def _throttled(self, answer: Answer, said: str, seconds: float, *, reason: str | None = None) -> ProviderThrottled:
+    def _throttled(
+        self, answer: ProviderResponse, said: str, seconds: float, *, reason: str | None = None
+    ) -> ProviderThrottled:
         error = ProviderThrottled(self.name, answer, said, retry_after=seconds, reason=reason)
         error.retryable = False  # the whole queue waits, not this mail alone
         return error
 
 
-def _field(answer: Answer) -> str:
+def _field(answer: ProviderResponse) -> str:
     """Name the field it found fault with; its sentence may quote an address."""
     answered = answer.json()
     errors = answered.get("errors") if isinstance(answered, dict) else None

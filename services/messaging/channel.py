@@ -46,5 +46,5 @@ async def assemble(
 
 async def run_channel(settings: ProcessSettings, channel: Channel, services: Sequence[Service]) -> None:
     """Serve until the process is told to stop; readiness shows the breaker of each provider."""
-    facts = {"providers": lambda: {provider.name: provider.breaker.state for provider in channel.providers}}
-    await serve(settings, channel.database, services=services, workers=[channel.worker], facts=facts)
+    details = {"providers": lambda: {provider.name: provider.breaker.state for provider in channel.providers}}
+    await serve(settings, channel.database, services=services, workers=[channel.worker], details=details)

@@ -67,7 +67,7 @@ class Outbox:
         # With several providers, what holds back the last one holds back the message.
         for provider in self._providers:
             record = await transactions.waiting(record, provider.name)
-            if not record.waiting.reason and record.due_at <= record.now and provider.breaker.room() == 0:
+            if not record.waiting.reason and record.due_at <= record.now and provider.breaker.capacity() == 0:
                 until = record.now + round(provider.breaker.retry_after() * 1000)
                 record = replace(record, waiting=Waiting(BreakerOpen.default_reason, until))
         return record
@@ -84,7 +84,7 @@ class Outbox:
         self, events: Sequence[common.ProviderEvent], read: Callable[[common.ProviderEvent], Event]
     ) -> Iterable[common.EventResult]:
         if not 1 <= len(events) <= MAX_EVENTS:
-            raise InvalidRequest([Rule.WRONG_COUNT.at("events", most=MAX_EVENTS, count=len(events))])
+            raise InvalidRequest([Rule.WRONG_COUNT.at("events", max=MAX_EVENTS, count=len(events))])
         if sum(len(event.body) for event in events) > MAX_EVENT_BYTES:
             raise InvalidRequest([Rule.TOO_MANY_BYTES.at("events", limit=MAX_EVENT_BYTES)])
         readings = [read(event) for event in events]

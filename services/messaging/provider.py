@@ -53,4 +53,4 @@ class Provider(Generic[C]):
 
     @property
     def route(self) -> Route:
-        return Route(self.name, self.breaker.room, self.rate_limit)
+        return Route(self.name, self.breaker.capacity, self.rate_limit)

@@ -113,15 +113,15 @@ class Request:
             fields.wrong("end_time", Rule.END_BEFORE_START)
         return Appointment(
             appointment_id=fields.identifier("appointment_id"),
-            patient_name=fields.text("patient_name", least=1, most=200),
-            professional=fields.text("professional", most=200),
-            clinic=fields.text("clinic", most=200),
-            address=fields.text("address", most=300),
+            patient_name=fields.text("patient_name", min_length=1, max_length=200),
+            professional=fields.text("professional", max_length=200),
+            clinic=fields.text("clinic", max_length=200),
+            address=fields.text("address", max_length=300),
             start_at=start_at or NEVER,
             zone=fields.zone("time_zone"),
-            clinic_phone=fields.text("clinic_phone", most=40),
+            clinic_phone=fields.text("clinic_phone", max_length=40),
             end_at=end_at,
-            notes=fields.text("notes", most=1000, multiline=True),
+            notes=fields.text("notes", max_length=1000, multiline=True),
         )
 
     def payment(self) -> Payment:
@@ -132,9 +132,9 @@ class Request:
             payment_id=fields.identifier("payment_id"),
             amount_minor=amount_minor,
             currency=currency,
-            description=fields.text("description", most=500),
+            description=fields.text("description", max_length=500),
             appointment_id=fields.identifier("appointment_id", required=False),
-            patient_name=fields.text("patient_name", most=200),
+            patient_name=fields.text("patient_name", max_length=200),
             paid_at=fields.time("paid_time", required=True) or NEVER,
             method=fields.choice("method", excluded=UNNAMED_METHODS) if fields.has("method") else "",
         )

@@ -49,7 +49,9 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         breaker = CircuitBreaker("stripe")
         provider = StripeProvider(http, base, settings.stripe_secret_key.get_secret_value())
         sender = Sender(database, provider, breaker, Retry())
-        worker = Worker(database, Queue(store.QUEUE, sender.handle, store.gave_up, rate_limit=rate_limit), breaker.room)
+        worker = Worker(
+            database, Queue(store.QUEUE, sender.handle, store.gave_up, rate_limit=rate_limit), breaker.capacity
+        )
         changes, fingerprints = ChangeLog(database), Fingerprints(settings.fingerprint_keys)
         servicer = PaymentServicer(database, worker, provider, changes, fingerprints, livemode=settings.livemode)
         admin = PaymentAdminServicer(database, worker, sender, changes, livemode=settings.livemode)
@@ -63,8 +65,8 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
 
 async def main(settings: Settings) -> None:
     async with assembled(settings) as parts:
-        facts = {"providers": lambda: {"stripe": parts.breaker.state}}
-        await serve(settings, parts.database, services=parts.services, workers=parts.workers, facts=facts)
+        details = {"providers": lambda: {"stripe": parts.breaker.state}}
+        await serve(settings, parts.database, services=parts.services, workers=parts.workers, details=details)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class Order:
             currency=currency,
             appointment_id=fields.identifier("appointment_id"),
             patient_id=fields.identifier("patient_id"),
-            description=fields.text("description", most=500),
+            description=fields.text("description", max_length=500),
             payer=_payer(fields, required="BOLETO" in methods),
             methods=methods,
             manual_capture=manual,
@@ -161,7 +161,7 @@ class Order:
 def _check_amount(fields: Fields, amount: int, currency: str) -> None:
     """Refuse what Stripe's minor units cannot say; nothing is rounded."""
     if amount > LARGEST:
-        fields.wrong("amount.amount_minor", Rule.OUT_OF_RANGE, least=1, most=LARGEST)
+        fields.wrong("amount.amount_minor", Rule.OUT_OF_RANGE, min=1, max=LARGEST)
     if amount % (step := step_of(currency)):
         fields.wrong("amount.amount_minor", Rule.NOT_A_MULTIPLE, step=step, currency=currency)
 
@@ -194,10 +194,10 @@ def _payer(fields: Fields, *, required: bool) -> Payer:
     payer = fields.child("payer", required=required)
     if payer is None:
         return Payer(locale=DEFAULT_LOCALE)
-    locale = payer.text("locale", most=35) or DEFAULT_LOCALE
+    locale = payer.text("locale", max_length=35) or DEFAULT_LOCALE
     if not LOCALE.fullmatch(locale):
         payer.wrong("locale", Rule.NOT_A_LANGUAGE)
-    name = payer.text("name", least=int(required), most=200)
+    name = payer.text("name", min_length=int(required), max_length=200)
     if required and not to_ascii(name).isascii():
         payer.wrong("name", Rule.NOT_LATIN)
     return Payer(
@@ -217,12 +217,12 @@ def _address(payer: Fields, *, required: bool) -> Address | None:
         return None
     least = int(required)
     address = Address(
-        line1=fields.text("line1", least=least, most=200),
-        line2=fields.text("line2", most=200),
-        city=fields.text("city", least=least, most=100),
-        state=fields.text("state", least=least, most=50),
-        postal_code=fields.text("postal_code", least=least, most=20),
-        country=fields.text("country", most=2) or "BR",
+        line1=fields.text("line1", min_length=least, max_length=200),
+        line2=fields.text("line2", max_length=200),
+        city=fields.text("city", min_length=least, max_length=100),
+        state=fields.text("state", min_length=least, max_length=50),
+        postal_code=fields.text("postal_code", min_length=least, max_length=20),
+        country=fields.text("country", max_length=2) or "BR",
     )
     if not re.fullmatch("[A-Z]{2}", address.country):
         fields.wrong("country", Rule.NOT_A_COUNTRY)
@@ -244,12 +244,12 @@ def _in_brazil(fields: Fields, address: Address) -> Address:
 
 
 def _phone(payer: Fields) -> str:
-    text = payer.text("phone", most=40)
+    text = payer.text("phone", max_length=40)
     return payer.read("phone", phone, text) if text else ""
 
 
 def _tax_id(payer: Fields, *, required: bool) -> str:
-    text = payer.text("tax_id", least=int(required), most=30)
+    text = payer.text("tax_id", min_length=int(required), max_length=30)
     return payer.read("tax_id", tax_id, text) if text else ""
 
 

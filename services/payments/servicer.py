@@ -198,6 +198,6 @@ def _stranger(event: common.ProviderEvent) -> IgnoredEvent:
 
 def _check_size(request: pb.ApplyEventsRequest) -> None:
     if not 1 <= len(request.events) <= MAX_EVENTS:
-        raise InvalidRequest([Rule.WRONG_COUNT.at("events", most=MAX_EVENTS, count=len(request.events))])
+        raise InvalidRequest([Rule.WRONG_COUNT.at("events", max=MAX_EVENTS, count=len(request.events))])
     if sum(len(event.body) for event in request.events) > BODIES_AT_MOST:
         raise InvalidRequest([Rule.TOO_MANY_BYTES.at("events", limit=BODIES_AT_MOST)])

@@ -36,7 +36,7 @@ class Request(requests.Request):
 
     def __init__(self, request: ProtoMessage, numbers: Numbers) -> None:
         super().__init__(request)
-        recipient = self.fields.text("recipient", least=1, most=40)
+        recipient = self.fields.text("recipient", min_length=1, max_length=40)
         self._recipient = self.fields.read("recipient", numbers, recipient) if recipient else ""
 
     def message(
@@ -113,7 +113,7 @@ def payment_notice(request: pb.SendPaymentNoticeRequest, numbers: Numbers) -> Ne
 
 def custom(request: pb.SendSmsRequest, numbers: Numbers) -> NewMessage:
     read = Request(request, numbers)
-    body = read.fields.text("body", least=1, most=4 * LONGEST, multiline=True)
+    body = read.fields.text("body", min_length=1, max_length=4 * LONGEST, multiline=True)
     send_at = read.fields.time("send_time")
     text, lost = (body, "") if request.keep_accents else fold(body, GSM)
     if lost:

@@ -23,7 +23,7 @@ from services.chassis.errors import (
     ProviderRefusedInput,
     ProviderThrottled,
 )
-from services.chassis.outbound.client import Answer, Outbound, retry_after
+from services.chassis.outbound.client import Outbound, ProviderResponse, retry_after
 from services.messaging.provider import Receipt
 from services.sms.provider import Text
 from services.sms.twilio_codes import CODES, alarm
@@ -115,7 +115,7 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio has no types
         return Response(answer.status, answer.body.decode(), answer.headers)
 
 
-def refusal(answer: Answer) -> ExternalServiceError:
+def refusal(answer: ProviderResponse) -> ExternalServiceError:
     """Name what an answer other than 2xx means. Twilio's words may hold a number: they stay in `original`."""
     said = answer.json()
     said = said if isinstance(said, dict) else {}

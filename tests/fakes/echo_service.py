@@ -125,7 +125,7 @@ async def main(settings: Settings) -> None:
         FakeStore(),
         services=[Service(NAME, add_echo, EchoServicer())],
         workers=[FakeWorker(settings.echo_worker)],
-        facts={"provider": lambda: "CLOSED"},
+        details={"provider": lambda: "CLOSED"},
     )
 
 

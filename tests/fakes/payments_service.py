@@ -16,7 +16,7 @@ import pytest
 from services.chassis.database.transactions import Database
 from services.chassis.errors import ServiceError, from_rpc_error
 from services.chassis.rpc.health import Readiness
-from services.chassis.rpc.server import answering
+from services.chassis.rpc.server import listening
 from services.payments.__main__ import Parts, assembled
 from services.payments.settings import Settings
 from topsmile.common.v1 import common_pb2 as common
@@ -83,8 +83,8 @@ async def payments_service(
         loops = [asyncio.create_task(worker.run()) for worker in parts.workers]
         readiness = Readiness(parts.database)
         async with (
-            readiness.watched(),
-            answering(settings, readiness, parts.services) as address,
+            readiness.monitored(),
+            listening(settings, readiness, parts.services) as address,
             grpc.aio.insecure_channel(str(address)) as channel,
         ):
             yield Payments(rpc.PaymentServiceStub(channel), rpc.PaymentAdminServiceStub(channel), parts, str(address))

@@ -15,7 +15,7 @@ from services.chassis import context
 from services.chassis.errors import IdempotencyReuse, NotFound, OutOfRange, ServiceError
 from services.chassis.rpc.authentication import parse_tokens
 from services.chassis.rpc.interceptors import Interceptors
-from services.chassis.rpc.server import OPTIONS, around_every_rpc
+from services.chassis.rpc.server import OPTIONS, interceptor_chain
 from services.chassis.settings import Address, ProcessSettings
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2, email_pb2_grpc
@@ -52,7 +52,7 @@ class Listening:
 
     async def start(self) -> None:
         self._server = grpc.aio.server(options=OPTIONS)
-        methods = Interceptors(self._server, around_every_rpc(self.settings))
+        methods = Interceptors(self._server, interceptor_chain(self.settings))
         for add in self.add:
             add(self, methods)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")

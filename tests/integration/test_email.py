@@ -22,7 +22,7 @@ from services.chassis.database.transactions import Database, one
 from services.chassis.outbound.breaker import CircuitBreaker
 from services.chassis.queue import operations
 from services.chassis.rpc.health import Readiness
-from services.chassis.rpc.server import answering
+from services.chassis.rpc.server import listening
 from services.email.__main__ import assembled, rpc_services
 from services.email.settings import Settings
 from services.messaging.store import Store
@@ -105,7 +105,7 @@ async def email_service(database_url: str, folder: Path, sendgrid: str | None = 
     async with (
         sandbox_bench(folder / "sandbox.db") as bench,
         assembled(settings.model_copy(update={"sendgrid_api_base": sendgrid or bench.url}), timeout=2.0) as parts,
-        answering(settings, Readiness(parts.database), rpc_services(parts)) as address,
+        listening(settings, Readiness(parts.database), rpc_services(parts)) as address,
         grpc.aio.insecure_channel(str(address)) as channel,
     ):
         loop = asyncio.create_task(parts.worker.run())

@@ -16,7 +16,7 @@ from services.chassis.errors import Unavailable
 from services.chassis.http import server
 from services.chassis.http.operations import operations
 from services.chassis.rpc.health import Readiness
-from services.chassis.rpc.server import Service, answering
+from services.chassis.rpc.server import Service, listening
 from services.chassis.settings import Address
 from tests.fakes.echo_service import NAME, EchoServicer, FakeStore, Settings, add_echo
 from tests.fakes.gateway import house, until
@@ -135,8 +135,8 @@ async def unready(store: FakeStore) -> AsyncIterator[dict[str, Any]]:
     settings = Settings.model_validate({"listen": "127.0.0.1:0", "operations_listen": "127.0.0.1:0"})
     readiness = Readiness(store)
     async with (
-        readiness.watched(),
-        answering(settings, readiness, [Service(NAME, add_echo, EchoServicer())]) as address,
+        readiness.monitored(),
+        listening(settings, readiness, [Service(NAME, add_echo, EchoServicer())]) as address,
         server.listening(operations(settings, readiness, {}), Address("127.0.0.1", 0)) as operator,
     ):
         yield {"email_target": str(address), "email_operations": f"http://{operator}"}

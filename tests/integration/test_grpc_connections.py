@@ -19,13 +19,13 @@ from services.chassis.errors import DeadlineExceeded, InvalidRequest, Throttled,
 from services.chassis.rpc.health import HealthServicer, Readiness
 from services.chassis.rpc.interceptors import Interceptors
 from services.chassis.rpc.server import (
-    HEALTH_EACH,
+    MAX_HEALTH_WATCHES,
+    MAX_STREAMS,
+    MAX_STREAMS_PER_CALLER,
     OPTIONS,
-    STREAMS,
-    STREAMS_EACH,
     Service,
-    answering,
-    around_every_rpc,
+    interceptor_chain,
+    listening,
 )
 from tests.fakes.echo_service import NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 
@@ -48,7 +48,7 @@ async def served(*, arrival: float = 10.0, beat: float = 60.0, callers: str = ""
     chosen = {**dict(OPTIONS), **{f"grpc.{name}": value for name, value in options.items()}}
     settings = Settings.model_validate({"listen": "127.0.0.1:0", **({"auth_tokens": callers} if callers else {})})
     server = grpc.aio.server(options=tuple(chosen.items()))
-    methods = Interceptors(server, around_every_rpc(settings), arrival=arrival)
+    methods = Interceptors(server, interceptor_chain(settings), arrival=arrival)
     servicer = EchoServicer()
     servicer.beat = beat
     add_echo(servicer, methods)
@@ -113,7 +113,7 @@ async def opened(stub: Stub, count: int, caller: str = "") -> tuple[list[Any], l
 
 async def test_one_caller_s_watches_keep_out_neither_others_watches_nor_any_call() -> None:
     async with served(callers=tokens("a", "b")) as target, grpc.aio.insecure_channel(target) as channel:
-        watching, refused = await opened(Stub(channel), STREAMS_EACH + 40, "a")
+        watching, refused = await opened(Stub(channel), MAX_STREAMS_PER_CALLER + 40, "a")
         error = from_rpc_error(refused[0])
         async with grpc.aio.insecure_channel(target, OWN_CONNECTION) as other:
             theirs, _ = await opened(Stub(other), 5, "b")
@@ -123,24 +123,24 @@ async def test_one_caller_s_watches_keep_out_neither_others_watches_nor_any_call
         await asyncio.sleep(0.2)
         again, _ = await opened(Stub(channel), 1, "a")
 
-    assert (len(watching) + 1, len(refused), len(theirs), len(again)) == (STREAMS_EACH, 40, 5, 1)
+    assert (len(watching) + 1, len(refused), len(theirs), len(again)) == (MAX_STREAMS_PER_CALLER, 40, 5, 1)
     assert (type(error), error.reason) == (Throttled, "THROTTLED")
     assert error.retry_after is not None
 
 
 async def test_streams_of_all_callers_together_are_bounded() -> None:
-    names = [f"caller-{number}" for number in range(STREAMS // STREAMS_EACH + 1)]
+    names = [f"caller-{number}" for number in range(MAX_STREAMS // MAX_STREAMS_PER_CALLER + 1)]
     watching, refused = 0, []
     async with served(callers=tokens(*names)) as target:
         channels = [grpc.aio.insecure_channel(target, OWN_CONNECTION) for _ in names]
         for name, channel in zip(names, channels, strict=True):
-            taken, told = await opened(Stub(channel), STREAMS_EACH, name)
+            taken, told = await opened(Stub(channel), MAX_STREAMS_PER_CALLER, name)
             watching += len(taken)
             refused += told
         await Stub(channels[0]).SendEcho(StringValue(), metadata=bearer(names[-1]), timeout=5)
         await asyncio.gather(*(channel.close() for channel in channels))
 
-    assert watching == STREAMS
+    assert watching == MAX_STREAMS
     assert {from_rpc_error(error).reason for error in refused} == {"SHEDDING"}
 
 
@@ -156,7 +156,7 @@ async def test_health_watches_of_one_connection_are_bounded_and_of_another_still
             await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
             await Stub(channel).SendEcho(StringValue(), metadata=bearer("a"))
 
-    assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * (count - HEALTH_EACH)
+    assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * (count - MAX_HEALTH_WATCHES)
 
 
 @pytest.mark.parametrize("sent", [PREFACE, b"", b"GET / HTTP/1.1\r\n\r\n", PREFACE[:10]])
@@ -200,13 +200,13 @@ def test_the_server_s_own_limits_end_idle_and_old_connections() -> None:
     assert 60_000 <= options["grpc.max_connection_idle_ms"] <= 600_000
     assert 300_000 <= options["grpc.max_connection_age_ms"] <= 1_800_000
     assert options["grpc.max_connection_age_grace_ms"] <= 60_000
-    assert options["grpc.max_concurrent_streams"] >= STREAMS_EACH
+    assert options["grpc.max_concurrent_streams"] >= MAX_STREAMS_PER_CALLER
 
 
 async def test_a_server_of_the_chassis_has_these_options() -> None:
     settings = Settings.model_validate({"listen": "127.0.0.1:0"})
     async with (
-        answering(settings, Readiness(FakeStore()), [Service(NAME, add_echo, EchoServicer())]) as address,
+        listening(settings, Readiness(FakeStore()), [Service(NAME, add_echo, EchoServicer())]) as address,
         grpc.aio.insecure_channel(str(address)) as channel,
     ):
         calls = [begun(channel) for _ in range(300)]

@@ -34,7 +34,7 @@ from services.chassis.errors import (
 )
 from services.chassis.rpc.health import HealthServicer, Readiness
 from services.chassis.rpc.interceptors import ConcurrencyLimit, Interceptors
-from services.chassis.rpc.server import Service, answering
+from services.chassis.rpc.server import Service, listening
 from tests.fakes.echo_service import ADMIN_NAME, NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 
 TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -53,8 +53,8 @@ async def echoing(servicer: EchoServicer, **settings: str) -> AsyncIterator[grpc
     chosen = Settings.model_validate({"listen": "127.0.0.1:0", **settings})
     readiness = Readiness(FakeStore())
     async with (
-        readiness.watched(),
-        answering(chosen, readiness, [Service(NAME, add_echo, servicer)]) as address,
+        readiness.monitored(),
+        listening(chosen, readiness, [Service(NAME, add_echo, servicer)]) as address,
         grpc.aio.insecure_channel(str(address)) as channel,
     ):
         yield channel
@@ -217,7 +217,7 @@ async def test_a_service_that_has_given_up_tells_channels_not_to_retry(servicer:
     }  # fmt: skip
     settings = Settings.model_validate({"listen": "127.0.0.1:0"})
     async with (
-        answering(settings, Readiness(FakeStore()), [Service(NAME, add_echo, servicer)]) as address,
+        listening(settings, Readiness(FakeStore()), [Service(NAME, add_echo, servicer)]) as address,
         grpc.aio.insecure_channel(str(address), [("grpc.service_config", json.dumps(policy))]) as channel,
     ):
         with capture_logs() as lines:

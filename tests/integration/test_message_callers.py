@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from services.chassis.rpc.health import Readiness
-from services.chassis.rpc.server import Service, answering
+from services.chassis.rpc.server import Service, listening
 from services.chassis.settings import Address, ProcessSettings
 from services.email import __main__ as email_service
 from services.email.settings import Settings as EmailSettings
@@ -99,7 +99,7 @@ SMS = {
 @asynccontextmanager
 async def serving(settings: ProcessSettings, parts: Parts, services: list[Service]) -> AsyncIterator[Address]:
     readiness = Readiness(parts.database)
-    async with answering(settings, readiness, services) as address, readiness.watched():
+    async with listening(settings, readiness, services) as address, readiness.monitored():
         yield address
 
 

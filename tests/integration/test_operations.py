@@ -14,7 +14,7 @@ from services.chassis.errors import Unavailable
 from services.chassis.http import server
 from services.chassis.http.operations import operations
 from services.chassis.metrics import queues
-from services.chassis.rpc.health import FRESH, Readiness
+from services.chassis.rpc.health import CACHE_SECONDS, Readiness
 from services.chassis.settings import Address
 from tests.fakes.echo_service import FakeStore, Settings
 
@@ -40,7 +40,7 @@ async def test_ready_is_whether_it_can_store_and_a_provider_is_only_a_fact() -> 
     async with operator(store) as http:
         ready = await http.get("/readyz")
         store.fail_with = Unavailable("no space left", reason="STORE_FULL")
-        await asyncio.sleep(FRESH)
+        await asyncio.sleep(CACHE_SECONDS)
         full, alive = await http.get("/readyz"), await http.get("/healthz")
 
         assert (ready.status, await ready.json()) == (200, {"status": "ready", "provider": "OPEN", "queues": queues})
@@ -57,7 +57,7 @@ async def test_readiness_is_checked_once_a_second_however_many_ask(askers: int, 
             answers = await asyncio.gather(*(http.get("/readyz") for _ in range(askers)))
             assert {answer.status for answer in answers} == {200}
         assert store.checks == 1
-        await asyncio.sleep(FRESH)
+        await asyncio.sleep(CACHE_SECONDS)
         await http.get("/readyz")
 
     assert store.checks == 2
@@ -67,7 +67,7 @@ async def test_one_who_goes_away_does_not_end_the_check_for_the_others() -> None
     store = FakeStore()
     store.takes = 0.5
     readiness = Readiness(store)
-    first, *others = [asyncio.create_task(readiness.recent()) for _ in range(4)]
+    first, *others = [asyncio.create_task(readiness.check_cached()) for _ in range(4)]
     await asyncio.sleep(0.1)
     first.cancel()
     await asyncio.gather(*others)

@@ -204,7 +204,7 @@ async def test_a_kept_connection_that_dies_under_a_post_is_not_tried_again() -> 
         async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await server.read_request(reader)
             writer.write(OK)
-            await server.read_request(reader)  # and hangs up instead of answering
+            await server.read_request(reader)  # and hangs up instead of listening
 
         return converse
 

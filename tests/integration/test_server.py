@@ -27,7 +27,7 @@ from launch.certificates import Authority, Issued
 from services.chassis.errors import Unavailable
 from services.chassis.lifecycle import GRACE
 from services.chassis.rpc.health import Readiness
-from services.chassis.rpc.server import Service, answering
+from services.chassis.rpc.server import Service, listening
 from tests.fakes.echo_service import NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 from tests.processes import BARE, ROOT, process
 
@@ -123,8 +123,8 @@ async def answered(store: FakeStore, **settings: str) -> AsyncIterator[tuple[grp
     readiness = Readiness(store)
     chosen = Settings.model_validate({"listen": "127.0.0.1:0", **settings})
     async with (
-        readiness.watched(),
-        answering(chosen, readiness, [Service(NAME, add_echo, EchoServicer())]) as address,
+        readiness.monitored(),
+        listening(chosen, readiness, [Service(NAME, add_echo, EchoServicer())]) as address,
         grpc.aio.insecure_channel(str(address)) as channel,
     ):
         yield channel, readiness
@@ -264,7 +264,7 @@ async def test_a_certificate_s_name_gives_the_scopes_of_its_entry(
     settings = certified(tmp_path, authority, CERTIFIED)
     known = authority.issue("client", names)
     async with (
-        answering(settings, Readiness(FakeStore()), [Service(NAME, add_echo, EchoServicer())]) as address,
+        listening(settings, Readiness(FakeStore()), [Service(NAME, add_echo, EchoServicer())]) as address,
         grpc.aio.secure_channel(str(address), credentials(authority, known), SERVED_BY) as channel,
     ):
         call = getattr(Stub(channel), method)(StringValue())
@@ -277,7 +277,7 @@ async def test_a_client_without_a_certificate_of_the_authority_gets_no_connectio
     settings = certified(tmp_path, authority, CERTIFIED)
     stranger = other.issue("client", [x509.UniformResourceIdentifier("spiffe://clinic/gateway")])
     codes = []
-    async with answering(settings, Readiness(FakeStore()), [Service(NAME, add_echo, EchoServicer())]) as address:
+    async with listening(settings, Readiness(FakeStore()), [Service(NAME, add_echo, EchoServicer())]) as address:
         for client in (None, stranger):
             async with grpc.aio.secure_channel(str(address), credentials(authority, client), SERVED_BY) as channel:
                 codes.append(await Stub(channel).GetEcho(StringValue(), timeout=3).code())

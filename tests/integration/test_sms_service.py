@@ -20,7 +20,7 @@ from services.chassis.database.transactions import one
 from services.chassis.errors import AlreadyExists, InvalidRequest, NotFound, ServiceError, from_rpc_error
 from services.chassis.outbound.breaker import CircuitBreaker
 from services.chassis.rpc.health import Readiness
-from services.chassis.rpc.server import answering
+from services.chassis.rpc.server import listening
 from services.messaging.channel import Channel
 from services.sms.__main__ import assembled, rpc_services
 from services.sms.settings import Settings
@@ -144,7 +144,7 @@ async def desk(box: Sandbox, database_url: str, monkeypatch: pytest.MonkeyPatch)
     async with (
         assembled(settings) as parts,
         aiohttp.ClientSession(box.url) as http,
-        answering(settings, Readiness(parts.database), rpc_services(parts, settings)) as address,
+        listening(settings, Readiness(parts.database), rpc_services(parts, settings)) as address,
         grpc.aio.insecure_channel(str(address)) as channel,
     ):
         working = asyncio.create_task(parts.worker.run())

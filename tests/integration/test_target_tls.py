@@ -20,7 +20,7 @@ from gateway.settings import Target
 from launch.certificates import on_this_machine, write
 from services.chassis.errors import OutcomeUnknown, ServiceError
 from services.chassis.rpc.health import Readiness
-from services.chassis.rpc.server import Service, answering
+from services.chassis.rpc.server import Service, listening
 from services.chassis.settings import Address, load
 from tests.fakes.echo_service import NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 from tests.processes import process
@@ -51,11 +51,11 @@ def serving(files: Path, identity: str = "echo") -> dict[str, str]:
 
 
 @asynccontextmanager
-async def listening(settings: Settings, servicer: EchoServicer) -> AsyncIterator[Address]:
+async def echo_server(settings: Settings, servicer: EchoServicer) -> AsyncIterator[Address]:
     readiness = Readiness(FakeStore())
     async with (
-        readiness.watched(),
-        answering(settings, readiness, [Service(NAME, add_echo, servicer)]) as address,
+        readiness.monitored(),
+        listening(settings, readiness, [Service(NAME, add_echo, servicer)]) as address,
     ):
         yield address
 
@@ -78,7 +78,7 @@ async def test_a_service_is_called_over_mutual_tls_under_its_certificate_s_name(
     files: Path, identity: str, name: str
 ) -> None:
     settings = Settings.model_validate({"listen": "127.0.0.1:0", **serving(files, identity)})
-    async with listening(settings, EchoServicer()) as address:
+    async with echo_server(settings, EchoServicer()) as address:
         known = await ask(Client("echo", target(files, str(address), name=name)))
 
     assert known["caller"] == "gateway"
@@ -103,7 +103,7 @@ async def test_a_service_that_is_not_the_one_expected_is_not_called(
     settings = Settings.model_validate({"listen": "127.0.0.1:0", **serving(files, identity)})
     servicer = EchoServicer()
     servicer.fail_with = AssertionError("called")
-    async with listening(settings, servicer) as address:
+    async with echo_server(settings, servicer) as address:
         with pytest.raises(ServiceError) as refused:
             await ask(Client("echo", target(files, str(address), **changes)))
 

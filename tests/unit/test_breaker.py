@@ -94,7 +94,7 @@ async def test_while_open_nothing_is_attempted_and_the_error_tells_when_to_come_
     assert gate.calls == 0
     assert refusal.value.retry_after == breaker.retry_after()
     assert 38 <= breaker.retry_after() <= 50
-    assert breaker.room() == 0
+    assert breaker.capacity() == 0
 
 
 async def test_a_success_in_between_starts_the_row_again(breaker: CircuitBreaker) -> None:
@@ -154,12 +154,12 @@ async def test_bugs_and_calls_that_never_reached_the_provider_count_as_nothing(
 async def test_one_of_a_hundred_concurrent_calls_is_the_trial(breaker: CircuitBreaker, clock: Clock) -> None:
     await fail(breaker, 5)
     clock.now += 61
-    assert breaker.room() == 1
+    assert breaker.capacity() == 1
     gate = Gate()
 
     calls = [asyncio.create_task(breaker.call(gate)) for _ in range(100)]
     await asyncio.sleep(0)
-    assert (breaker.state, breaker.room()) == ("HALF_OPEN", 0)
+    assert (breaker.state, breaker.capacity()) == ("HALF_OPEN", 0)
     gate.succeed()
     results = await asyncio.gather(*calls, return_exceptions=True)
 
@@ -177,7 +177,7 @@ async def test_a_cancelled_trial_frees_the_place_for_another(breaker: CircuitBre
     trial.cancel()
     with pytest.raises(asyncio.CancelledError):
         await trial
-    assert (breaker.state, breaker.room()) == ("HALF_OPEN", 1)
+    assert (breaker.state, breaker.capacity()) == ("HALF_OPEN", 1)
 
     await breaker.call(answering)
 
@@ -247,10 +247,10 @@ async def test_an_operator_holds_it_open_until_it_is_released_to_one_trial(
     clock.now += 100_000
     with pytest.raises(BreakerOpen):
         await breaker.call(answering)
-    assert (breaker.room(), breaker.retry_after()) == (0, 60)
+    assert (breaker.capacity(), breaker.retry_after()) == (0, 60)
 
     breaker.release()
-    assert (breaker.state, breaker.room()) == ("HALF_OPEN", 1)
+    assert (breaker.state, breaker.capacity()) == ("HALF_OPEN", 1)
 
     await breaker.call(answering)
     assert breaker.state == "CLOSED"
@@ -284,6 +284,6 @@ async def test_a_trial_that_says_nothing_leaves_the_trial_to_the_next_call(
     for _ in range(times):
         with pytest.raises(OutcomeUnknown):
             await breaker.call(raising(silent()))
-        assert (breaker.state, breaker.room()) == ("HALF_OPEN", 1)
+        assert (breaker.state, breaker.capacity()) == ("HALF_OPEN", 1)
     await breaker.call(answering)
     assert breaker.state == "CLOSED"

@@ -49,12 +49,12 @@ class OverlappingCalls(RuleBasedStateMachine):
 
     @rule()
     def begin(self) -> None:
-        room, state = self.breaker.room(), self.breaker.state
+        room, state = self.breaker.capacity(), self.breaker.state
         call = self.breaker.call(provider)
         if room:
             call.send(None)
             self.running.append(call)
-            assert state == "CLOSED" or self.breaker.room() == 0  # no second trial
+            assert state == "CLOSED" or self.breaker.capacity() == 0  # no second trial
         else:
             with pytest.raises(BreakerOpen) as refusal:
                 call.send(None)
@@ -94,11 +94,11 @@ class OverlappingCalls(RuleBasedStateMachine):
 
     @invariant()
     def an_operator_has_the_last_word(self) -> None:
-        assert not self.forced or (self.breaker.state, self.breaker.room()) == ("OPEN", 0)
+        assert not self.forced or (self.breaker.state, self.breaker.capacity()) == ("OPEN", 0)
 
     @invariant()
     def room_and_waiting_tell_the_same_story(self) -> None:
-        assert (self.breaker.room() > 0) == (self.breaker.retry_after() == 0.0)
+        assert (self.breaker.capacity() > 0) == (self.breaker.retry_after() == 0.0)
         assert self.breaker.retry_after() <= 40
 
 

@@ -28,7 +28,7 @@ def read(message: email_pb2.SendPaymentNoticeRequest) -> list[object]:
     fields = Fields(message)
     values: list[object] = [fields.key(), fields.choice("kind")]
     if recipient := fields.child("recipient"):
-        values += [recipient.email("address"), recipient.text("name", most=5)]
+        values += [recipient.email("address"), recipient.text("name", max_length=5)]
     if payment := fields.child("payment"):
         values += [payment.money("amount"), payment.time("paid_time", required=True)]
     fields.check()
@@ -150,7 +150,7 @@ def test_a_time_outside_the_years_of_this_system_is_refused(seconds: int) -> Non
 def test_one_line_text_is_read_as_a_person_sees_it(typed: str, seen: str) -> None:
     fields = Fields(email_pb2.Recipient(name=typed))
 
-    assert fields.text("name", most=200) == seen
+    assert fields.text("name", max_length=200) == seen
     fields.check()
 
 
@@ -168,7 +168,7 @@ def test_one_line_text_is_read_as_a_person_sees_it(typed: str, seen: str) -> Non
 def test_notes_keep_their_lines_and_their_emoji(typed: str, seen: str) -> None:
     fields = Fields(common.Appointment(notes=typed))
 
-    assert fields.text("notes", most=1000, multiline=True) == seen
+    assert fields.text("notes", max_length=1000, multiline=True) == seen
     fields.check()
 
 
@@ -176,7 +176,7 @@ def test_notes_keep_their_lines_and_their_emoji(typed: str, seen: str) -> None:
 def test_characters_that_nobody_can_see_or_type_are_refused(garbage: str) -> None:
     fields = Fields(common.Appointment(notes=f"a{garbage}b"))
 
-    fields.text("notes", most=1000, multiline=True)
+    fields.text("notes", max_length=1000, multiline=True)
     with pytest.raises(InvalidRequest, match="notes: must hold printable characters only"):
         fields.check()
 
@@ -190,7 +190,7 @@ def test_normalizing_twice_changes_nothing(typed: str) -> None:
 def test_a_line_break_inside_one_line_text_is_refused(typed: str) -> None:
     fields = Fields(email_pb2.Recipient(name=typed))
 
-    fields.text("name", most=200)
+    fields.text("name", max_length=200)
     with pytest.raises(InvalidRequest, match="name: must be one line"):
         fields.check()
 
@@ -199,7 +199,10 @@ def test_reading_replaces_the_text_in_the_request_and_leaves_an_identifier_as_gi
     message = common.Appointment(appointment_id="apt\u00ad 1", clinic="Clínica\u00a0Luz")
     fields = Fields(message)
 
-    assert (fields.identifier("appointment_id"), fields.text("clinic", most=200)) == ("apt\u00ad 1", "Clínica Luz")
+    assert (fields.identifier("appointment_id"), fields.text("clinic", max_length=200)) == (
+        "apt\u00ad 1",
+        "Clínica Luz",
+    )
     assert (message.appointment_id, message.clinic) == ("apt\u00ad 1", "Clínica Luz")
 
 

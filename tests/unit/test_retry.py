@@ -38,7 +38,7 @@ def throttled(seconds: float) -> ProviderThrottled:
 
 @pytest.fixture
 def retry() -> Retry:
-    return Retry(first=0.001, most=0.01)
+    return Retry(initial_backoff=0.001, max_backoff=0.01)
 
 
 async def test_what_was_not_sent_is_sent_again(retry: Retry) -> None:
@@ -126,7 +126,7 @@ async def test_waits_are_anywhere_between_nothing_and_the_doubling_limit() -> No
     for _ in range(20):
         waits.append(time.monotonic())
         with pytest.raises(NotSent):
-            await Retry(attempts=2, first=0.02, most=0.02).call(call)
+            await Retry(attempts=2, initial_backoff=0.02, max_backoff=0.02).call(call)
     pauses = [second - first for _, first, second in zip(waits[::3], waits[1::3], waits[2::3], strict=True)]
 
     assert min(pauses) < 0.01
@@ -134,8 +134,8 @@ async def test_waits_are_anywhere_between_nothing_and_the_doubling_limit() -> No
 
 
 async def test_an_empty_budget_ends_retries_and_successes_fill_it_again() -> None:
-    budget = RetryBudget(ratio=0.5, at_least=1)
-    retry = Retry(budget=budget, first=0.001, most=0.001)
+    budget = RetryBudget(ratio=0.5, max_tokens=1)
+    retry = Retry(budget=budget, initial_backoff=0.001, max_backoff=0.001)
     first, second, third = FakeProvider(not_sent()), FakeProvider(not_sent()), FakeProvider(not_sent())
     await retry.call(first.send, "hello")
     with pytest.raises(NotSent):
@@ -156,7 +156,7 @@ async def test_three_layers_of_retries_do_not_multiply_an_outage() -> None:
         calls += 1
         raise not_sent()
 
-    service, gateway, client = (Retry(first=0.0001, most=0.0001) for _ in range(3))
+    service, gateway, client = (Retry(initial_backoff=0.0001, max_backoff=0.0001) for _ in range(3))
 
     async def through_service() -> None:
         await service.call(down)

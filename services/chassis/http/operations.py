@@ -27,20 +27,20 @@ log = structlog.get_logger()
 
 OPEN = {"/healthz", "/readyz"}
 
-#: Visible facts that change nothing about readiness: {"providers": lambda: {"stripe": breaker.state}}.
-Facts = Mapping[str, Callable[[], object]]
+#: Values that /readyz shows and that do not decide about readiness: {"providers": lambda: {"stripe": breaker.state}}.
+ReadinessDetails = Mapping[str, Callable[[], object]]
 
 
 def operations(
-    settings: ProcessSettings, readiness: Readiness, facts: Facts, routes: Sequence[BaseRoute] = ()
+    settings: ProcessSettings, readiness: Readiness, details: ReadinessDetails, routes: Sequence[BaseRoute] = ()
 ) -> Starlette:
     async def healthz(_request: Request) -> Response:
         return JSONResponse({"status": "alive"})
 
     async def readyz(_request: Request) -> Response:
-        told = {name: fact() for name, fact in facts.items()} | {"queues": queues}
+        told = {name: read() for name, read in details.items()} | {"queues": queues}
         try:
-            await readiness.recent()
+            await readiness.check_cached()
         except ServiceError as error:
             return JSONResponse({"status": "not ready", "reason": error.reason, **told}, 503)
         return JSONResponse({"status": "ready", **told})
@@ -48,7 +48,7 @@ def operations(
     guarded = not is_loopback(settings.operations_listen.host)
     return Starlette(
         routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics), *routes],
-        middleware=[Middleware(Guard, settings=settings)] if guarded else [],
+        middleware=[Middleware(Authorization, settings=settings)] if guarded else [],
         exception_handlers={HTTPException: _problem},
     )
 
@@ -61,10 +61,10 @@ async def metrics(_request: Request) -> Response:
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
-class Guard:
+class Authorization:
     def __init__(self, app: ASGIApp, settings: ProcessSettings) -> None:
         self._app = app
-        self._doorkeeper = Authenticator(settings.auth_tokens) if settings.auth_tokens else None
+        self._authenticator = Authenticator(settings.auth_tokens) if settings.auth_tokens else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer: Callable[[Scope, Receive, Send], Awaitable[None]] = self._app
@@ -77,6 +77,6 @@ class Guard:
         await answer(scope, receive, send)
 
     def _admit(self, authorization: str) -> None:
-        if self._doorkeeper is None:
+        if self._authenticator is None:
             raise PermissionDenied("off loopback, this needs a token, and none is set")
-        require(self._doorkeeper.authenticate(authorization), "admin")
+        require(self._authenticator.authenticate(authorization), "admin")

@@ -74,7 +74,7 @@ class _Generation(CircuitBreakerBaseState):  # type: ignore[misc]  # aiobreaker 
     def settle(self, failed: bool) -> None:
         raise NotImplementedError
 
-    def room(self) -> int:
+    def capacity(self) -> int:
         return 1 if self.retry_after() == 0.0 else 0
 
     def retry_after(self) -> float:
@@ -102,7 +102,7 @@ class _Closed(_Generation):
         if failed and (often or self.failures_in_a_row >= breaker.fail_max):
             breaker.open()
 
-    def room(self) -> int:
+    def capacity(self) -> int:
         return sys.maxsize
 
 
@@ -195,9 +195,9 @@ class CircuitBreaker(aiobreaker.CircuitBreaker):  # type: ignore[misc]  # aiobre
     async def call(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self.generation.call_async(function, *args, **kwargs)
 
-    def room(self) -> int:
+    def capacity(self) -> int:
         """How many calls would be let through now."""
-        return self.generation.room()
+        return self.generation.capacity()
 
     def retry_after(self) -> float:
         """Seconds until a call may be let through; 0.0 when one would be now."""

@@ -34,7 +34,7 @@ MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1.0, 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProviderResponse:
     service: str
     status: int
     headers: CIMultiDictProxy[str]
@@ -100,7 +100,7 @@ class Outbound:
         form: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
-    ) -> Answer:
+    ) -> ProviderResponse:
         """`path` may carry a query, already encoded. Redirects are answers like any other status."""
         url = URL(self._base_url + path, encoded=True)
         request = {"params": params, "json": json, "data": form if data is None else data, "headers": headers}
@@ -117,7 +117,7 @@ class Outbound:
             taken = time.monotonic() - started
             metrics.outbound_seconds.labels(service=self._service, outcome=outcome).observe(taken)
 
-    async def _exchange(self, method: str, url: URL, seconds: float, request: Mapping[str, Any]) -> Answer:
+    async def _exchange(self, method: str, url: URL, seconds: float, request: Mapping[str, Any]) -> ProviderResponse:
         progress = SimpleNamespace(sent=False)
         try:
             # Not aiohttp's own total timeout: it rounds up to whole seconds, past the deadline.
@@ -128,7 +128,7 @@ class Outbound:
                 ) as response,
             ):
                 body = await self._read(response)
-                return Answer(self._service, response.status, response.headers, body)
+                return ProviderResponse(self._service, response.status, response.headers, body)
         except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError and SSLError too
             what = f"no answer within {seconds:.1f} s" if isinstance(error, TimeoutError) else type(error).__name__
             if progress.sent:

@@ -18,16 +18,16 @@ class RetryBudget:
     """
     Tokens for retries: a call that succeeds earns a part of one, a retry costs one.
 
-    In a full outage nothing is earned, so that layers of retries do not multiply: each makes `at_least` retries
-    altogether and then passes the errors on. `at_least` is also the most that is ever saved up.
+    In a full outage nothing is earned, so that layers of retries do not multiply: each makes `max_tokens` retries
+    altogether and then passes the errors on. `max_tokens` is also the most that is ever saved up.
     """
 
-    def __init__(self, ratio: float = 0.1, at_least: int = 10) -> None:
+    def __init__(self, ratio: float = 0.1, max_tokens: int = 10) -> None:
         self._ratio = ratio
-        self._most = self._tokens = float(at_least)
+        self._max_tokens = self._tokens = float(max_tokens)
 
     def earn(self) -> None:
-        self._tokens = min(self._most, self._tokens + self._ratio)
+        self._tokens = min(self._max_tokens, self._tokens + self._ratio)
 
     def take(self) -> bool:
         if self._tokens < 1.0:
@@ -45,11 +45,16 @@ class Retry:
     """
 
     def __init__(
-        self, *, attempts: int = 3, budget: RetryBudget | None = None, first: float = 0.2, most: float = 2.0
+        self,
+        *,
+        attempts: int = 3,
+        budget: RetryBudget | None = None,
+        initial_backoff: float = 0.2,
+        max_backoff: float = 2.0,
     ) -> None:
         self._attempts = attempts
         self._budget = budget or RetryBudget()
-        self._backoff = wait_random_exponential(multiplier=first, max=most)
+        self._backoff = wait_random_exponential(multiplier=initial_backoff, max=max_backoff)
 
     async def call(
         self,

@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.chassis.errors import NotFound, ServiceError, Unavailable
 
-LOOK_EVERY = 5.0  # seconds
-FRESH = 1.0  # seconds for which an answer is told again: whoever may ask has no token, and may ask often
+CHECK_INTERVAL = 5.0  # seconds
+CACHE_SECONDS = 1.0  # seconds for which an answer is told again: whoever may ask has no token, and may ask often
 
 log = structlog.get_logger()
 
@@ -32,7 +32,7 @@ class Readiness:
         self._database = database
         self._changed = asyncio.Event()
         self._checking: asyncio.Task[None] | None = None
-        self._checked_at = -FRESH
+        self._checked_at = -CACHE_SECONDS
         self.ready = False
         self.draining = False
 
@@ -46,11 +46,11 @@ class Readiness:
             raise
         self._turn(ready=True)
 
-    async def recent(self) -> None:
+    async def check_cached(self) -> None:
         """Raise what `check` found at most a second ago. However many ask, one check runs at a time."""
         self._refuse_while_draining()
         loop = asyncio.get_running_loop()
-        if self._checking is None or (self._checking.done() and loop.time() - self._checked_at >= FRESH):
+        if self._checking is None or (self._checking.done() and loop.time() - self._checked_at >= CACHE_SECONDS):
             self._checking = loop.create_task(self.check())
             self._checking.add_done_callback(self._checked)
         await asyncio.shield(self._checking)  # one who goes away does not end it for the others
@@ -79,7 +79,7 @@ class Readiness:
         await self._changed.wait()
 
     @asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
+    async def monitored(self) -> AsyncIterator[None]:
         """Keep looking whether the database takes writes."""
         with suppress(ServiceError):
             await self.check()
@@ -92,7 +92,7 @@ class Readiness:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(CHECK_INTERVAL)
             with suppress(ServiceError):
                 await self.check()
 

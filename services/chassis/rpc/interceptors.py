@@ -85,11 +85,11 @@ class Call:
         return {key: value for key, value in self.rpc.invocation_metadata() or () if isinstance(value, str)}
 
 
-Proceed: TypeAlias = Callable[[Call], Awaitable[None]]
+Next: TypeAlias = Callable[[Call], Awaitable[None]]
 
 
 class Interceptor(Protocol):
-    async def around(self, call: Call, proceed: Proceed) -> None: ...
+    async def intercept(self, call: Call, call_next: Next) -> None: ...
 
 
 class Interceptors:
@@ -121,15 +121,15 @@ class Interceptors:
             if handler.response_streaming
             else (grpc.stream_unary_rpc_method_handler, _answer)
         )
-        proceed: Proceed = partial(answer, behaviour)
+        call_next: Next = partial(answer, behaviour)
         for interceptor in reversed(self._interceptors):
-            proceed = partial(interceptor.around, proceed=proceed)
+            call_next = partial(interceptor.intercept, call_next=call_next)
 
         # To gRPC every request is a stream: for the one message of a unary request it would wait for ever.
         async def intercepted(requests: Any, rpc: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:
             request = requests if handler.request_streaming else await self._receive(rpc)
             call = Call(method, handler, request, rpc)
-            await proceed(call)
+            await call_next(call)
             return call.response
 
         # gRPC answers UNKNOWN where bytes cannot be parsed or an answer cannot be serialised, so we do both ourselves.
@@ -205,16 +205,16 @@ class ConcurrencyLimit:
         self._at_once = at_once
         self._running = 0
 
-    async def around(self, call: Call, proceed: Proceed) -> None:
+    async def intercept(self, call: Call, call_next: Next) -> None:
         if call.health or call.streaming:
-            await proceed(call)
+            await call_next(call)
             return
         if self._running >= self._at_once:
             await refuse(call.rpc, SHED)
         self._running += 1
         metrics.rpcs_running.set(self._running)
         try:
-            await proceed(call)
+            await call_next(call)
         finally:
             self._running -= 1
             metrics.rpcs_running.set(self._running)
@@ -223,20 +223,20 @@ class ConcurrencyLimit:
 class CorrelationId:
     """Join the caller's story or begin one: correlation id and trace. The trailers tell which."""
 
-    async def around(self, call: Call, proceed: Proceed) -> None:
+    async def intercept(self, call: Call, call_next: Next) -> None:
         identity = context.adopt(call.metadata.get("x-correlation-id", ""), call.metadata.get("traceparent", ""))
         # Not in initial metadata: once a client has seen any, gRPC does not retry for it any more.
         call.rpc.set_trailing_metadata((("x-correlation-id", identity),))
-        await proceed(call)
+        await call_next(call)
 
 
 class AccessLog:
     """One log line and one observation for each RPC."""
 
-    async def around(self, call: Call, proceed: Proceed) -> None:
+    async def intercept(self, call: Call, call_next: Next) -> None:
         started = time.monotonic()
         try:
-            await proceed(call)
+            await call_next(call)
         except asyncio.CancelledError:
             late = call.rpc.time_remaining() == 0
             call.code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
@@ -258,9 +258,9 @@ class AccessLog:
 class Errors:
     """Errors with names become statuses with details; everything else is a bug, and its text stays here."""
 
-    async def around(self, call: Call, proceed: Proceed) -> None:
+    async def intercept(self, call: Call, call_next: Next) -> None:
         try:
-            await proceed(call)
+            await call_next(call)
         except grpc.aio.AbortError:
             call.code = call.rpc.code()
             raise
@@ -289,14 +289,14 @@ class Authentication:
     """Name the caller and see that it may call this method."""
 
     def __init__(self, authenticator: authentication.Authenticator) -> None:
-        self._doorkeeper = authenticator
+        self._authenticator = authenticator
 
-    async def around(self, call: Call, proceed: Proceed) -> None:
+    async def intercept(self, call: Call, call_next: Next) -> None:
         scope = authentication.scope_of(call.method)
         if scope is not None:
             peer = call.rpc.auth_context()
             names = [name.decode(errors="replace") for kind in PEER_NAMES for name in peer.get(kind, ())]
-            caller = self._doorkeeper.authenticate(call.metadata.get("authorization", ""), names)
+            caller = self._authenticator.authenticate(call.metadata.get("authorization", ""), names)
             name, scopes = (
                 call.metadata.get(authentication.CALLER_KEY, ""),
                 call.metadata.get(authentication.SCOPES_KEY),
@@ -305,7 +305,7 @@ class Authentication:
             context.caller.set(caller.name)
             context.scopes.set(caller.scopes)
             authentication.require(caller, scope)
-        await proceed(call)
+        await call_next(call)
 
 
 class Streams:
@@ -320,9 +320,9 @@ class Streams:
         self._each = {False: each, True: each_health}
         self._open: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
 
-    async def around(self, call: Call, proceed: Proceed) -> None:
+    async def intercept(self, call: Call, call_next: Next) -> None:
         if not call.streaming:
-            await proceed(call)
+            await call_next(call)
             return
         counted, caller = self._open[call.health], call.rpc.peer() if call.health else context.caller.get()
         if counted[caller] >= self._each[call.health]:
@@ -332,7 +332,7 @@ class Streams:
         counted[caller] += 1
         metrics.streams_open.inc()
         try:
-            await proceed(call)
+            await call_next(call)
         finally:
             metrics.streams_open.dec()
             counted[caller] -= 1
@@ -350,19 +350,19 @@ class CallerRateLimit:
     def __init__(self, rate: limits.RateLimitItem | None) -> None:
         self._each = CallerLimit(rate)
 
-    async def around(self, call: Call, proceed: Proceed) -> None:
+    async def intercept(self, call: Call, call_next: Next) -> None:
         if not call.health:
             await self._each.count(context.caller.get())
-        await proceed(call)
+        await call_next(call)
 
 
 class Deadline:
     """Refuse work that cannot be finished before the caller stops listening, and tell the rest how long it has."""
 
-    async def around(self, call: Call, proceed: Proceed) -> None:
+    async def intercept(self, call: Call, call_next: Next) -> None:
         remaining = cast("float | None", call.rpc.time_remaining())
         if remaining is None and call.streaming:
-            await proceed(call)
+            await call_next(call)
             return
         seconds = (DEFAULT_DEADLINE if remaining is None else remaining) - MARGIN
         if seconds < MEANINGFUL_WORK:
@@ -372,7 +372,7 @@ class Deadline:
         try:
             with deadline.within(seconds):
                 async with timer:
-                    await proceed(call)
+                    await call_next(call)
         except TimeoutError as error:
             if not timer.expired():
                 raise

@@ -9,7 +9,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 
 from services.chassis.http import server
-from services.chassis.http.operations import Facts, operations
+from services.chassis.http.operations import ReadinessDetails, operations
 from services.chassis.lifecycle import GRACE, Worker, working
 from services.chassis.rpc import interceptors
 from services.chassis.rpc.authentication import Authenticator
@@ -43,7 +43,7 @@ OPTIONS = (
 #: Unary RPCs that run together. More would wait longer than their time: their callers can go elsewhere, or wait.
 MAX_CONCURRENT = 200
 #: Streams that are open together, of one caller, and health watches of one connection.
-STREAMS, STREAMS_EACH, HEALTH_EACH = 1_000, 200, 10
+MAX_STREAMS, MAX_STREAMS_PER_CALLER, MAX_HEALTH_WATCHES = 1_000, 200, 10
 
 log = structlog.get_logger()
 
@@ -57,7 +57,7 @@ class Service(NamedTuple):
     drain: Callable[[], None] | None = None
 
 
-def around_every_rpc(settings: ProcessSettings) -> list[interceptors.Interceptor]:
+def interceptor_chain(settings: ProcessSettings) -> list[interceptors.Interceptor]:
     """The one place where their order matters."""
     return [
         interceptors.ConcurrencyLimit(MAX_CONCURRENT),  # before anything costs anything
@@ -65,7 +65,7 @@ def around_every_rpc(settings: ProcessSettings) -> list[interceptors.Interceptor
         interceptors.AccessLog(),  # outside of Errors: it tells the status that the caller sees
         interceptors.Errors(),  # outside of all that may refuse, so that refusals carry details too
         interceptors.Authentication(Authenticator(settings.auth_tokens)),  # before the quota, which is by caller
-        interceptors.Streams(STREAMS, STREAMS_EACH, HEALTH_EACH),  # by caller, too
+        interceptors.Streams(MAX_STREAMS, MAX_STREAMS_PER_CALLER, MAX_HEALTH_WATCHES),  # by caller, too
         interceptors.CallerRateLimit(settings.caller_limit),
         interceptors.Deadline(),  # innermost: nobody's time is spent on the others
     ]
@@ -77,7 +77,7 @@ async def serve(
     *,
     services: Sequence[Service],
     workers: Sequence[Worker] = (),
-    facts: Facts | None = None,
+    details: ReadinessDetails | None = None,
 ) -> None:
     """
     Serve until SIGTERM or SIGINT.
@@ -86,12 +86,12 @@ async def serve(
     operator's listener goes last, so that a drain can be watched.
     """
     readiness = Readiness(database)
-    app = operations(settings, readiness, facts or {})
+    app = operations(settings, readiness, details or {})
     async with (
         server.listening(app, settings.operations_listen, **server.tls(settings)) as operations_address,
-        readiness.watched(),
+        readiness.monitored(),
         working(workers) as over,
-        answering(settings, readiness, services) as address,
+        listening(settings, readiness, services) as address,
     ):
         log.info("listening", grpc=str(address), operations=str(operations_address))
         await over.wait()
@@ -100,12 +100,12 @@ async def serve(
 
 
 @asynccontextmanager
-async def answering(
+async def listening(
     settings: ProcessSettings, readiness: Readiness, services: Sequence[Service]
 ) -> AsyncIterator[Address]:
     """Answer RPCs while the body runs, then drain. Gives the address, with port 0 resolved."""
     server = grpc.aio.server(options=OPTIONS)
-    methods = interceptors.Interceptors(server, around_every_rpc(settings))
+    methods = interceptors.Interceptors(server, interceptor_chain(settings))
     names = [service.name for service in services]
     for service in services:
         service.add(service.servicer, methods)

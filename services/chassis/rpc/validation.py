@@ -129,15 +129,15 @@ class Fields:
         return Fields(getattr(self._message, field), f"{self._prefix}{field}.", self._violations)
 
     def key(self) -> str:
-        key = self.identifier("idempotency_key", most=255)
+        key = self.identifier("idempotency_key", max_length=255)
         if key.startswith(NOTICES) and self._message.DESCRIPTOR.name != "SendPaymentNoticeRequest":
             self.wrong("idempotency_key", Rule.RESERVED_KEY, prefix=NOTICES)
         return key
 
-    def identifier(self, field: str, *, most: int = 100, required: bool = True) -> str:
+    def identifier(self, field: str, *, max_length: int = 100, required: bool = True) -> str:
         """Return somebody else's name of a thing as it was given, save for outer white space."""
         value: str = getattr(self._message, field).strip()
-        return self._checked(field, value, least=int(required), most=most)
+        return self._checked(field, value, min_length=int(required), max_length=max_length)
 
     def reference(self, oneof: str = "reference") -> tuple[str, str]:
         """Return which field of a required oneof of identifiers is set, and the identifier."""
@@ -147,7 +147,7 @@ class Fields:
             return "", ""
         return field, self.identifier(field)
 
-    def text(self, field: str, *, most: int, least: int = 0, multiline: bool = False) -> str:
+    def text(self, field: str, *, max_length: int, min_length: int = 0, multiline: bool = False) -> str:
         """
         Return a text for people, normalized.
 
@@ -157,17 +157,17 @@ class Fields:
         given: str = getattr(self._message, field)
         value = normalized(given)
         self._replace(field, given, value)
-        return self._checked(field, value, least=least, most=most, multiline=multiline)
+        return self._checked(field, value, min_length=min_length, max_length=max_length, multiline=multiline)
 
     def _replace(self, field: str, given: str, value: str) -> None:
         if value != given:
             setattr(self._message, field, value)
 
-    def _checked(self, field: str, value: str, *, least: int, most: int, multiline: bool = False) -> str:
-        if len(value) < least:
-            self.wrong(field, Rule.TOO_SHORT if value else Rule.REQUIRED, limit=least)
-        elif len(value) > most:
-            self.wrong(field, Rule.TOO_LONG, limit=most, length=len(value))
+    def _checked(self, field: str, value: str, *, min_length: int, max_length: int, multiline: bool = False) -> str:
+        if len(value) < min_length:
+            self.wrong(field, Rule.TOO_SHORT if value else Rule.REQUIRED, limit=min_length)
+        elif len(value) > max_length:
+            self.wrong(field, Rule.TOO_LONG, limit=max_length, length=len(value))
         elif not printable(value, multiline=multiline):
             self.wrong(
                 field, Rule.NOT_PRINTABLE if multiline or not printable(value, multiline=True) else Rule.ONE_LINE
@@ -188,7 +188,7 @@ class Fields:
         except ValueError:
             time = None
         if time is None or not FIRST_YEAR <= time.year <= LAST_YEAR:
-            self.wrong(field, Rule.TIME_OUT_OF_RANGE, least=FIRST_YEAR, most=LAST_YEAR)
+            self.wrong(field, Rule.TIME_OUT_OF_RANGE, min=FIRST_YEAR, max=LAST_YEAR)
             return None
         return time
 
@@ -222,20 +222,20 @@ class Fields:
         amount: int = money._message.amount_minor  # type: ignore[attr-defined]  # noqa: SLF001 - a Money
         if amount <= 0:
             money.wrong("amount_minor", Rule.NOT_POSITIVE)
-        currency = money.text("currency", least=3, most=3)
+        currency = money.text("currency", min_length=3, max_length=3)
         if currency and currency not in CURRENCIES:
             money.wrong("currency", Rule.NOT_A_CURRENCY)
         return amount, currency
 
     def email(self, field: str, *, required: bool = True) -> str:
-        given = self.text(field, least=int(required), most=254)
+        given = self.text(field, min_length=int(required), max_length=254)
         address = self.read(field, email_address, given) if given else ""
         if address:
             self._replace(field, given, address)
         return address
 
     def zone(self, field: str) -> ZoneInfo:
-        name = self.text(field, most=64) or CLINIC_ZONE
+        name = self.text(field, max_length=64) or CLINIC_ZONE
         try:
             zone = ZoneInfo(name) if ZONES.fullmatch(name) else None
         except (ValueError, OSError, LookupError):  # not a key, a folder, not there
