@@ -10,10 +10,11 @@ from google.protobuf.message import Message
 
 from gateway.settings import Settings, Target
 from services.chassis import context
-from services.chassis.errors import CredentialsRefused, PermissionDenied, Unauthenticated, from_rpc_error
+from services.chassis.errors import CredentialsRefused, PermissionDenied, Unauthenticated
 from services.chassis.noting import note_answer
 from services.chassis.outbound import deadline
 from services.chassis.outbound.breaker import CircuitBreaker
+from services.chassis.rpc.error_details import from_rpc_error
 from topsmile.email.v1 import email_pb2_grpc
 from topsmile.payments.v1 import payments_pb2_grpc
 from topsmile.sms.v1 import sms_pb2_grpc

@@ -11,10 +11,9 @@ from google.protobuf.message import Message as ProtoMessage
 
 from services.chassis import context
 from services.chassis.database.transactions import Database
-from services.chassis.errors import BreakerOpen, InvalidRequest
+from services.chassis.errors import BreakerOpen
 from services.chassis.rpc.idempotency import Fingerprints
-from services.chassis.rpc.validation import Fields
-from services.chassis.violations import Rule
+from services.chassis.rpc.validation import Fields, check_events
 from services.messaging import store as transactions
 from services.messaging.events import Event, IgnoredEvent, InvalidEvent, StatusEvent
 from services.messaging.provider import Provider
@@ -22,8 +21,6 @@ from services.messaging.record import MessageRecord, Waiting
 from services.messaging.requests import NewMessage
 from services.messaging.store import Call, Store
 from topsmile.common.v1 import common_pb2 as common
-
-MAX_EVENTS, MAX_EVENT_BYTES = 100, 2 << 20
 
 
 class Outbox:
@@ -83,10 +80,7 @@ class Outbox:
     async def apply(
         self, events: Sequence[common.ProviderEvent], read: Callable[[common.ProviderEvent], Event]
     ) -> Iterable[common.EventResult]:
-        if not 1 <= len(events) <= MAX_EVENTS:
-            raise InvalidRequest([Rule.WRONG_COUNT.at("events", max=MAX_EVENTS, count=len(events))])
-        if sum(len(event.body) for event in events) > MAX_EVENT_BYTES:
-            raise InvalidRequest([Rule.TOO_MANY_BYTES.at("events", limit=MAX_EVENT_BYTES)])
+        check_events(events)
         readings = [read(event) for event in events]
         statuses = [reading for reading in readings if isinstance(reading, StatusEvent)]
         applied = iter(await self._database.run(transactions.apply, statuses))

@@ -12,11 +12,10 @@ import grpc
 
 from services.chassis import context
 from services.chassis.database.transactions import Database
-from services.chassis.errors import AlreadyExists, InvalidRequest, OutcomeUnknown, ServiceError
+from services.chassis.errors import AlreadyExists, OutcomeUnknown, ServiceError
 from services.chassis.queue.worker import Worker
 from services.chassis.rpc.idempotency import Fingerprints
-from services.chassis.rpc.validation import Fields
-from services.chassis.violations import Rule
+from services.chassis.rpc.validation import Fields, check_events
 from services.payments import learning, store, stripe_events
 from services.payments.change_log import ChangeLog
 from services.payments.lattice import is_paid
@@ -30,7 +29,6 @@ from topsmile.payments.v1.payments_pb2_grpc import PaymentAdminServiceServicer, 
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-MAX_EVENTS, BODIES_AT_MOST = 100, 2 << 20
 #: Seconds in which an event of a payment unknown here is sent again: the record is older than any event, except on a
 #: replica or a restored database that is behind.
 YOUNG = 600.0
@@ -142,7 +140,7 @@ class PaymentAdminServicer(PaymentAdminServiceServicer):
         self._livemode = livemode
 
     async def ApplyEvents(self, request: pb.ApplyEventsRequest, _context: Context) -> pb.ApplyEventsResponse:
-        _check_size(request)
+        check_events(request.events)
         results = [await self._apply(event) for event in request.events]
         self._changes.wake()
         self._worker.wake()
@@ -194,10 +192,3 @@ def _stranger(event: common.ProviderEvent) -> IgnoredEvent:
     if time.time() - event.received_time.ToSeconds() < YOUNG:
         return IgnoredEvent(common.EVENT_OUTCOME_RETRY, "names a payment that is not known here, yet")
     return stripe_events.foreign("names a payment that is not known here")
-
-
-def _check_size(request: pb.ApplyEventsRequest) -> None:
-    if not 1 <= len(request.events) <= MAX_EVENTS:
-        raise InvalidRequest([Rule.WRONG_COUNT.at("events", max=MAX_EVENTS, count=len(request.events))])
-    if sum(len(event.body) for event in request.events) > BODIES_AT_MOST:
-        raise InvalidRequest([Rule.TOO_MANY_BYTES.at("events", limit=BODIES_AT_MOST)])

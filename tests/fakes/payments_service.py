@@ -14,7 +14,8 @@ import grpc
 import pytest
 
 from services.chassis.database.transactions import Database
-from services.chassis.errors import ServiceError, from_rpc_error
+from services.chassis.errors import ServiceError
+from services.chassis.rpc.error_details import from_rpc_error
 from services.chassis.rpc.health import Readiness
 from services.chassis.rpc.server import listening
 from services.payments.__main__ import Parts, assembled

@@ -12,11 +12,12 @@ from typing import Any
 import grpc
 
 from services.chassis import context
-from services.chassis.errors import IdempotencyReuse, NotFound, OutOfRange, ServiceError
+from services.chassis.errors import AlreadyExists, NotFound, OutOfRange, ServiceError
 from services.chassis.rpc.authentication import parse_tokens
 from services.chassis.rpc.interceptors import Interceptors
 from services.chassis.rpc.server import OPTIONS, interceptor_chain
 from services.chassis.settings import Address, ProcessSettings
+from services.chassis.violations import Rule
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2, email_pb2_grpc
 from topsmile.payments.v1 import payments_pb2, payments_pb2_grpc
@@ -102,7 +103,8 @@ class _Kept:
     def number(self, request: Any) -> int:
         first = self.requests.setdefault(request.idempotency_key, request)
         if first != request:
-            raise IdempotencyReuse([field.name for field, _ in request.ListFields()][1:])
+            different = [Rule.KEY_REUSED.at(field.name) for field, _ in request.ListFields()][1:]
+            raise AlreadyExists("another request", reason="IDEMPOTENCY_KEY_REUSED", violations=different)
         return list(self.requests).index(request.idempotency_key) + 1
 
 

@@ -15,7 +15,8 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.chassis.errors import DeadlineExceeded, InvalidRequest, Throttled, from_rpc_error
+from services.chassis.errors import DeadlineExceeded, InvalidRequest, Throttled
+from services.chassis.rpc.error_details import from_rpc_error
 from services.chassis.rpc.health import HealthServicer, Readiness
 from services.chassis.rpc.interceptors import Interceptors
 from services.chassis.rpc.server import (

@@ -20,7 +20,6 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from services.chassis.errors import (
-    DETAILS_KEY,
     InProgress,
     InvalidRequest,
     NotSent,
@@ -30,8 +29,8 @@ from services.chassis.errors import (
     Unauthenticated,
     Unavailable,
     Violation,
-    from_rpc_error,
 )
+from services.chassis.rpc.error_details import DETAILS_KEY, from_rpc_error
 from services.chassis.rpc.health import HealthServicer, Readiness
 from services.chassis.rpc.interceptors import ConcurrencyLimit, Interceptors
 from services.chassis.rpc.server import Service, listening

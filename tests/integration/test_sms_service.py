@@ -17,8 +17,9 @@ import grpc
 import pytest
 
 from services.chassis.database.transactions import one
-from services.chassis.errors import AlreadyExists, InvalidRequest, NotFound, ServiceError, from_rpc_error
+from services.chassis.errors import AlreadyExists, InvalidRequest, NotFound, ServiceError
 from services.chassis.outbound.breaker import CircuitBreaker
+from services.chassis.rpc.error_details import from_rpc_error
 from services.chassis.rpc.health import Readiness
 from services.chassis.rpc.server import listening
 from services.messaging.channel import Channel

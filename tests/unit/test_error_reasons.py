@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-from services.chassis.errors import KINDS
+from services.chassis.rpc.error_details import KINDS
 
 ROOT = Path(__file__).parents[2]
 CLASSES = {kind.__name__: kind for kind in KINDS.values()}

@@ -6,20 +6,17 @@ from google.rpc import error_details_pb2, status_pb2
 
 from services.chassis import errors
 from services.chassis.errors import (
-    DETAILS_KEY,
-    KINDS,
+    DeadlineExceeded,
     ExternalServiceError,
-    IdempotencyReuse,
     InvalidRequest,
     NotSent,
     OutcomeUnknown,
     ProviderRejected,
     ServiceError,
     Violation,
-    from_rpc_error,
     retry_after,
-    to_status,
 )
+from services.chassis.rpc.error_details import DETAILS_KEY, KINDS, from_rpc_error, to_status
 
 
 def every_kind() -> list[type[ServiceError]]:
@@ -31,8 +28,6 @@ def made(kind: type[ServiceError]) -> ServiceError:
         return kind("stripe", RuntimeError("secret"), "stripe said no", retry_after=2.5)
     if kind is InvalidRequest:
         return InvalidRequest([Violation("amount.currency", "is not ISO 4217")])
-    if kind is IdempotencyReuse:
-        return IdempotencyReuse(["amount", "payer.email"])
     return kind("why", metadata={"payment_id": "pay_1"})
 
 
@@ -79,6 +74,16 @@ def test_a_reason_only_one_service_knows_keeps_its_class() -> None:
     back = from_rpc_error(over_the_wire(ProviderRejected("stripe", None, "declined", reason="DECLINED")))
 
     assert (type(back), back.reason) == (ProviderRejected, "DECLINED")
+
+
+@pytest.mark.parametrize(
+    ("reason", "definite"), [("OUTCOME_UNKNOWN", False), ("DEADLINE_TOO_SHORT", True), ("SOMETHING_NEW", True)]
+)
+def test_a_deadline_error_is_definite_unless_its_reason_is_outcome_unknown(reason: str, definite: bool) -> None:
+    sent = DeadlineExceeded("10 s are over", reason=reason)
+    back = from_rpc_error(over_the_wire(sent))
+
+    assert (type(back), back.reason, back.definite, sent.definite) == (DeadlineExceeded, reason, definite, definite)
 
 
 def test_an_unknown_reason_of_unavailable_promises_nothing() -> None:

@@ -1,5 +1,6 @@
 """A request is read to its end, and everything wrong with it is told at once."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis.strategies import text
 
 from services.chassis.errors import InvalidRequest
-from services.chassis.rpc.validation import Fields, normalized
+from services.chassis.rpc.validation import Fields, check_events, normalized
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2
 
@@ -223,3 +224,26 @@ def test_an_address_has_the_ascii_form_of_its_domain(typed: str, address: str) -
     assert fields.email("address") == address
     assert message.address == address
     fields.check()
+
+
+@pytest.mark.parametrize(
+    ("bodies", "reasons"),
+    [
+        ([], ["WRONG_COUNT"]),
+        ([b""] * 101, ["WRONG_COUNT"]),
+        ([b"x" * (2 << 20), b"y"], ["TOO_MANY_BYTES"]),
+        ([b"x" * (2 << 20)] * 101, ["WRONG_COUNT", "TOO_MANY_BYTES"]),
+        ([b"x" * (2 << 20)], []),
+        ([b""] * 100, []),
+    ],
+    ids=["none", "101", "a byte too many", "both", "all bytes", "100"],
+)
+def test_batch_of_events_beyond_its_limits_is_refused_with_every_reason(
+    bodies: list[bytes], reasons: list[str]
+) -> None:
+    expected = pytest.raises(InvalidRequest) if reasons else nullcontext()
+    with expected as refusal:
+        check_events([common.ProviderEvent(body=body) for body in bodies])
+
+    violations = refusal.value.violations if refusal else ()
+    assert [violation.reason for violation in violations] == reasons

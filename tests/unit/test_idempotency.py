@@ -6,7 +6,7 @@ import hmac
 import pytest
 from pydantic import SecretStr
 
-from services.chassis.errors import IdempotencyReuse
+from services.chassis.errors import AlreadyExists
 from services.chassis.rpc.idempotency import Fingerprints
 
 REQUEST = {"payer.tax_id": "52998224725", "amount.amount_minor": 15000, "metadata": [("unit", "centro")], "note": ""}
@@ -49,8 +49,9 @@ def test_another_request_under_a_key_is_refused_with_the_fields_that_differ() ->
     fingerprints = keys("new")
 
     fingerprints(REQUEST).check(fingerprints(REQUEST).stored)
-    with pytest.raises(IdempotencyReuse) as refusal:
+    with pytest.raises(AlreadyExists) as refusal:
         fingerprints({**REQUEST, "payer.tax_id": "11144477735"}).check(fingerprints(REQUEST).stored)
+    assert refusal.value.reason == "IDEMPOTENCY_KEY_REUSED"
     assert [violation.field for violation in refusal.value.violations] == ["payer.tax_id"]
 
 

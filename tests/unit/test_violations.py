@@ -9,7 +9,8 @@ import pytest
 from google.rpc import error_details_pb2
 
 from gateway.bodies import fill
-from services.chassis.errors import InvalidRequest, OutcomeUnknown, Throttled, Violation, to_status
+from services.chassis.errors import InvalidRequest, OutcomeUnknown, Throttled, Violation
+from services.chassis.rpc.error_details import to_status
 from services.chassis.rpc.validation import Fields
 from services.chassis.violations import Rule
 from topsmile.common.v1 import common_pb2 as common

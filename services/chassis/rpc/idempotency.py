@@ -14,7 +14,8 @@ from functools import cached_property
 
 from pydantic import SecretStr
 
-from services.chassis.errors import IdempotencyReuse
+from services.chassis.errors import AlreadyExists
+from services.chassis.violations import Rule
 
 
 class Key:
@@ -62,9 +63,13 @@ class Fingerprint:
         return sorted(path for path in before.keys() | now.keys() if before.get(path) != now.get(path))
 
     def check(self, stored: str) -> None:
-        """Raise IdempotencyReuse, naming the fields, unless the stored fingerprint is of the same request."""
+        """Raise AlreadyExists, with the fields that differ, unless the stored fingerprint is of the same request."""
         if fields := self.differing(stored):
-            raise IdempotencyReuse(fields)
+            raise AlreadyExists(
+                f"this idempotency_key was used for another request; different: {', '.join(fields)}",
+                reason="IDEMPOTENCY_KEY_REUSED",
+                violations=[Rule.KEY_REUSED.at(field) for field in fields],
+            )
 
 
 class Fingerprints:

@@ -22,19 +22,12 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from services.chassis import context, metrics
-from services.chassis.errors import (
-    DETAILS_KEY,
-    DeadlineExceeded,
-    InvalidRequest,
-    RanOutOfTime,
-    ServiceError,
-    Throttled,
-    to_status,
-)
+from services.chassis.errors import DeadlineExceeded, InvalidRequest, ServiceError, Throttled
 from services.chassis.noting import note_answer
 from services.chassis.outbound import deadline
 from services.chassis.rpc import authentication
 from services.chassis.rpc.caller_limit import CallerLimit
+from services.chassis.rpc.error_details import DETAILS_KEY, to_status
 from services.chassis.violations import Rule
 
 DEFAULT_DEADLINE = 10.0  # seconds, for unary calls of callers that set none
@@ -376,4 +369,4 @@ class Deadline:
         except TimeoutError as error:
             if not timer.expired():
                 raise
-            raise RanOutOfTime(f"not finished within {seconds:.1f} s") from error
+            raise DeadlineExceeded(f"not finished within {seconds:.1f} s", reason="OUTCOME_UNKNOWN") from error

@@ -96,6 +96,21 @@ def choices(enum: Any) -> dict[str, int]:
 NOTICES = "notice:"
 
 
+#: What one ApplyEvents takes; the bytes are those of all bodies together.
+MAX_EVENTS, MAX_EVENT_BYTES = 100, 2 << 20
+
+
+def check_events(events: Collection[Any]) -> None:
+    """Raise InvalidRequest unless a batch of provider events is within its limits."""
+    wrong = []
+    if not 1 <= len(events) <= MAX_EVENTS:
+        wrong.append(Rule.WRONG_COUNT.at("events", max=MAX_EVENTS, count=len(events)))
+    if sum(len(event.body) for event in events) > MAX_EVENT_BYTES:
+        wrong.append(Rule.TOO_MANY_BYTES.at("events", limit=MAX_EVENT_BYTES))
+    if wrong:
+        raise InvalidRequest(wrong)
+
+
 class Fields:
     def __init__(self, message: Message, prefix: str = "", violations: list[Violation] | None = None) -> None:
         self._message = message
