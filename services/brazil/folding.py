@@ -136,3 +136,12 @@ def _parts(char: str) -> Iterator[str]:
         if unicodedata.combining(part) in NO_ACCENT or not latin:
             yield part
             latin = unicodedata.name(part, "").startswith("LATIN")
+
+
+ASCII = frozenset(map(chr, range(32, 127)))
+
+
+def to_ascii(text: str) -> str:
+    """Return the text without accents: `São João, nº 5` as `Sao Joao, no 5`. Text in another script is not changed."""
+    folded = fold(text, ASCII)
+    return text if folded.lost else folded.text

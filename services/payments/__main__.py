@@ -22,7 +22,7 @@ from services.chassis.rpc.server import Service, serve
 from services.chassis.settings import load
 from services.payments import store
 from services.payments.change_log import ChangeLog
-from services.payments.sender import ACT, Sender
+from services.payments.sender import SEND_TIMEOUT, Sender
 from services.payments.servicer import PaymentAdminServicer, PaymentServicer
 from services.payments.settings import Settings
 from services.payments.stripe_provider import StripeProvider
@@ -39,18 +39,18 @@ class Parts(NamedTuple):
 
 
 @asynccontextmanager
-async def assembled(settings: Settings) -> AsyncIterator[Parts]:
+async def assemble(settings: Settings) -> AsyncIterator[Parts]:
     base = settings.stripe_api_base
     rate_limit = RateLimit(settings.stripe_per_second, burst=max(1, int(settings.stripe_per_second)))
     async with (
         connect(settings.database_url, MIGRATIONS) as database,
-        outbound(base, service="stripe", timeout=ACT) as http,
+        outbound(base, service="stripe", timeout=SEND_TIMEOUT) as http,
     ):
         breaker = CircuitBreaker("stripe")
         provider = StripeProvider(http, base, settings.stripe_secret_key.get_secret_value())
         sender = Sender(database, provider, breaker, Retry())
         worker = Worker(
-            database, Queue(store.QUEUE, sender.handle, store.gave_up, rate_limit=rate_limit), breaker.capacity
+            database, Queue(store.QUEUE, sender.handle, store.on_discarded, rate_limit=rate_limit), breaker.capacity
         )
         changes, fingerprints = ChangeLog(database), Fingerprints(settings.fingerprint_keys)
         servicer = PaymentServicer(database, worker, provider, changes, fingerprints, livemode=settings.livemode)
@@ -64,7 +64,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
 
 
 async def main(settings: Settings) -> None:
-    async with assembled(settings) as parts:
+    async with assemble(settings) as parts:
         details = {"providers": lambda: {"stripe": parts.breaker.state}}
         await serve(settings, parts.database, services=parts.services, workers=parts.workers, details=details)
 

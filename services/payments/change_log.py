@@ -21,17 +21,17 @@ from services.chassis import context
 from services.chassis.database.transactions import Database, Row, maybe_one, one, rows
 from services.chassis.errors import InvalidRequest, OutOfRange, Unavailable
 from services.chassis.violations import Rule
-from services.payments.lattice import PREFIX, status_of
+from services.payments.status import PREFIX, status_of
 from topsmile.payments.v1 import payments_pb2 as pb
 
-POLL = 0.25
-HEARTBEAT = 25.0
-BATCH = 100
-HOUSEKEEPING = 60.0
+POLL_INTERVAL = 0.25
+HEARTBEAT_INTERVAL = 25.0
+MAX_BATCH = 100
+MAINTENANCE_INTERVAL = 60.0
 DAY = 86_400_000
-KEPT = 30 * DAY
+RETENTION = 30 * DAY
 #: Stripe repeats an event for 3 days and lists it for 30.
-EVENTS_KEPT = 35 * DAY
+EVENT_RETENTION = 35 * DAY
 
 COUNT = "UPDATE change_counter SET number = number + 1 WHERE id = 1 RETURNING number"
 APPEND = """
@@ -98,12 +98,12 @@ async def following(cursor: Cursor, owner: str | None) -> tuple[Sequence[Row], C
     """Read the changes after a cursor, and the cursor after them. Raises OutOfRange for a cursor of another log."""
     row = await maybe_one(NEWEST)
     newest = Cursor(row["number"], row["token"]) if row else cursor
-    about = {"after": cursor.number, "newest": newest.number, "most": BATCH}
+    about = {"after": cursor.number, "newest": newest.number, "most": MAX_BATCH}
     found = await (rows(FOLLOWING, **about) if owner is None else rows(FOLLOWING_OF_ONE, owner=owner, **about))
     # Last: as long as the cursor's row is there, nothing behind it has been purged.
     if cursor.number:
         await _check(cursor)
-    return found, Cursor(found[-1]["number"], found[-1]["token"]) if len(found) == BATCH else newest
+    return found, Cursor(found[-1]["number"], found[-1]["token"]) if len(found) == MAX_BATCH else newest
 
 
 async def _check(cursor: Cursor) -> None:
@@ -118,12 +118,12 @@ async def _check(cursor: Cursor) -> None:
     )
 
 
-async def forget() -> int:
+async def purge() -> int:
     """Forget a small batch of what is too old; 0: nothing was left to forget."""
-    gone = await rows(PURGE, kept=KEPT, most=500)
+    gone = await rows(PURGE, kept=RETENTION, most=500)
     if gone:
         await rows(PURGED, purged=max(row["number"] for row in gone))
-    return max(len(gone), len(await rows(PURGE_EVENTS, kept=EVENTS_KEPT, most=500)))
+    return max(len(gone), len(await rows(PURGE_EVENTS, kept=EVENT_RETENTION, most=500)))
 
 
 class ChangeLog:
@@ -144,7 +144,7 @@ class ChangeLog:
     def drain(self) -> None:
         """End all watches."""
         self._draining = True
-        self._tell()
+        self._notify()
 
     def stop(self) -> None:
         self.drain()
@@ -160,11 +160,11 @@ class ChangeLog:
                 latest, _ = await self._database.read(bounds)
                 if latest != self._latest:
                     self._latest = latest
-                    self._tell()
+                    self._notify()
                 if loop.time() >= tidy_at:
-                    tidy_at = loop.time() + (0.0 if await self._database.run(forget) else HOUSEKEEPING)
+                    tidy_at = loop.time() + (0.0 if await self._database.run(purge) else MAINTENANCE_INTERVAL)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), POLL)
+                await asyncio.wait_for(self._woken.wait(), POLL_INTERVAL)
 
     async def watch(self, cursor: str, owner: str | None) -> AsyncIterator[pb.WatchPaymentsResponse]:
         """Tell the changes of one caller's payments, or of everybody's where `owner` is None. Raises OutOfRange."""
@@ -178,14 +178,14 @@ class ChangeLog:
             after = end
             if self._draining:
                 raise Unavailable("this replica is being stopped; watch again from your cursor")
-            if len(batch) == BATCH:
+            if len(batch) == MAX_BATCH:
                 continue
             try:
-                await asyncio.wait_for(news.wait(), HEARTBEAT)
+                await asyncio.wait_for(news.wait(), HEARTBEAT_INTERVAL)
             except TimeoutError:
                 yield pb.WatchPaymentsResponse(cursor=str(after))
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
 

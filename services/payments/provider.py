@@ -4,12 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from services.payments.payment import LARGEST, Order
+from services.payments.requests import MAX_AMOUNT, PaymentRequest
 
 #: A Pix code has some 200 characters, an address at Stripe some 500.
-TEXT_AT_MOST = 4096
+MAX_TEXT = 4096
 #: The last second of the year 9999.
-LAST_SECOND = 253_402_300_799
+MAX_TIME = 253_402_300_799
 
 #: UNKNOWN: the provider has a status that we do not know; the payment stays as it stood, and is read again later.
 Status = Literal[
@@ -42,7 +42,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Standing:
+class PaymentSnapshot:
     """How a payment stood at the provider at one moment; nothing here tells which of two moments was the later."""
 
     intent_id: str
@@ -56,7 +56,7 @@ class Standing:
     method: str = ""  #: the contract's name without its prefix; empty: not known
     decline: Decline | None = None
     step: Step | None = None
-    ran_out: bool = False  #: the payer's code or voucher expired unpaid
+    expired: bool = False  #: the payer's code or voucher expired unpaid
     #: Epoch seconds at which this was so, where that is known.
     at: int | None = None
 
@@ -65,13 +65,13 @@ class Standing:
         texts = (self.intent_id, self.payment_id, self.currency, self.client_secret)
         amounts = (self.amount_minor, self.captured_minor)
         times = (self.at or 0, self.step.expires_at if self.step else 0)
-        if not all(text.isprintable() and len(text) <= TEXT_AT_MOST for text in (*texts, *self._words())):
+        if not all(text.isprintable() and len(text) <= MAX_TEXT for text in (*texts, *self._words())):
             raise ValueError("holds text that is too long or cannot be printed")
         if not re.fullmatch("[A-Z]{3}", self.currency):
             raise ValueError("holds a currency that is none")
-        if not all(0 <= amount <= LARGEST for amount in amounts):
+        if not all(0 <= amount <= MAX_AMOUNT for amount in amounts):
             raise ValueError("holds an amount that cannot be paid")
-        if not all(0 <= time <= LAST_SECOND for time in times):
+        if not all(0 <= time <= MAX_TIME for time in times):
             raise ValueError("holds a time that is none")
 
     def _words(self) -> tuple[str, ...]:
@@ -86,18 +86,18 @@ class Provider(Protocol):
     key. An OutcomeUnknown that is `kept` will be repeated by the provider: read instead.
     """
 
-    def prepare(self, payment_id: str, order: Order) -> bytes:
+    def prepare(self, payment_id: str, request: PaymentRequest) -> bytes:
         """Everything `create` sends, fixed once: a key is only ever repeated with the same bytes."""
         ...
 
-    async def create(self, prepared: bytes, key: str) -> Standing: ...
+    async def create(self, prepared: bytes, key: str) -> PaymentSnapshot: ...
 
-    async def retrieve(self, intent_id: str) -> Standing: ...
+    async def retrieve(self, intent_id: str) -> PaymentSnapshot: ...
 
-    async def cancel(self, intent_id: str, key: str) -> Standing:
+    async def cancel(self, intent_id: str, key: str) -> PaymentSnapshot:
         """Close an unpaid payment for good; ProviderRejected: it has moved on meanwhile."""
         ...
 
-    async def find(self, payment_id: str, since: float, until: float) -> Standing | None:
+    async def find(self, payment_id: str, since: float, until: float) -> PaymentSnapshot | None:
         """Look for a payment made between two moments (epoch seconds) whose id at the provider is not known."""
         ...

@@ -16,12 +16,12 @@ from services.chassis.errors import AlreadyExists, OutcomeUnknown, ServiceError
 from services.chassis.queue.worker import Worker
 from services.chassis.rpc.idempotency import Fingerprints
 from services.chassis.rpc.validation import Fields, check_events
-from services.payments import learning, store, stripe_events
+from services.payments import store, stripe_events, transitions
 from services.payments.change_log import ChangeLog
-from services.payments.lattice import is_paid
-from services.payments.payment import Order
 from services.payments.provider import Provider
+from services.payments.requests import PaymentRequest
 from services.payments.sender import Sender
+from services.payments.status import is_paid
 from services.payments.stripe_events import IgnoredEvent, ObjectReference
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
@@ -31,9 +31,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 #: Seconds in which an event of a payment unknown here is sent again: the record is older than any event, except on a
 #: replica or a restored database that is behind.
-YOUNG = 600.0
+RETRY_UNKNOWN_FOR = 600.0
 #: Seconds a caller waits for a reading before the stored status decides: the provider may be away.
-READ_WITHIN = 3.0
+READ_TIMEOUT = 3.0
 
 
 class PaymentServicer(PaymentServiceServicer):
@@ -56,7 +56,7 @@ class PaymentServicer(PaymentServiceServicer):
         self._creating: set[asyncio.Task[str]] = set()
 
     async def CreatePayment(self, request: pb.CreatePaymentRequest, _context: Context) -> pb.CreatePaymentResponse:
-        new = self._opening(Order.from_request(request))
+        new = self._new_payment(PaymentRequest.from_request(request))
         # One piece, whatever becomes of the call: a claimed job that nobody performs would block its key for a lease.
         creating = asyncio.create_task(self._create(new))
         self._creating.add(creating)
@@ -64,12 +64,12 @@ class PaymentServicer(PaymentServiceServicer):
         payment_id = await asyncio.shield(creating)
         stored = await self._database.read(store.get, payment_id)
         if stored.refusal and not is_paid(stored.record):
-            raise learning.refusal_from(stored.refusal)
+            raise transitions.refusal_from(stored.refusal)
         if not stored.settled:
             raise OutcomeUnknown("stripe", None, "the outcome could not be stored yet; repeat with the same key")
         return pb.CreatePaymentResponse(payment=stored.to_proto())
 
-    async def _create(self, new: store.Opening) -> str:
+    async def _create(self, new: store.NewPayment) -> str:
         """Open the payment and perform its job; return its id. Raises what either raised."""
         opened = await self._open(new)
         self._changes.wake()
@@ -78,7 +78,7 @@ class PaymentServicer(PaymentServiceServicer):
             self._changes.wake()
         return opened.payment_id
 
-    async def _open(self, new: store.Opening) -> store.Opened:
+    async def _open(self, new: store.NewPayment) -> store.Opened:
         """Refuse a second payment of an appointment only after the open one was read again."""
         queue = self._worker.queue
         try:
@@ -87,9 +87,9 @@ class PaymentServicer(PaymentServiceServicer):
             if refusal.reason != "PAYMENT_OPEN":
                 raise
             with suppress(ServiceError, TimeoutError):
-                reading = await self._database.run(store.read_now, queue, refusal.metadata["payment_id"])
+                reading = await self._database.run(store.claim_reading, queue, refusal.metadata["payment_id"])
                 if reading.job is not None:
-                    async with asyncio.timeout(READ_WITHIN):
+                    async with asyncio.timeout(READ_TIMEOUT):
                         await self._worker.perform(reading.job, recovering=reading.recovering)
         return await self._database.run(store.open_payment, queue, new)
 
@@ -115,16 +115,16 @@ class PaymentServicer(PaymentServiceServicer):
         async for response in self._changes.watch(request.cursor, owner("events")):
             yield response
 
-    def _opening(self, order: Order) -> store.Opening:
+    def _new_payment(self, request: PaymentRequest) -> store.NewPayment:
         payment_id = f"pay_{secrets.token_hex(12)}"
-        return store.Opening(
-            record=order.record(payment_id, context.caller.get(), livemode=self._livemode),
+        return store.NewPayment(
+            record=request.record(payment_id, context.caller.get(), livemode=self._livemode),
             caller=context.caller.get(),
-            idempotency_key=order.idempotency_key,
-            fingerprint=self._fingerprints(order.asked),
-            allow_another=order.allow_another,
-            confirmed=order.confirmed_here,
-            prepared=self._provider.prepare(payment_id, order),
+            idempotency_key=request.idempotency_key,
+            fingerprint=self._fingerprints(request.fingerprint_fields),
+            allow_another=request.allow_another,
+            confirmed=request.confirmed_here,
+            prepared=self._provider.prepare(payment_id, request),
             trace=context.trace(),
         )
 
@@ -148,27 +148,29 @@ class PaymentAdminServicer(PaymentAdminServiceServicer):
 
     async def _apply(self, event: common.ProviderEvent) -> common.EventResult:
         match stripe_events.read(event, livemode=self._livemode):
-            case IgnoredEvent() as ruled:
-                return common.EventResult(event_id=event.event_id, outcome=ruled.outcome, detail=ruled.detail)
-            case ObjectReference() as hint:
-                applied_as = "" if hint.unreadable else event.event_id
-                outcome = await self._database.run(learning.apply_hint, applied_as, hint.intent_id, hint.payment_id)
-                if hint.unreadable:
+            case IgnoredEvent() as ignored:
+                return common.EventResult(event_id=event.event_id, outcome=ignored.outcome, detail=ignored.detail)
+            case ObjectReference() as reference:
+                applied_as = "" if reference.unreadable else event.event_id
+                outcome = await self._database.run(
+                    transitions.apply_reference, applied_as, reference.intent_id, reference.payment_id
+                )
+                if reference.unreadable:
                     known = "; its payment is read again" if outcome is not None else ""
                     outcome = common.EVENT_OUTCOME_REJECTED
                     return common.EventResult(
                         event_id=event.event_id,
                         outcome=outcome,
-                        detail=hint.unreadable + known,
-                        subject=hint.payment_id,
+                        detail=reference.unreadable + known,
+                        subject=reference.payment_id,
                     )
-                subject = hint.payment_id
+                subject = reference.payment_id
                 unknown = stripe_events.foreign("no payment of ours is known by that PaymentIntent")
             case report:
-                standing = await self._sender.with_method(report)
-                subject = standing.payment_id
-                outcome = await self._database.run(learning.apply_report, event.event_id, standing)
-                unknown = _stranger(event) if standing.payment_id else stripe_events.foreign("no payment of ours")
+                snapshot = await self._sender.with_method(report)
+                subject = snapshot.payment_id
+                outcome = await self._database.run(transitions.apply_report, event.event_id, snapshot)
+                unknown = _stranger(event) if snapshot.payment_id else stripe_events.foreign("no payment of ours")
         if outcome is None:
             return common.EventResult(event_id=event.event_id, outcome=unknown.outcome, detail=unknown.detail)
         return common.EventResult(event_id=event.event_id, outcome=outcome, detail=DETAILS[outcome], subject=subject)
@@ -189,6 +191,6 @@ DETAILS = {
 
 def _stranger(event: common.ProviderEvent) -> IgnoredEvent:
     """Judge an event of a payment we do not have: another installation uses the same account, or we are behind."""
-    if time.time() - event.received_time.ToSeconds() < YOUNG:
+    if time.time() - event.received_time.ToSeconds() < RETRY_UNKNOWN_FOR:
         return IgnoredEvent(common.EVENT_OUTCOME_RETRY, "names a payment that is not known here, yet")
     return stripe_events.foreign("names a payment that is not known here")

@@ -11,17 +11,17 @@ from services.chassis.queue.jobs import Job, Queue
 from services.chassis.queue.rate_limit import acquire
 from services.chassis.rpc.idempotency import Fingerprint
 from services.payments import change_log
-from services.payments.lattice import FINAL, add_alert, expires_at, is_paid, rank_of, status_of
+from services.payments.status import FINAL, add_alert, expires_at, is_paid, rank_of, status_of
 from topsmile.payments.v1 import payments_pb2 as pb
 
 QUEUE = "stripe"
 MINUTE = 60_000
 #: Milliseconds between two scheduled readings of an open payment: as many as it is old, within these bounds.
-READ_FIRST, READ_LAST = 5 * MINUTE, 360 * MINUTE
+MIN_READ_INTERVAL, MAX_READ_INTERVAL = 5 * MINUTE, 360 * MINUTE
 #: The jobs of a payment outlast any outage of its provider: nothing else would end the payment.
-TRIED_FOR = 50_400 * MINUTE
+JOB_LIFETIME = 50_400 * MINUTE
 #: Milliseconds for which a reading is fresh enough to refuse a second payment by it.
-FRESH = 30_000
+FRESH_FOR = 30_000
 
 COLUMNS = """payment_id, caller, fingerprint, intent_id, sole, confirmed, client_secret, rank, refusal, version,
         record, now_ms() AS now"""
@@ -49,19 +49,19 @@ SAVE = """
         refusal = :refusal, record = :record, version = version + 1
     WHERE payment_id = :payment_id
 """
-NOTE_ATTEMPT = "UPDATE payment SET attempts = attempts || ' ' || now_ms() / 1000 WHERE payment_id = :payment_id"
-ATTEMPTS = "SELECT attempts FROM payment WHERE payment_id = :payment_id"
+ADD_ATTEMPT_TIME = "UPDATE payment SET attempts = attempts || ' ' || now_ms() / 1000 WHERE payment_id = :payment_id"
+ATTEMPT_TIMES = "SELECT attempts FROM payment WHERE payment_id = :payment_id"
 # One waiting refresh is enough for any number of reports; it stops waiting before it asks.
-ASK_REFRESH = """
+REQUEST_REFRESH = """
     UPDATE payment SET refreshes = refreshes + 1, refresh_waiting = 1
     WHERE payment_id = :payment_id AND refresh_waiting = 0
     RETURNING refreshes
 """
 BEGIN_READING = "UPDATE payment SET refresh_waiting = 0, read_at = now_ms() WHERE payment_id = :payment_id"
 NO_REFRESH = "UPDATE payment SET refresh_waiting = 0 WHERE payment_id = :payment_id AND refresh_waiting = 1"
-READ_NOW = f"""
+CLAIM_READING = f"""
     UPDATE payment SET read_at = now_ms()
-    WHERE payment_id = :payment_id AND read_at <= now_ms() - {FRESH} AND intent_id <> ''
+    WHERE payment_id = :payment_id AND read_at <= now_ms() - {FRESH_FOR} AND intent_id <> ''
     RETURNING read_at
 """
 # Those that exclude one another: at most one of them may be paid.
@@ -110,7 +110,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Opening:
+class NewPayment:
     """A payment to be stored, all that is random or needs a clock already chosen."""
 
     record: pb.Payment
@@ -150,7 +150,7 @@ async def get(payment_id: str = "", intent_id: str = "", owner: str | None = Non
     return found
 
 
-async def is_awaited(intent_id: str, payment_id: str) -> bool:
+async def needs_method(intent_id: str, payment_id: str) -> bool:
     """Whether a payment is known by either id whose success is not, and whose method the caller left open."""
     found = await find(BY_INTENT, intent_id=intent_id) or await find(GET, payment_id=payment_id)
     return found is not None and not found.confirmed and found.record.status != pb.PAYMENT_STATUS_SUCCEEDED
@@ -163,7 +163,7 @@ async def locked(payment_id: str) -> Stored:
     return found
 
 
-async def open_payment(queue: Queue, new: Opening) -> Opened:
+async def open_payment(queue: Queue, new: NewPayment) -> Opened:
     """Store the payment and its job, already claimed by the caller; or find what its key made before."""
     known = await find(BY_KEY, caller=new.caller, idempotency_key=new.idempotency_key)
     if known is not None:
@@ -191,13 +191,13 @@ async def open_payment(queue: Queue, new: Opening) -> Opened:
     )  # fmt: skip
     if inserted is None:  # somebody was faster, by this key or for this appointment
         raise InProgress("another call is opening this payment")
-    expires_at = now + TRIED_FOR
+    expires_at = now + JOB_LIFETIME
     job = await jobs.add_claimed(queue, record.payment_id, new.prepared, expires_at=expires_at, trace=new.trace)
     await change_log.append(None, record)
     return Opened(record.payment_id, job, recovering)
 
 
-async def _again(queue: Queue, known: Stored, new: Opening) -> Opened:
+async def _again(queue: Queue, known: Stored, new: NewPayment) -> Opened:
     """Repeat a key: the same request only, and not beside the call that is still at work on it."""
     new.fingerprint.check(known.fingerprint)
     if known.settled:
@@ -210,7 +210,7 @@ async def _again(queue: Queue, known: Stored, new: Opening) -> Opened:
     return Opened(known.payment_id, job, recovering)
 
 
-async def attempted(payment_id: str, outcome: pb.AttemptOutcome.ValueType) -> None:
+async def store_attempt(payment_id: str, outcome: pb.AttemptOutcome.ValueType) -> None:
     """Store what is known of a try that has no answer."""
     before = await locked(payment_id)
     if before.settled or before.record.last_attempt == outcome:
@@ -221,27 +221,27 @@ async def attempted(payment_id: str, outcome: pb.AttemptOutcome.ValueType) -> No
     await save(before, after)
 
 
-async def note_attempt(payment_id: str) -> None:
+async def add_attempt_time(payment_id: str) -> None:
     """Store that the provider is about to be asked again."""
-    await rows(NOTE_ATTEMPT, payment_id=payment_id)
+    await rows(ADD_ATTEMPT_TIME, payment_id=payment_id)
 
 
-async def attempts(payment_id: str) -> list[int]:
-    """Return the epoch seconds that `note_attempt` stored."""
-    return [int(second) for second in (await one(ATTEMPTS, payment_id=payment_id))["attempts"].split()]
+async def attempt_times(payment_id: str) -> list[int]:
+    """Return the epoch seconds that `add_attempt_time` stored."""
+    return [int(second) for second in (await one(ATTEMPT_TIMES, payment_id=payment_id))["attempts"].split()]
 
 
-async def ask_refresh(payment_id: str, intent_id: str = "") -> None:
+async def request_refresh(payment_id: str, intent_id: str = "") -> None:
     """Have a payment read again soon. `intent_id`: what an event named it by, where it is not known here yet."""
-    row = await maybe_one(ASK_REFRESH, payment_id=payment_id)
+    row = await maybe_one(REQUEST_REFRESH, payment_id=payment_id)
     if row is not None:
         id = f"{payment_id}/refresh/{row['refreshes']}"
         await jobs.add(QUEUE, id, intent_id.encode(), priority=jobs.REMINDERS)
 
 
-async def read_now(queue: Queue, payment_id: str) -> Opened:
+async def claim_reading(queue: Queue, payment_id: str) -> Opened:
     """Claim a reading for a caller who waits; no job: the last one is fresh, or there is nothing to read yet."""
-    row = await maybe_one(READ_NOW, payment_id=payment_id)
+    row = await maybe_one(CLAIM_READING, payment_id=payment_id)
     if row is None:
         return Opened(payment_id)
     recovering = await acquire(queue.name, queue.rate_limit)
@@ -262,20 +262,26 @@ async def begin_reading(payment_id: str) -> tuple[Stored, bool]:
 
 async def schedule_reading(record: pb.Payment, now: int) -> None:
     """Each open payment has one scheduled reading ahead: a webhook may be lost, and a payer may never come back."""
-    due_at = now + min(max(now - record.create_time.ToMilliseconds(), READ_FIRST), READ_LAST)
+    due_at = now + min(max(now - record.create_time.ToMilliseconds(), MIN_READ_INTERVAL), MAX_READ_INTERVAL)
     if expires_at(record) > now:
         due_at = min(due_at, expires_at(record) + MINUTE)
     await _add_reading(f"{record.payment_id}/read/{due_at}", due_at)
 
 
 async def _add_reading(id: str, due_at: int) -> None:
-    await jobs.add(QUEUE, id, b"", priority=jobs.REMINDERS, due_at=due_at, expires_at=due_at + TRIED_FOR)
+    await jobs.add(QUEUE, id, b"", priority=jobs.REMINDERS, due_at=due_at, expires_at=due_at + JOB_LIFETIME)
 
 
-async def gave_up(job: Job, _reason: str) -> None:
+def parse_job_id(id: str) -> tuple[str, str, str]:
+    """Return the payment's id, the kind of job (empty: create the payment) and the rest of the id."""
+    payment_id, kind, rest = (*id.split("/", 2), "", "")[:3]
+    return payment_id, kind, rest
+
+
+async def on_discarded(job: Job, _reason: str) -> None:
     """A refresh that died lets the next report ask again. A payment stays UNKNOWN, and its dead letter alarms."""
-    payment_id, _, errand = job.id.partition("/")
-    if errand:
+    payment_id, kind, _ = parse_job_id(job.id)
+    if kind:
         await rows(NO_REFRESH, payment_id=payment_id)
 
 

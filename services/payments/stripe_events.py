@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from services.payments.provider import Standing
-from services.payments.stripe_intents import OURS, standing_of
+from services.payments.provider import PaymentSnapshot
+from services.payments.stripe_intents import OURS, snapshot_of
 from topsmile.common.v1 import common_pb2 as common
 
 
@@ -27,7 +27,7 @@ class ObjectReference:
     unreadable: str = ""
 
 
-Reading = IgnoredEvent | ObjectReference | Standing
+Reading = IgnoredEvent | ObjectReference | PaymentSnapshot
 
 
 EVENT = re.compile(r"[!-~]{1,255}")
@@ -62,7 +62,7 @@ def read(event: common.ProviderEvent, *, livemode: bool) -> Reading:
         return _subject(body)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         detail = f"not as Stripe documents it: {type(error).__name__}"
-        return _hint(body, detail) or rejected(detail)
+        return _reference(body, detail) or rejected(detail)
 
 
 def _subject(body: dict[str, Any]) -> Reading:
@@ -74,11 +74,11 @@ def _subject(body: dict[str, Any]) -> Reading:
     if not str(body["type"]).startswith("payment_intent."):
         return foreign("of a type that nothing here depends on")
     intent = body["data"]["object"]
-    standing = standing_of(intent, at=int(body["created"]))
-    return standing if standing.status != "UNKNOWN" else ObjectReference(_id(intent["id"]), _ours(intent))
+    snapshot = snapshot_of(intent, at=int(body["created"]))
+    return snapshot if snapshot.status != "UNKNOWN" else ObjectReference(_id(intent["id"]), _ours(intent))
 
 
-def _hint(body: dict[str, Any], unreadable: str) -> ObjectReference | None:
+def _reference(body: dict[str, Any], unreadable: str) -> ObjectReference | None:
     """Read what an event names, where nothing else of it can be understood."""
     try:
         intent = body["data"]["object"]

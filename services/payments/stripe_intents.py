@@ -6,7 +6,7 @@ from typing import Any, Literal
 import structlog
 
 from services.chassis import metrics
-from services.payments.provider import Decline, Standing, Status, Step
+from services.payments.provider import Decline, PaymentSnapshot, Status, Step
 
 OURS = "topsmile_payment_id"
 
@@ -27,13 +27,13 @@ ACTIONS: dict[str, tuple[Literal["PIX", "BOLETO"], str, str]] = {
 }
 #: Where the charge behind the PaymentIntent is the one that pays it, and no failed try.
 PAYING = ("processing", "requires_capture", "succeeded")
-RAN_OUT = "payment_intent_payment_attempt_expired"
+EXPIRED_CODE = "payment_intent_payment_attempt_expired"
 
 
 log = structlog.get_logger()
 
 
-def standing_of(intent: Mapping[str, Any], at: int | None = None) -> Standing:
+def snapshot_of(intent: Mapping[str, Any], at: int | None = None) -> PaymentSnapshot:
     """
     Read a PaymentIntent. Every field that Stripe's SDK types as optional may be null or absent.
 
@@ -42,7 +42,7 @@ def standing_of(intent: Mapping[str, Any], at: int | None = None) -> Standing:
     """
     error = intent.get("last_payment_error") or {}
     step = _step(intent.get("next_action") or {})
-    return Standing(
+    return PaymentSnapshot(
         intent_id=_text(intent["id"]),
         payment_id=_text((intent.get("metadata") or {}).get(OURS) or ""),
         status=_status(intent),
@@ -54,7 +54,7 @@ def standing_of(intent: Mapping[str, Any], at: int | None = None) -> Standing:
         method=step.method if step else _method(intent),
         decline=decline_of(error) if error else None,
         step=step,
-        ran_out=error.get("code") == RAN_OUT and intent["status"] in ("requires_payment_method", "canceled"),
+        expired=error.get("code") == EXPIRED_CODE and intent["status"] in ("requires_payment_method", "canceled"),
         at=_paid_at(intent) if at is None else at,
     )
 

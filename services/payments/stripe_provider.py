@@ -12,6 +12,7 @@ from typing import Any, NoReturn, cast
 import stripe
 from stripe import HTTPClient, StripeClient, StripeError
 
+from services.brazil.folding import to_ascii
 from services.chassis.errors import (
     CredentialsRefused,
     ExternalServiceError,
@@ -25,10 +26,9 @@ from services.chassis.errors import (
 )
 from services.chassis.outbound.client import Outbound, retry_after
 from services.chassis.violations import Rule
-from services.payments.latin import to_ascii
-from services.payments.payment import Order
-from services.payments.provider import Standing
-from services.payments.stripe_intents import OURS, code_of, decline_of, standing_of, unexpected
+from services.payments.provider import PaymentSnapshot
+from services.payments.requests import PaymentRequest
+from services.payments.stripe_intents import OURS, code_of, decline_of, snapshot_of, unexpected
 
 INTENTS = "/v1/payment_intents"
 #: A page has 100 PaymentIntents. Stripe lets an account make 100 a second, so no narrow window has more than this.
@@ -113,32 +113,32 @@ class StripeProvider:
         transport = Transport(http, base)
         self._client = StripeClient(key, base_addresses={"api": base}, http_client=transport, max_network_retries=0)
 
-    def prepare(self, payment_id: str, order: Order) -> bytes:
+    def prepare(self, payment_id: str, request: PaymentRequest) -> bytes:
         params: dict[str, Any] = {
-            "amount": order.amount_minor,
-            "currency": order.currency.lower(),
+            "amount": request.amount_minor,
+            "currency": request.currency.lower(),
             # An empty value would delete the key.
-            "metadata": {**{key: value for key, value in order.metadata.items() if value}, OURS: payment_id},
+            "metadata": {**{key: value for key, value in request.metadata.items() if value}, OURS: payment_id},
         }
-        if order.description:
-            params["description"] = order.description
-        if order.manual_capture:
+        if request.description:
+            params["description"] = request.description
+        if request.manual_capture:
             params["capture_method"] = "manual"
-        if order.methods:
-            params["allowed_payment_method_types"] = [method.lower() for method in order.methods]
+        if request.methods:
+            params["allowed_payment_method_types"] = [method.lower() for method in request.methods]
         else:
             params["automatic_payment_methods"] = {"enabled": True}
-        if order.expiry:
+        if request.expiry:
             params["payment_method_options"] = {
-                method.lower(): {EXPIRIES[method]: length} for method, length in order.expiry.items()
+                method.lower(): {EXPIRIES[method]: length} for method, length in request.expiry.items()
             }
-        if order.confirmed_here:
-            params |= {"confirm": True, "payment_method_data": _method_data(order)}
+        if request.confirmed_here:
+            params |= {"confirm": True, "payment_method_data": _method_data(request)}
         return json.dumps(params).encode()
 
-    async def create(self, prepared: bytes, key: str) -> Standing:
+    async def create(self, prepared: bytes, key: str) -> PaymentSnapshot:
         params = json.loads(prepared)
-        intent = _standing(await self._request("post", INTENTS, {**params, "idempotency_key": key}))
+        intent = _snapshot(await self._request("post", INTENTS, {**params, "idempotency_key": key}))
         if (intent.amount_minor, intent.currency) != (params["amount"], params["currency"].upper()):
             unexpected("payment_intent_amount", payment_intent=intent.intent_id)
             other = OutcomeUnknown("stripe", None, "stripe answered with another amount than it was asked for")
@@ -146,15 +146,15 @@ class StripeProvider:
             raise other
         return intent
 
-    async def retrieve(self, intent_id: str) -> Standing:
+    async def retrieve(self, intent_id: str) -> PaymentSnapshot:
         # The charge says how it was paid, and when: read along, it costs no request of its own.
-        return _standing(await self._request("get", f"{INTENTS}/{intent_id}", {"expand": ["latest_charge"]}))
+        return _snapshot(await self._request("get", f"{INTENTS}/{intent_id}", {"expand": ["latest_charge"]}))
 
-    async def cancel(self, intent_id: str, key: str) -> Standing:
+    async def cancel(self, intent_id: str, key: str) -> PaymentSnapshot:
         params = {"cancellation_reason": "abandoned", "idempotency_key": key}
-        return _standing(await self._request("post", f"{INTENTS}/{intent_id}/cancel", params))
+        return _snapshot(await self._request("post", f"{INTENTS}/{intent_id}/cancel", params))
 
-    async def find(self, payment_id: str, since: float, until: float) -> Standing | None:
+    async def find(self, payment_id: str, since: float, until: float) -> PaymentSnapshot | None:
         # Not by Search, which finds things a while after they are made.
         params: dict[str, Any] = {
             "created": {"gte": int(since), "lte": int(until)},
@@ -168,7 +168,7 @@ class StripeProvider:
                 raise _unreadable(page, "no list of PaymentIntents")
             for intent in intents:
                 if value_at(intent, "metadata", OURS) == payment_id:
-                    return _standing(intent)
+                    return _snapshot(intent)
             if not intents or not page.get("has_more"):
                 return None
             params["starting_after"] = value_at(intents[-1], "id")
@@ -185,11 +185,11 @@ class StripeProvider:
             raise OutcomeUnknown("stripe", error, "stripe answered something that its SDK cannot read") from error
 
 
-def _standing(answer: object) -> Standing:
+def _snapshot(answer: object) -> PaymentSnapshot:
     if value_at(answer, "object") != "payment_intent":
         raise _unreadable(answer, "no PaymentIntent")
     try:
-        return standing_of(cast(Mapping[str, Any], answer))
+        return snapshot_of(cast(Mapping[str, Any], answer))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise _unreadable(answer, "a PaymentIntent that cannot be read") from error
 
@@ -254,8 +254,8 @@ def _replayed(headers: Mapping[str, str]) -> bool:
     return headers.get("idempotent-replayed") == "true"
 
 
-def _method_data(order: Order) -> dict[str, Any]:
-    kind, payer = order.methods[0].lower(), order.payer
+def _method_data(request: PaymentRequest) -> dict[str, Any]:
+    kind, payer = request.methods[0].lower(), request.payer
     about = _filled({"name": payer.name, "email": payer.email, "phone": payer.phone})
     if kind == "pix":
         return {"type": kind, "billing_details": about}

@@ -11,9 +11,9 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from services.chassis.outbound.client import outbound
-from services.payments.payment import Order
+from services.payments.requests import PaymentRequest
 from services.payments.stripe_provider import StripeProvider
-from tests.fakes.payments_service import order
+from tests.fakes.payments_service import payment_request
 from tests.fakes.sandbox_bench import Bench, sandbox_bench
 from topsmile.payments.v1 import payments_pb2 as pb
 
@@ -57,7 +57,7 @@ def stripe(http: Any = None) -> StripeProvider:
 
 @pytest.mark.parametrize("changes", ORDERS.values(), ids=ORDERS.keys())
 def test_a_payment_is_asked_for_with_stripes_own_parameters(changes: dict[str, Any]) -> None:
-    params = json.loads(stripe().prepare("pay_1", Order.from_request(order(**changes))))
+    params = json.loads(stripe().prepare("pay_1", PaymentRequest.from_request(payment_request(**changes))))
     allowed = known("POST /v1/payment_intents")
     kinds: dict[str, type | tuple[type, ...]] = {"integer": int, "boolean": bool, "string": str, "array": list}
 
@@ -70,7 +70,9 @@ def test_a_payment_is_asked_for_with_stripes_own_parameters(changes: dict[str, A
 
 
 def test_a_boleto_sends_every_billing_detail_that_stripe_needs_in_ascii() -> None:
-    params = json.loads(stripe().prepare("pay_1", Order.from_request(order(methods=["PAYMENT_METHOD_BOLETO"]))))
+    params = json.loads(
+        stripe().prepare("pay_1", PaymentRequest.from_request(payment_request(methods=["PAYMENT_METHOD_BOLETO"])))
+    )
     billing = params["payment_method_data"]["billing_details"]
     sent = {**billing, **billing["address"]}
 
@@ -86,7 +88,7 @@ def test_a_search_in_time_uses_stripes_own_parameters() -> None:
 async def test_the_version_the_key_and_nothing_else_of_ours_goes_along(bench: Bench) -> None:
     async with outbound(bench.url, service="stripe") as http:
         provider = StripeProvider(http, bench.url, "sk_test_1")
-        prepared = provider.prepare("pay_1", Order.from_request(order()))
+        prepared = provider.prepare("pay_1", PaymentRequest.from_request(payment_request()))
         first = await provider.create(prepared, "pay_1-create")
         again = await provider.create(prepared, "pay_1-create")
         answer = await bench.stripe("GET", f"/v1/payment_intents/{first.intent_id}")

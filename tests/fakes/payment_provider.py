@@ -3,13 +3,13 @@
 import json
 from dataclasses import dataclass, field, replace
 
-from services.payments.payment import Order
-from services.payments.provider import Decline, Standing, Status
+from services.payments.provider import Decline, PaymentSnapshot, Status
+from services.payments.requests import PaymentRequest
 
 
-def standing(payment_id: str, status: Status, *, declined: bool = False) -> Standing:
+def snapshot(payment_id: str, status: Status, *, declined: bool = False) -> PaymentSnapshot:
     captured = 15000 if status == "SUCCEEDED" else 0
-    return Standing(
+    return PaymentSnapshot(
         intent_id="pi_1",
         payment_id=payment_id,
         status=status,
@@ -24,28 +24,28 @@ def standing(payment_id: str, status: Status, *, declined: bool = False) -> Stan
 
 @dataclass
 class FakeProvider:
-    standing: Standing
+    snapshot: PaymentSnapshot
     created: list[str] = field(default_factory=list)
     reads: int = 0
 
-    def prepare(self, payment_id: str, order: Order) -> bytes:
-        return json.dumps({"payment_id": payment_id, "amount": order.amount_minor}).encode()
+    def prepare(self, payment_id: str, request: PaymentRequest) -> bytes:
+        return json.dumps({"payment_id": payment_id, "amount": request.amount_minor}).encode()
 
-    async def create(self, prepared: bytes, key: str) -> Standing:
+    async def create(self, prepared: bytes, key: str) -> PaymentSnapshot:
         self.created.append(key)
-        return replace(self.standing, payment_id=json.loads(prepared)["payment_id"])
+        return replace(self.snapshot, payment_id=json.loads(prepared)["payment_id"])
 
-    async def retrieve(self, intent_id: str) -> Standing:
-        assert intent_id == self.standing.intent_id
+    async def retrieve(self, intent_id: str) -> PaymentSnapshot:
+        assert intent_id == self.snapshot.intent_id
         self.reads += 1
-        return self.standing
+        return self.snapshot
 
-    async def cancel(self, intent_id: str, key: str) -> Standing:
-        assert intent_id == self.standing.intent_id
+    async def cancel(self, intent_id: str, key: str) -> PaymentSnapshot:
+        assert intent_id == self.snapshot.intent_id
         assert key
-        self.standing = replace(self.standing, status="CANCELED")
-        return self.standing
+        self.snapshot = replace(self.snapshot, status="CANCELED")
+        return self.snapshot
 
-    async def find(self, payment_id: str, since: float, until: float) -> Standing | None:
+    async def find(self, payment_id: str, since: float, until: float) -> PaymentSnapshot | None:
         assert since < until
-        return self.standing if payment_id == self.standing.payment_id else None
+        return self.snapshot if payment_id == self.snapshot.payment_id else None

@@ -18,7 +18,7 @@ from services.chassis.errors import ServiceError
 from services.chassis.rpc.error_details import from_rpc_error
 from services.chassis.rpc.health import Readiness
 from services.chassis.rpc.server import listening
-from services.payments.__main__ import Parts, assembled
+from services.payments.__main__ import Parts, assemble
 from services.payments.settings import Settings
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
@@ -39,7 +39,7 @@ class Payments:
         return self.parts.database
 
     async def create(self, key: str = "key-1", **changes: Any) -> pb.Payment:
-        answer: pb.CreatePaymentResponse = await self.stub.CreatePayment(order(key, **changes))
+        answer: pb.CreatePaymentResponse = await self.stub.CreatePayment(payment_request(key, **changes))
         return answer.payment
 
     async def get(self, payment_id: str) -> pb.Payment:
@@ -80,7 +80,7 @@ async def payments_service(
             **more,
         }
     )
-    async with assembled(settings) as parts:
+    async with assemble(settings) as parts:
         loops = [asyncio.create_task(worker.run()) for worker in parts.workers]
         readiness = Readiness(parts.database)
         async with (
@@ -104,7 +104,9 @@ def address(**changes: str) -> pb.Address:
     return pb.Address(**given)
 
 
-def order(key: str = "key-1", *, amount: int = 15000, currency: str = "BRL", **changes: Any) -> pb.CreatePaymentRequest:
+def payment_request(
+    key: str = "key-1", *, amount: int = 15000, currency: str = "BRL", **changes: Any
+) -> pb.CreatePaymentRequest:
     given = {
         "appointment_id": "apt-1",
         "patient_id": "pat-1",

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from services.payments import change_log
 from tests.fakes.gateway import House, house, until
-from tests.fakes.payments_service import Payments, order, payments_service, refusal
+from tests.fakes.payments_service import Payments, payment_request, payments_service, refusal
 from tests.fakes.sandbox_bench import Bench
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
@@ -66,7 +66,7 @@ async def gateway(guarded: Payments, tmp_path: Path) -> AsyncIterator[House]:
 
 
 async def created(guarded: Payments, token: str = "clinic", key: str = "key-1", **changes: Any) -> pb.Payment:
-    call = guarded.stub.CreatePayment(order(key, **changes), metadata=bearer(token))
+    call = guarded.stub.CreatePayment(payment_request(key, **changes), metadata=bearer(token))
     answer: pb.CreatePaymentResponse = await call
     return answer.payment
 
@@ -208,7 +208,7 @@ async def test_a_quiet_callers_cursor_stays_good_while_others_are_busy(guarded: 
     guarded.database.offset_ms = 31 * 86_400_000
     watch = guarded.stub.WatchPayments(pb.WatchPaymentsRequest(cursor=cursor), metadata=bearer("clinic"))
     assert [(await heard(watch)).change.payment.caller for _ in range(2)] == ["clinic"] * 2
-    await guarded.database.run(change_log.forget)
+    await guarded.database.run(change_log.purge)
     await created(guarded, "clinic", "late", appointment_id="late")
 
     # The clinic's own last change is purged; this watch has seen all that came after it.

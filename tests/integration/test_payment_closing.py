@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from prometheus_client import REGISTRY
 
-from services.chassis.database.connect import connect
-from services.chassis.database.transactions import maybe_one, rows
+from services.chassis.database.migrations import apply, bootstrap, stream
+from services.chassis.database.postgres import Postgres
+from services.chassis.database.sqlite import SQLite
+from services.chassis.database.transactions import Database, maybe_one, rows
 from services.chassis.errors import AlreadyExists, OutcomeUnknown
 from services.chassis.queue import jobs
 from services.payments import change_log, store
 from services.payments.__main__ import MIGRATIONS
-from tests.fakes.payments_service import Payments, eventually, order, payments_service, refusal, status
+from tests.fakes.payments_service import Payments, eventually, payment_request, payments_service, refusal, status
 from tests.fakes.sandbox_bench import Bench
 from topsmile.payments.v1 import payments_pb2 as pb
 
@@ -289,7 +289,7 @@ async def test_a_canceled_call_leaves_no_payment_that_nobody_performs(
     payments: Payments, bench: Bench, delay: int
 ) -> None:
     """Its key answers at once, or as soon as the first call's work is done: never only after a lease."""
-    call = payments.stub.CreatePayment(order())
+    call = payments.stub.CreatePayment(payment_request())
     await asyncio.sleep(delay / 1000)
     call.cancel()
     payment = await repeated(payments)
@@ -304,7 +304,7 @@ async def test_a_call_that_ran_out_of_time_leaves_no_payment_that_nobody_perform
 ) -> None:
     await bench.fault(provider="stripe", kind="delay", path=CREATE, seconds=0.3)
     with pytest.raises(grpc.aio.AioRpcError):
-        await payments.stub.CreatePayment(order(), timeout=seconds)
+        await payments.stub.CreatePayment(payment_request(), timeout=seconds)
 
     assert status(await repeated(payments)) == "AWAITING_METHOD"
 
@@ -377,21 +377,20 @@ async def test_the_job_of_a_new_payment_outlasts_an_outage_of_its_provider(
     for _ in range(jobs.MIN_TRIES + 1):
         job = await payments.database.run(jobs.claim_one, queue, new.change.payment.payment_id)
         assert job is not None
-        assert not await payments.database.run(jobs.fail, job, HOUR / 1000, "NOT_SENT", store.gave_up)
+        assert not await payments.database.run(jobs.fail, job, HOUR / 1000, "NOT_SENT", store.on_discarded)
 
 
-async def test_an_upgrade_schedules_a_reading_of_each_open_payment(
-    database_url: str, bench: Bench, tmp_path: Path
-) -> None:
-    old = tmp_path / "migrations"
-    old.mkdir()
-    shutil.copy(MIGRATIONS / "0002_payments.sql", old)
+async def test_upgrade_with_open_payments_schedules_a_reading_of_each(database_url: str, bench: Bench) -> None:
     intents = [
         (await bench.stripe("POST", "/v1/payment_intents", amount=15000, currency="brl")).json["id"] for _ in range(3)
     ]
-    async with connect(database_url, old) as database:
-        for intent_id, rank in zip([*intents, "pi_done", ""], (10, 10, 20, 80, 0), strict=True):
-            await database.run(stored_before, intent_id, rank)
+    path = database_url.removeprefix("sqlite:///")
+    database: Database = await (Postgres.open(database_url) if path == database_url else SQLite.open(path))
+    await database.run(bootstrap)
+    await database.run(apply, [script for script in stream(MIGRATIONS) if script[0] < "0003"])
+    for intent_id, rank in zip([*intents, "pi_done", ""], (10, 10, 20, 80, 0), strict=True):
+        await database.run(stored_before, intent_id, rank)
+    await database.close()
     for intent_id in intents:
         await bench.stripe("POST", f"/v1/payment_intents/{intent_id}/cancel")
     async with payments_service(database_url, bench.url) as payments:

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from services.chassis.errors import InvalidRequest
 from services.chassis.queue import operations
 from services.payments import store
-from tests.fakes.payments_service import Payments, event, eventually, order, payments_service, refusal, status
+from tests.fakes.payments_service import Payments, event, eventually, payment_request, payments_service, refusal, status
 from tests.fakes.sandbox_bench import Bench
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
@@ -101,12 +101,12 @@ async def test_an_unpaid_code_is_read_for_days_before_it_is_given_up_and_cancele
     payments: Payments, bench: Bench
 ) -> None:
     payment = await payments.create(methods=["PAYMENT_METHOD_PIX"])
-    ran_out = payment.expires_time.ToMilliseconds() - payment.create_time.ToMilliseconds()
+    expired = payment.expires_time.ToMilliseconds() - payment.create_time.ToMilliseconds()
     for day in range(1, 5):
-        payments.database.offset_ms = ran_out + day * DAY
+        payments.database.offset_ms = expired + day * DAY
         await eventually(lambda day=day: has_read(payments, day))  # type: ignore[misc]  # mypy cannot infer the lambda
         assert status(await payments.get(payment.payment_id)) == "AWAITING_CUSTOMER"
-    payments.database.offset_ms = ran_out + 5 * DAY + 3_600_000
+    payments.database.offset_ms = expired + 5 * DAY + 3_600_000
 
     await payments.until(payment.payment_id, "EXPIRED")
     assert await at_stripe(bench, payment) == "canceled"
@@ -124,7 +124,7 @@ async def at_stripe(bench: Bench, payment: pb.Payment) -> str:
 
 async def test_an_event_before_the_answer_is_not_undone_by_it(payments: Payments, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="hang_after_accepting", path="POST /v1/payment_intents", seconds=0.8)
-    creating = payments.stub.CreatePayment(order())
+    creating = payments.stub.CreatePayment(payment_request())
     await eventually(lambda: made_at_stripe(bench))
     (created,) = await events_of(bench)
     payment_id = created["data"]["object"]["metadata"]["topsmile_payment_id"]

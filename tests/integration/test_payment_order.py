@@ -17,14 +17,14 @@ from services.chassis.outbound.retry import Retry
 from services.chassis.queue import jobs
 from services.chassis.queue.jobs import Complete, Queue
 from services.chassis.rpc.idempotency import Fingerprints
-from services.payments import learning, store
+from services.payments import store, transitions
 from services.payments.__main__ import MIGRATIONS
-from services.payments.lattice import status_of
-from services.payments.payment import Order
-from services.payments.provider import Standing, Status
+from services.payments.provider import PaymentSnapshot, Status
+from services.payments.requests import PaymentRequest
 from services.payments.sender import Sender
-from tests.fakes.payment_provider import FakeProvider, standing
-from tests.fakes.payments_service import order
+from services.payments.status import status_of
+from tests.fakes.payment_provider import FakeProvider, snapshot
+from tests.fakes.payments_service import payment_request
 
 ID = "pay_1"
 
@@ -63,18 +63,18 @@ class World:
 
     def __init__(self, database: Database, story: list[Moment]) -> None:
         self.database = database
-        self.told = [standing(ID, status, declined=declined) for status, declined in story]
+        self.told = [snapshot(ID, status, declined=declined) for status, declined in story]
         self.provider = FakeProvider(self.told[-1])
         sender = Sender(database, self.provider, CircuitBreaker("fake"), Retry())
-        self.queue = Queue(store.QUEUE, sender.handle, store.gave_up)
+        self.queue = Queue(store.QUEUE, sender.handle, store.on_discarded)
 
     async def open(self) -> None:
-        wanted = Order.from_request(order())
-        new = store.Opening(
+        wanted = PaymentRequest.from_request(payment_request())
+        new = store.NewPayment(
             record=wanted.record(ID, "local", livemode=False),
             caller="local",
             idempotency_key="key-1",
-            fingerprint=Fingerprints()(wanted.asked),
+            fingerprint=Fingerprints()(wanted.fingerprint_fields),
             allow_another=False,
             confirmed=False,
             prepared=b"",
@@ -84,12 +84,12 @@ class World:
 
     async def hear(self, what: str) -> None:
         if what == "answer":
-            await self.database.run(learning.created, ID, self.told[0], False)
+            await self.database.run(transitions.apply_creation, ID, self.told[0], False)
         elif what == "reading":
             await self.read()
         else:
-            report: Standing = self.told[int(what.split()[1])]
-            await self.database.run(learning.apply_report, what, report)
+            report: PaymentSnapshot = self.told[int(what.split()[1])]
+            await self.database.run(transitions.apply_report, what, report)
 
     async def read(self) -> None:
         """Do what waits in the queue; the payment's own job was claimed by the call that opened it."""

@@ -10,7 +10,7 @@ import pytest
 
 from services.chassis.database.transactions import rows
 from services.chassis.errors import InvalidRequest, OutOfRange
-from services.payments.change_log import bounds, forget
+from services.payments.change_log import bounds, purge
 from tests.fakes.payments_service import Payments, payments_service, refusal, status
 from tests.fakes.sandbox_bench import Bench
 from topsmile.payments.v1 import payments_pb2 as pb
@@ -115,7 +115,7 @@ async def test_the_last_cursor_of_a_quiet_log_stays_good_when_the_rest_is_purged
     await payments.create()
     _, last = await payments.changes(2)
     payments.database.offset_ms = 40 * DAY
-    await payments.database.run(forget)
+    await payments.database.run(purge)
     assert await payments.database.read(bounds) == (2, 1)
     later = asyncio.create_task(payments.changes(1, last.cursor))
     payments.database.offset_ms = 0
@@ -129,7 +129,7 @@ async def test_a_cursor_older_than_the_log_is_said_to_be(payments: Payments) -> 
     first, _ = await payments.changes(2)
     payments.database.offset_ms = 31 * DAY
     await payments.create("key-2", appointment_id="apt-2")
-    await payments.database.run(forget)
+    await payments.database.run(purge)
     assert await payments.database.read(bounds) == (4, 2)
     watch = payments.stub.WatchPayments(pb.WatchPaymentsRequest(cursor=first.cursor))
     error = await refusal(watch.read())

@@ -36,8 +36,8 @@ from tests.fakes.payments_service import (
     address,
     attempt,
     eventually,
-    order,
     payer,
+    payment_request,
     payments_service,
     refusal,
     status,
@@ -251,7 +251,7 @@ async def test_create_payment_while_stripe_stays_busy_says_when_to_come_back(
 ) -> None:
     await bench.fault(provider="stripe", kind="status", path=CREATE, times=0, **busy)
     async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
-        error = await refusal(payments.stub.CreatePayment(order(), timeout=2.5))
+        error = await refusal(payments.stub.CreatePayment(payment_request(), timeout=2.5))
 
     assert (error.code.name, error.reason) == ("ABORTED", "PROVIDER_BUSY")
     assert error.retry_after == busy.get("retry_after", 1.0)
@@ -444,7 +444,7 @@ async def test_a_caller_with_little_time_is_told_in_time_and_the_queue_goes_on(
     payments: Payments, bench: Bench
 ) -> None:
     await bench.fault(provider="stripe", kind="delay", path=CREATE, seconds=3)
-    error = await refusal(payments.stub.CreatePayment(order(), timeout=1.5))
+    error = await refusal(payments.stub.CreatePayment(payment_request(), timeout=1.5))
 
     assert isinstance(error, OutcomeUnknown)
     await eventually(lambda: settled(payments))
@@ -454,7 +454,7 @@ async def test_a_caller_with_little_time_is_told_in_time_and_the_queue_goes_on(
 
 async def test_twins_of_one_call_are_one_payment_or_in_progress(payments: Payments, bench: Bench) -> None:
     for n in range(5):
-        call = order(f"twin-{n}", appointment_id=f"apt-{n}")
+        call = payment_request(f"twin-{n}", appointment_id=f"apt-{n}")
         answers = await asyncio.gather(*(payments.stub.CreatePayment(call) for _ in range(8)), return_exceptions=True)
 
         codes = {answer.code().name for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}

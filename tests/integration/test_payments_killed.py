@@ -11,7 +11,7 @@ import pytest
 
 from services.chassis.database.connect import connect
 from services.chassis.database.transactions import rows
-from tests.fakes.payments_service import eventually, order, status
+from tests.fakes.payments_service import eventually, payment_request, status
 from tests.fakes.sandbox_bench import Bench
 from tests.processes import Process, process
 from topsmile.payments.v1 import payments_pb2 as pb
@@ -47,7 +47,7 @@ async def test_killed_after_stripe_accepted_one_charge_is_found_again(database_u
     await bench.fault(provider="stripe", kind="hang_after_accepting", path="POST /v1/payment_intents", seconds=30)
     with process("services.payments", settings) as first:
         async with stub_of(first) as stub:
-            call = asyncio.ensure_future(stub.CreatePayment(order()))
+            call = asyncio.ensure_future(stub.CreatePayment(payment_request()))
             await eventually(lambda: accepted(bench))
             first.kill()
             with pytest.raises(grpc.aio.AioRpcError):
@@ -57,7 +57,7 @@ async def test_killed_after_stripe_accepted_one_charge_is_found_again(database_u
         async with stub_of(second) as stub:
             answer = await found(stub)
             (one,) = await charges(bench)
-            again = await stub.CreatePayment(order())
+            again = await stub.CreatePayment(payment_request())
 
             assert answer.payment.stripe_payment_intent_id == one
             assert status(answer.payment) == "AWAITING_METHOD"
@@ -74,7 +74,7 @@ async def found(stub: rpc.PaymentServiceAsyncStub) -> pb.CreatePaymentResponse:
     async with asyncio.timeout(20):
         while True:
             try:
-                return await stub.CreatePayment(order())
+                return await stub.CreatePayment(payment_request())
             except grpc.aio.AioRpcError as error:
                 assert error.code() in (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE)  # noqa: PT017 - not the end
                 await asyncio.sleep(0.5)

@@ -13,11 +13,11 @@ from services.chassis.outbound.client import outbound
 from services.email.message import Mailbox
 from services.email.provider import Mail
 from services.email.sendgrid_provider import SendGridProvider
-from services.payments.payment import Order
+from services.payments.requests import PaymentRequest
 from services.payments.stripe_provider import StripeProvider
 from services.sms.provider import Text
 from services.sms.twilio_provider import TwilioProvider
-from tests.fakes.payments_service import order
+from tests.fakes.payments_service import payment_request
 from tests.fakes.sandbox_bench import ACCOUNT, TWILIO_TOKEN, sandbox_bench
 
 Send = Callable[[], Awaitable[object]]
@@ -27,7 +27,9 @@ Send = Callable[[], Awaitable[object]]
 async def stripe(url: str) -> AsyncIterator[Send]:
     async with outbound(url, service="stripe") as http:
         provider = StripeProvider(http, url, "sk_test_1")
-        yield lambda: provider.create(provider.prepare("pay_1", Order.from_request(order())), "key-1")
+        yield lambda: provider.create(
+            provider.prepare("pay_1", PaymentRequest.from_request(payment_request())), "key-1"
+        )
 
 
 @asynccontextmanager

@@ -20,9 +20,9 @@ from services.chassis.errors import (
     ProviderThrottled,
 )
 from services.chassis.outbound.client import outbound
-from services.payments.payment import Order
+from services.payments.requests import PaymentRequest
 from services.payments.stripe_provider import StripeProvider
-from tests.fakes.payments_service import order
+from tests.fakes.payments_service import payment_request
 from tests.fakes.sandbox_bench import Bench, sandbox_bench
 
 ROWS: list[tuple[dict[str, Any], type[ExternalServiceError]]] = [
@@ -58,7 +58,7 @@ async def stripe(bench: Bench) -> AsyncIterator[StripeProvider]:
 
 
 async def create(stripe: StripeProvider, key: str = "key-1", **changes: Any) -> Any:
-    return await stripe.create(stripe.prepare("pay_1", Order.from_request(order(**changes))), key)
+    return await stripe.create(stripe.prepare("pay_1", PaymentRequest.from_request(payment_request(**changes))), key)
 
 
 @pytest.mark.parametrize(("fault", "kind"), ROWS)

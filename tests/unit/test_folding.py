@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.brazil import folding
-from services.payments.latin import to_ascii
+from services.brazil.folding import to_ascii
 from services.sms.segments import GSM
 
 

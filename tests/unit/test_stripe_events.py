@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.payments import stripe_events
-from services.payments.provider import LAST_SECOND, Standing
+from services.payments.provider import MAX_TIME, PaymentSnapshot
 from services.payments.stripe_events import IgnoredEvent, ObjectReference
 from topsmile.common.v1 import common_pb2 as common
 
@@ -67,10 +67,10 @@ def test_an_event_with_any_value_in_any_place_is_read(path: tuple[str, ...], val
     read = stripe_events.read(common.ProviderEvent(event_id="evt_1", body=body), livemode=False)
 
     match read:
-        case Standing():
+        case PaymentSnapshot():
             assert 0 <= read.captured_minor <= 99_999_999
             assert 0 <= read.amount_minor <= 99_999_999
-            assert 0 <= (read.at or 0) <= LAST_SECOND
+            assert 0 <= (read.at or 0) <= MAX_TIME
             assert "\0" not in read.intent_id + read.client_secret + read.payment_id
         case ObjectReference():
             assert read.intent_id.startswith("pi_")

@@ -10,7 +10,7 @@ later. Money that was taken outranks whatever we had given up.
 
 from typing import Literal
 
-from services.payments.provider import Standing
+from services.payments.provider import PaymentSnapshot
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 
@@ -30,9 +30,9 @@ RANKS = {
 PREFIX = "PAYMENT_STATUS_"
 #: Milliseconds after which an unpaid payment is given up: a form after its last change, a code or voucher after it ran
 #: out. A boleto paid just before is confirmed up to two business days later, over a long weekend.
-FORM_KEPT, CODE_KEPT = 86_400_000, 5 * 86_400_000
+FORM_LIFETIME, CODE_GRACE = 86_400_000, 5 * 86_400_000
 
-Verdict = Literal["FORWARD", "UNCLEAR", "PAST"]
+Comparison = Literal["FORWARD", "UNCLEAR", "STALE"]
 
 # For the payer; the codes and what may be said of them: https://docs.stripe.com/declines/codes
 DECLINES = {
@@ -54,36 +54,36 @@ def rank_of(record: pb.Payment) -> int:
     return RANKS[status_of(record)]
 
 
-def judge(before: pb.Payment, after: pb.Payment) -> Verdict:
+def compare(before: pb.Payment, after: pb.Payment) -> Comparison:
     """Compare a record with what a report would make of it. UNCLEAR: only the provider can say which is newer."""
     if rank_of(after) > rank_of(before):
         return "FORWARD"
     if rank_of(after) < rank_of(before) or rank_of(before) >= FINAL or after == before:
-        return "PAST"
+        return "STALE"
     return "UNCLEAR"
 
 
-def moved(before: pb.Payment, standing: Standing, *, confirmed: bool, now: int) -> pb.Payment:
-    """What the record would be if this standing is the latest."""
+def with_snapshot(before: pb.Payment, snapshot: PaymentSnapshot, *, confirmed: bool, now: int) -> pb.Payment:
+    """What the record would be if this snapshot is the latest."""
     after = pb.Payment()
     after.CopyFrom(before)
-    ended = standing.ran_out or (standing.status == "CANCELED" and _ran_out(before, now))
-    status: str = "EXPIRED" if confirmed and ended else standing.status
+    ended = snapshot.expired or (snapshot.status == "CANCELED" and _has_expired(before, now))
+    status: str = "EXPIRED" if confirmed and ended else snapshot.status
     if status == "UNKNOWN":
         status = status_of(before)
     after.status = pb.PaymentStatus.Value(PREFIX + status)
-    after.stripe_payment_intent_id = standing.intent_id
-    after.amount_captured.amount_minor = standing.captured_minor
-    after.amount_captured.currency = standing.currency
-    if standing.method:
-        after.method = common.PaymentMethod.Value(f"PAYMENT_METHOD_{standing.method}")
+    after.stripe_payment_intent_id = snapshot.intent_id
+    after.amount_captured.amount_minor = snapshot.captured_minor
+    after.amount_captured.currency = snapshot.currency
+    if snapshot.method:
+        after.method = common.PaymentMethod.Value(f"PAYMENT_METHOD_{snapshot.method}")
     elif status == "SUCCEEDED" and not confirmed:  # what was shown last may not be what was paid with
         after.method = common.PAYMENT_METHOD_UNSPECIFIED
-    _tell_decline(after, standing)
-    _tell_step(after, standing, confirmed=confirmed)
+    _set_decline(after, snapshot)
+    _set_next_step(after, snapshot, confirmed=confirmed)
     if status == "SUCCEEDED":
-        after.paid_time.FromMilliseconds(now if standing.at is None else standing.at * 1000)
-        if _amount_differs(before, standing):
+        after.paid_time.FromMilliseconds(now if snapshot.at is None else snapshot.at * 1000)
+        if _amount_differs(before, snapshot):
             add_alert(after, pb.PAYMENT_ALERT_AMOUNT_DIFFERS)
     return after
 
@@ -92,16 +92,16 @@ def is_paid(record: pb.Payment) -> bool:
     return record.status == pb.PAYMENT_STATUS_SUCCEEDED
 
 
-def is_unpaid(standing: Standing) -> bool:
+def is_unpaid(snapshot: PaymentSnapshot) -> bool:
     """Whether the payer has not acted yet, so that nothing is under way at a bank."""
-    return standing.status in ("AWAITING_METHOD", "AWAITING_CUSTOMER")
+    return snapshot.status in ("AWAITING_METHOD", "AWAITING_CUSTOMER")
 
 
 def expires_at(record: pb.Payment) -> int:
     """Return the epoch milliseconds from which the payment is given up if nobody has paid it."""
     if record.HasField("expires_time"):
-        return record.expires_time.ToMilliseconds() + CODE_KEPT
-    return record.update_time.ToMilliseconds() + FORM_KEPT
+        return record.expires_time.ToMilliseconds() + CODE_GRACE
+    return record.update_time.ToMilliseconds() + FORM_LIFETIME
 
 
 def add_alert(record: pb.Payment, alert: pb.PaymentAlert.ValueType) -> None:
@@ -109,14 +109,14 @@ def add_alert(record: pb.Payment, alert: pb.PaymentAlert.ValueType) -> None:
         record.alerts.append(alert)
 
 
-def _amount_differs(asked: pb.Payment, standing: Standing) -> bool:
+def _amount_differs(asked: pb.Payment, snapshot: PaymentSnapshot) -> bool:
     """Less than was asked for is right only where the caller decides how much is captured."""
-    partly = asked.capture == pb.CAPTURE_METHOD_MANUAL and standing.captured_minor <= asked.amount.amount_minor
-    agreed = (standing.amount_minor, standing.currency) == (asked.amount.amount_minor, asked.amount.currency)
-    return not agreed or (standing.captured_minor != asked.amount.amount_minor and not partly)
+    partly = asked.capture == pb.CAPTURE_METHOD_MANUAL and snapshot.captured_minor <= asked.amount.amount_minor
+    agreed = (snapshot.amount_minor, snapshot.currency) == (asked.amount.amount_minor, asked.amount.currency)
+    return not agreed or (snapshot.captured_minor != asked.amount.amount_minor and not partly)
 
 
-def _ran_out(record: pb.Payment, now: int) -> bool:
+def _has_expired(record: pb.Payment, now: int) -> bool:
     return record.HasField("expires_time") and record.expires_time.ToMilliseconds() <= now
 
 
@@ -124,18 +124,18 @@ def decline_of(code: str, advice: str) -> pb.Decline:
     return pb.Decline(code=code, advice=advice, message=DECLINES.get(code, DECLINED))
 
 
-def _tell_decline(after: pb.Payment, standing: Standing) -> None:
+def _set_decline(after: pb.Payment, snapshot: PaymentSnapshot) -> None:
     after.ClearField("decline")
-    if standing.decline is not None:
-        after.decline.CopyFrom(decline_of(standing.decline.code, standing.decline.advice))
+    if snapshot.decline is not None:
+        after.decline.CopyFrom(decline_of(snapshot.decline.code, snapshot.decline.advice))
 
 
-def _tell_step(after: pb.Payment, standing: Standing, *, confirmed: bool) -> None:
+def _set_next_step(after: pb.Payment, snapshot: PaymentSnapshot, *, confirmed: bool) -> None:
     """Say what the payer has to do, unless Stripe's own form in the payer's browser does."""
     for field in ("pix", "boleto", "expires_time"):
         after.ClearField(field)
-    step = standing.step
-    if step is None or standing.status != "AWAITING_CUSTOMER":
+    step = snapshot.step
+    if step is None or snapshot.status != "AWAITING_CUSTOMER":
         return
     if confirmed and step.method == "PIX":
         after.pix.text, after.pix.image_url = step.text, step.url

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import NamedTuple
 
+from services.brazil.folding import to_ascii
 from services.brazil.phones import phone
 from services.brazil.tax_ids import tax_id
 from services.chassis.currencies import step_of
 from services.chassis.rpc.validation import Fields, normalized, printable
 from services.chassis.violations import Rule
-from services.payments.latin import to_ascii
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 
-LARGEST = 99_999_999
+MAX_AMOUNT = 99_999_999
 DEFAULT_LOCALE = "pt-BR"
 BRL_ONLY = ("PIX", "BOLETO")
 STATES = "AC AL AP AM BA CE DF ES GO MA MT MS MG PA PB PR PE PI RJ RN RS RO RR SC SP SE TO"
@@ -64,7 +64,7 @@ class Payer:
 
 
 @dataclass(frozen=True)
-class Order:
+class PaymentRequest:
     idempotency_key: str
     amount_minor: int
     currency: str
@@ -86,13 +86,13 @@ class Order:
         return len(self.methods) == 1 and self.methods[0] in BRL_ONLY
 
     @classmethod
-    def from_request(cls, request: pb.CreatePaymentRequest) -> Order:
+    def from_request(cls, request: pb.CreatePaymentRequest) -> PaymentRequest:
         fields = Fields(request)
         key = fields.key()
         amount, currency = fields.money("amount")
         methods = _methods(fields, request)
         manual = request.HasField("capture") and fields.choice("capture") == "MANUAL"
-        order = cls(
+        parsed = cls(
             idempotency_key=key,
             amount_minor=amount,
             currency=currency,
@@ -113,10 +113,10 @@ class Order:
             if manual:
                 fields.wrong("capture", Rule.NO_MANUAL_CAPTURE)
         fields.check()
-        return order
+        return parsed
 
     @property
-    def asked(self) -> dict[str, object]:
+    def fingerprint_fields(self) -> dict[str, object]:
         """What a repeated key has to ask for again. A default is as good as nothing."""
         payer = {f"payer.{name}": value for name, value in vars(self.payer).items() if name != "address"}
         address = vars(self.payer.address) if self.payer.address else {}
@@ -160,8 +160,8 @@ class Order:
 
 def _check_amount(fields: Fields, amount: int, currency: str) -> None:
     """Refuse what Stripe's minor units cannot say; nothing is rounded."""
-    if amount > LARGEST:
-        fields.wrong("amount.amount_minor", Rule.OUT_OF_RANGE, min=1, max=LARGEST)
+    if amount > MAX_AMOUNT:
+        fields.wrong("amount.amount_minor", Rule.OUT_OF_RANGE, min=1, max=MAX_AMOUNT)
     if amount % (step := step_of(currency)):
         fields.wrong("amount.amount_minor", Rule.NOT_A_MULTIPLE, step=step, currency=currency)
 

@@ -14,15 +14,15 @@ from services.chassis.errors import (
     ServiceError,
     Violation,
 )
-from services.payments.lattice import FINAL, decline_of, expires_at, is_paid, is_unpaid, judge, moved, rank_of
-from services.payments.provider import Standing
+from services.payments.provider import PaymentSnapshot
+from services.payments.status import FINAL, compare, decline_of, expires_at, is_paid, is_unpaid, rank_of, with_snapshot
 from services.payments.store import (
     BY_INTENT,
     GET,
     Stored,
-    ask_refresh,
     find,
     locked,
+    request_refresh,
     save,
     schedule_reading,
     with_attempt,
@@ -37,27 +37,27 @@ REMEMBER = """
 """
 
 
-async def created(payment_id: str, standing: Standing, again: bool) -> None:
+async def apply_creation(payment_id: str, snapshot: PaymentSnapshot, again: bool) -> None:
     """
     Store the answer to creating it. Events may have told more by now: then it only adds what they did not know.
 
     With `again`, Stripe may have repeated an answer of long ago: what became of it since is asked for.
     """
     before = await locked(payment_id)
-    after = _moved(before, standing)
-    verdict = judge(before.record, after)
+    after = _with_snapshot(before, snapshot)
+    verdict = compare(before.record, after)
     if verdict != "FORWARD":
         after = before.record
     if (verdict == "UNCLEAR" or again) and before.rank < FINAL:
-        await ask_refresh(payment_id)
+        await request_refresh(payment_id)
     after = with_attempt(after, pb.ATTEMPT_OUTCOME_DONE)
-    after.stripe_payment_intent_id = standing.intent_id
+    after.stripe_payment_intent_id = snapshot.intent_id
     if rank_of(after) < FINAL:
         await schedule_reading(after, before.now)
-    await save(before, after, client_secret=standing.client_secret)
+    await save(before, after, client_secret=snapshot.client_secret)
 
 
-async def refused(payment_id: str, error: ExternalServiceError) -> None:
+async def apply_refusal(payment_id: str, error: ExternalServiceError) -> None:
     """Store a no, the same answer for every repetition of the key; without an original, it is ours and not Stripe's."""
     before = await locked(payment_id)
     outcome = pb.ATTEMPT_OUTCOME_NOT_SENT if error.original is None else pb.ATTEMPT_OUTCOME_DECLINED
@@ -69,23 +69,23 @@ async def refused(payment_id: str, error: ExternalServiceError) -> None:
     await save(before, after, refusal=refusal_of(payment_id, error))
 
 
-def given_up(before: Stored, standing: Standing) -> bool:
+def must_cancel(before: Stored, snapshot: PaymentSnapshot) -> bool:
     """Whether an unpaid payment is to be canceled: nobody will pay it any more, or we have told so already."""
-    after = _moved(before, standing)
-    return is_unpaid(standing) and (before.rank >= FINAL or rank_of(after) >= FINAL or before.now > expires_at(after))
+    after = _with_snapshot(before, snapshot)
+    return is_unpaid(snapshot) and (before.rank >= FINAL or rank_of(after) >= FINAL or before.now > expires_at(after))
 
 
-async def learned(payment_id: str, standing: Standing, version: int, scheduled: bool) -> None:
+async def apply_reading(payment_id: str, snapshot: PaymentSnapshot, version: int, scheduled: bool) -> None:
     """
     Store what was read. It counts as the latest only if nothing was stored since the reading began.
 
     With `scheduled`, the payment's next reading is scheduled for as long as it stays open.
     """
     before = await locked(payment_id)
-    if not before.intent_id and standing.payment_id != payment_id:
+    if not before.intent_id and snapshot.payment_id != payment_id:
         return  # an event named a PaymentIntent that is not this payment's
-    after = _moved(before, standing)
-    verdict = judge(before.record, after)
+    after = _with_snapshot(before, snapshot)
+    verdict = compare(before.record, after)
     stored = verdict == "FORWARD" or (verdict == "UNCLEAR" and before.version == version)
     latest = after if stored else before.record
     if scheduled and rank_of(latest) < FINAL:
@@ -93,31 +93,31 @@ async def learned(payment_id: str, standing: Standing, version: int, scheduled: 
     if stored:
         await save(before, after)
     elif verdict == "UNCLEAR":
-        await ask_refresh(payment_id)
+        await request_refresh(payment_id)
 
 
-async def apply_report(event_id: str, standing: Standing) -> common.EventOutcome.ValueType | None:
+async def apply_report(event_id: str, snapshot: PaymentSnapshot) -> common.EventOutcome.ValueType | None:
     """Apply what an event says of a payment; None: there is no such payment."""
-    before = await _locked(standing.intent_id, standing.payment_id)
+    before = await _locked(snapshot.intent_id, snapshot.payment_id)
     if before is None:
         return None
-    if before.intent_id not in ("", standing.intent_id):
+    if before.intent_id not in ("", snapshot.intent_id):
         return common.EVENT_OUTCOME_IGNORED_FOREIGN
     if await maybe_one(APPLIED, event_id=event_id) is not None:
         return common.EVENT_OUTCOME_DUPLICATE
-    after = _moved(before, standing)
-    verdict = judge(before.record, after)
-    if verdict == "PAST":
+    after = _with_snapshot(before, snapshot)
+    verdict = compare(before.record, after)
+    if verdict == "STALE":
         return common.EVENT_OUTCOME_STALE
     await maybe_one(REMEMBER, event_id=event_id)
     if verdict == "FORWARD" and after.status != pb.PAYMENT_STATUS_EXPIRED:
-        await save(before, after, client_secret=before.client_secret or standing.client_secret)
+        await save(before, after, client_secret=before.client_secret or snapshot.client_secret)
     else:  # a code that ran out may have been paid since
-        await ask_refresh(before.payment_id, standing.intent_id)
+        await request_refresh(before.payment_id, snapshot.intent_id)
     return common.EVENT_OUTCOME_APPLIED
 
 
-async def apply_hint(event_id: str, intent_id: str, payment_id: str) -> common.EventOutcome.ValueType | None:
+async def apply_reference(event_id: str, intent_id: str, payment_id: str) -> common.EventOutcome.ValueType | None:
     """
     Have a payment that an event only names read again; None: there is no such payment.
 
@@ -132,7 +132,7 @@ async def apply_hint(event_id: str, intent_id: str, payment_id: str) -> common.E
         return common.EVENT_OUTCOME_STALE
     if event_id:
         await maybe_one(REMEMBER, event_id=event_id)
-    await ask_refresh(before.payment_id, intent_id)
+    await request_refresh(before.payment_id, intent_id)
     return common.EVENT_OUTCOME_APPLIED
 
 
@@ -144,8 +144,8 @@ async def _locked(intent_id: str, payment_id: str) -> Stored | None:
     return found
 
 
-def _moved(before: Stored, standing: Standing) -> pb.Payment:
-    return moved(before.record, standing, confirmed=bool(before.confirmed), now=before.now)
+def _with_snapshot(before: Stored, snapshot: PaymentSnapshot) -> pb.Payment:
+    return with_snapshot(before.record, snapshot, confirmed=bool(before.confirmed), now=before.now)
 
 
 REFUSALS: dict[str, type[ExternalServiceError]] = {
