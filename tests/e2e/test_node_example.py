@@ -15,7 +15,7 @@ from tests.e2e.whole import Whole, whole
 from tests.processes import BARE, ROOT
 
 EXAMPLE = ROOT / "examples" / "node"
-TOKEN = "a token for the test"
+TOKEN = "a-token-for-the-test"
 OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT")
 
 
@@ -81,7 +81,7 @@ class Example:
 
 
 async def test_the_node_example_outlives_trouble_and_creates_its_payment_once(installed: None, tmp_path: Path) -> None:
-    tokens = f"clinic:read+send+admin:{hashlib.sha256(TOKEN.encode()).hexdigest()}"
+    tokens = f"clinic:read+send+events+forward:{hashlib.sha256(TOKEN.encode()).hexdigest()}"
     with whole(tmp_path, {"PAYMENTS_AUTH_TOKENS": tokens, "GATEWAY_TOKEN": TOKEN}) as system:
         fault = {"provider": "stripe", "kind": "throttle", "retry_after": 1, "times": 3}
         await system.ask("POST", f"{system.sandbox}/_sandbox/faults", fault)

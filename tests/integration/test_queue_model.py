@@ -58,7 +58,7 @@ class QueueBesideModel(RuleBasedStateMachine):
     async def open(self) -> None:
         url = self.url or f"sqlite:///{self.folder.name}/model.db"
         self.db: Database = await self.stack.enter_async_context(connect(url))
-        for table in ("job", "pace"):
+        for table in ("job", "rate_limit"):
             await self.db.run(rows, f"DELETE FROM {table}")
         await self.db.run(rows, "CREATE TABLE IF NOT EXISTS given_up (id TEXT, reason TEXT NOT NULL)")
 
