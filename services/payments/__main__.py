@@ -39,7 +39,7 @@ class Parts(NamedTuple):
 
 
 @asynccontextmanager
-async def assemble(settings: Settings) -> AsyncIterator[Parts]:
+async def assembled(settings: Settings) -> AsyncIterator[Parts]:
     base = settings.stripe_api_base
     rate_limit = RateLimit(settings.stripe_per_second, burst=max(1, int(settings.stripe_per_second)))
     async with (
@@ -64,7 +64,7 @@ async def assemble(settings: Settings) -> AsyncIterator[Parts]:
 
 
 async def main(settings: Settings) -> None:
-    async with assemble(settings) as parts:
+    async with assembled(settings) as parts:
         details = {"providers": lambda: {"stripe": parts.breaker.state}}
         await serve(settings, parts.database, services=parts.services, workers=parts.workers, details=details)
 

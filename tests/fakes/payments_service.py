@@ -18,7 +18,7 @@ from services.chassis.errors import ServiceError
 from services.chassis.rpc.error_details import from_rpc_error
 from services.chassis.rpc.health import Readiness
 from services.chassis.rpc.server import listening
-from services.payments.__main__ import Parts, assemble
+from services.payments.__main__ import Parts, assembled
 from services.payments.settings import Settings
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
@@ -80,7 +80,7 @@ async def payments_service(
             **more,
         }
     )
-    async with assemble(settings) as parts:
+    async with assembled(settings) as parts:
         loops = [asyncio.create_task(worker.run()) for worker in parts.workers]
         readiness = Readiness(parts.database)
         async with (

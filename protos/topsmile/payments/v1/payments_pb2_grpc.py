@@ -26,12 +26,12 @@ if _version_not_supported:
 
 
 class PaymentServiceStub(object):
-    """PaymentService takes payments and tells what became of them.
+    """PaymentService takes payments and reports their status.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1. Payments keep their keys for ever. Streams have no
-    default deadline. A payment belongs to its caller, by name: another caller's payments are NOT_FOUND and are not watched,
-    and its appointments are others than yours. Scope `admin` sees all. Services that share payments or appointments use
-    tokens of one name.
+    topsmile.common.v1 describes callers, scopes, idempotency and errors. Payments keep their idempotency keys for ever.
+    Streams have no default deadline. A payment belongs to its caller, by name. Another caller's payment is NOT_FOUND, and
+    watches do not show it. Two callers that use the same appointment_id mean two appointments. Scope `admin` sees all
+    payments. Services that share payments or appointments use tokens of one name.
     """
 
     def __init__(self, channel):
@@ -58,34 +58,37 @@ class PaymentServiceStub(object):
 
 
 class PaymentServiceServicer(object):
-    """PaymentService takes payments and tells what became of them.
+    """PaymentService takes payments and reports their status.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1. Payments keep their keys for ever. Streams have no
-    default deadline. A payment belongs to its caller, by name: another caller's payments are NOT_FOUND and are not watched,
-    and its appointments are others than yours. Scope `admin` sees all. Services that share payments or appointments use
-    tokens of one name.
+    topsmile.common.v1 describes callers, scopes, idempotency and errors. Payments keep their idempotency keys for ever.
+    Streams have no default deadline. A payment belongs to its caller, by name. Another caller's payment is NOT_FOUND, and
+    watches do not show it. Two callers that use the same appointment_id mean two appointments. Scope `admin` sees all
+    payments. Services that share payments or appointments use tokens of one name.
     """
 
     def CreatePayment(self, request, context):
-        """CreatePayment opens a payment for an appointment. OK means that Stripe has it; what the payer has to do next is in
-        `client_secret` (Stripe's own form), or in `next_step` where PIX or BOLETO was asked for alone.
+        """CreatePayment opens a payment for an appointment. OK means that Stripe has the payment. The payer continues with
+        `client_secret` in Stripe's own form, or with `next_step` if PIX or BOLETO is the only method.
 
-        The operation is stored before Stripe is asked, so a call that dies is finished without its caller: repeat it with
-        the same key, or wait for WatchPayments. One caller and appointment have at most one open payment and at most one
-        paid one, unless `allow_another`. A payment that nobody pays is canceled at Stripe: a form 24 hours after its last
-        change, a code or voucher 5 days after it ran out.
+        The payment is stored before the request to Stripe. A call that dies is completed without its caller: repeat it with
+        the same key, or use WatchPayments. One caller and appointment have at most one open payment and at most one paid
+        payment, unless `allow_another` is true. An unpaid payment is canceled at Stripe: a form 24 hours after its last
+        change, a code or voucher 5 days after it expires.
 
-        Errors: INVALID_ARGUMENT (each wrong field is named; nothing was stored). ALREADY_EXISTS: IDEMPOTENCY_KEY_REUSED,
-        PAYMENT_OPEN or PAYMENT_ALREADY_PAID, whose ErrorInfo names that payment. ABORTED IN_PROGRESS: the same key is being worked on.
-        FAILED_PRECONDITION: DECLINED or PROVIDER_REJECTED, an answer that stands. RESOURCE_EXHAUSTED: THROTTLED or
-        SHEDDING, nothing was stored. UNAVAILABLE: not done, or nobody knows; always safe to repeat with the same key.
+        Errors:
+        INVALID_ARGUMENT: each wrong field is named; nothing was stored.
+        ALREADY_EXISTS: IDEMPOTENCY_KEY_REUSED, PAYMENT_OPEN or PAYMENT_ALREADY_PAID. ErrorInfo holds the other payment's id.
+        ABORTED: IN_PROGRESS, another call with the same key is running.
+        FAILED_PRECONDITION: DECLINED or PROVIDER_REJECTED. The same key always returns the same refusal.
+        RESOURCE_EXHAUSTED: THROTTLED or SHEDDING; nothing was stored.
+        UNAVAILABLE: the payment was not made, or the outcome is unknown. It is always safe to repeat the same key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayment(self, request, context):
-        """GetPayment answers what this service knows, without asking Stripe.
+        """GetPayment returns a payment as it is stored here, without a request to Stripe.
 
         Errors: INVALID_ARGUMENT (no reference), NOT_FOUND.
         """
@@ -94,14 +97,16 @@ class PaymentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchPayments(self, request, context):
-        """WatchPayments streams every change of the caller's payments, in the order of their making, beginning after a cursor,
-        and goes on with what happens later. Scopes `admin` and `events` see every caller's. Store the cursor of a response
-        once its change is dealt with; after a break ask again from there. A change may be seen twice, never missed. Changes
-        are kept for 30 days.
+        """WatchPayments streams every change of the caller's payments, in the order of their commits, after a cursor. It then
+        waits for new changes. Scopes `admin` and `events` see every caller's payments. Store the cursor of a response after
+        you have handled its change, and watch again from there after a disconnect. A change may arrive twice; no change is
+        skipped. Changes are kept for 30 days.
 
-        Errors: INVALID_ARGUMENT (not the form of a cursor). OUT_OF_RANGE CURSOR_TOO_OLD (its changes are no longer kept) or
-        CURSOR_UNKNOWN (this database never gave it, or was restored since): read the payments you care about, then watch
-        with an empty cursor. UNAVAILABLE ends the stream when the service stops: reconnect.
+        Errors:
+        INVALID_ARGUMENT: the cursor does not have the form of a cursor.
+        OUT_OF_RANGE: CURSOR_TOO_OLD (its changes are no longer kept) or CURSOR_UNKNOWN (this database did not issue it, or
+        was restored from a backup). Read your payments, then watch with an empty cursor.
+        UNAVAILABLE: the service stops; reconnect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,12 +139,12 @@ def add_PaymentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PaymentService(object):
-    """PaymentService takes payments and tells what became of them.
+    """PaymentService takes payments and reports their status.
 
-    Callers, scopes, idempotency and errors: see topsmile.common.v1. Payments keep their keys for ever. Streams have no
-    default deadline. A payment belongs to its caller, by name: another caller's payments are NOT_FOUND and are not watched,
-    and its appointments are others than yours. Scope `admin` sees all. Services that share payments or appointments use
-    tokens of one name.
+    topsmile.common.v1 describes callers, scopes, idempotency and errors. Payments keep their idempotency keys for ever.
+    Streams have no default deadline. A payment belongs to its caller, by name. Another caller's payment is NOT_FOUND, and
+    watches do not show it. Two callers that use the same appointment_id mean two appointments. Scope `admin` sees all
+    payments. Services that share payments or appointments use tokens of one name.
     """
 
     @staticmethod
@@ -246,9 +251,9 @@ class PaymentAdminServiceServicer(object):
     """
 
     def ApplyEvents(self, request, context):
-        """ApplyEvents learns from Stripe's events. It trusts its caller to have verified their signatures. OK means that each
-        event has an outcome and that what it changed is stored. Repeating an event is harmless, order does not matter: a
-        payment moves only forward.
+        """ApplyEvents updates payments from Stripe's events. The caller has verified their signatures. OK means that each event
+        has an outcome and that its changes are stored. Events may repeat and arrive in any order: a payment moves only
+        forward.
 
         Errors: INVALID_ARGUMENT (more than 100 events or 2 MiB of bodies; none was applied), UNAVAILABLE (repeat all).
         """
