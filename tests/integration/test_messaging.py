@@ -97,7 +97,15 @@ class Pigeons:
 async def pigeons(database_url: str, tmp_path: Path, *, first_per_second: float = 1000) -> AsyncIterator[Pigeons]:
     first, second = FakeProvider("first"), FakeProvider("second")
     providers = [
-        Provider[str]("first", first.send, CircuitBreaker("first"), RateLimit(first_per_second), first.find, 60.0, 1.0),
+        Provider[str](
+            "first",
+            first.send,
+            CircuitBreaker("first"),
+            RateLimit(first_per_second, burst=max(1, int(first_per_second / 20))),
+            first.find,
+            60.0,
+            1.0,
+        ),
         Provider[str](
             "second", second.send, CircuitBreaker("second"), RateLimit(1000, burst=50), second.find, 60.0, 1.0
         ),
