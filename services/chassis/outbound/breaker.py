@@ -1,9 +1,9 @@
 """
-Stop calling a service that keeps failing, and find out with one call at a time when to start again.
+Stop calling a service that keeps failing, and try one call at a time until it answers again.
 
-* CLOSED     every call goes through and is counted
-* OPEN       none goes through until the open period is over, or an operator releases the circuit
-* HALF_OPEN  one trial call goes through; it closes the circuit or opens it for twice as long
+* CLOSED     every call passes and is counted
+* OPEN       no call passes until the open period ends or an operator releases the breaker
+* HALF_OPEN  one trial call passes; its success closes the breaker, its failure opens it for twice as long
 """
 
 import random
@@ -13,9 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
-import aiobreaker
 import structlog
-from aiobreaker.listener import CircuitBreakerListener
 from aiobreaker.state import CircuitBreakerBaseState, CircuitBreakerState
 
 from services.chassis import metrics
@@ -24,17 +22,19 @@ from services.chassis.errors import BreakerOpen, DeadlineExceeded, ServiceError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TRIAL_IN_A_MOMENT = 1.0  # seconds to wait for the verdict of somebody else's trial call
+#: Seconds until a caller may come back while another caller's trial call runs.
+TRIAL_RETRY_AFTER = 1.0
+GAUGE = {CircuitBreakerState.CLOSED: 0, CircuitBreakerState.HALF_OPEN: 1, CircuitBreakerState.OPEN: 2}
 
 _log = structlog.get_logger()
-_dice = random.SystemRandom()
+_random = random.SystemRandom()
 
 
-def _judge(error: Exception) -> bool | None:
+def _is_failure(error: Exception) -> bool | None:
     """
-    True: the provider failed. False: it answered, if only with a refusal. None: the error tells nothing about it.
+    Return True where the provider failed, False where it answered, None where the error says nothing about it.
 
-    Nothing: our own bugs, and calls that ended before they reached the provider.
+    Our own bugs and calls that ended before they reached the provider say nothing.
     """
     if not isinstance(error, ServiceError) or isinstance(error, BreakerOpen | DeadlineExceeded):
         return None
@@ -42,7 +42,7 @@ def _judge(error: Exception) -> bool | None:
 
 
 class _Generation(CircuitBreakerBaseState):  # type: ignore[misc]  # aiobreaker has no types
-    """One stay in one state: what was counted in it, and the token that tells its calls from later ones."""
+    """One stay in a state, with its counts. aiobreaker's hooks: before_call, on_success, on_failure."""
 
     kind: CircuitBreakerState
 
@@ -50,29 +50,8 @@ class _Generation(CircuitBreakerBaseState):  # type: ignore[misc]  # aiobreaker 
         super().__init__(breaker, self.kind)
         self.breaker = breaker
 
-    async def call_async(self, func: Callable[..., Awaitable[T]], *args: object, **kwargs: object) -> T:
-        self.before_call(func)  # raises BreakerOpen
-        started = self.breaker.clock()
-        failed: bool | None = None  # stays so when the call is cancelled
-        try:
-            result = await func(*args, **kwargs)
-            failed = self.breaker.was_slow(started)
-        except Exception as error:
-            failed = _judge(error)
-            if failed is False:
-                failed = self.breaker.was_slow(started)
-            raise
-        else:
-            return result
-        finally:
-            self.after_call(failed)
-
-    def after_call(self, failed: bool | None) -> None:
-        if failed is not None and self.breaker.generation is self:
-            self.settle(failed)
-
-    def settle(self, failed: bool) -> None:
-        raise NotImplementedError
+    def after_call(self) -> None:
+        """Note that a call of this generation has ended, however it ended."""
 
     def capacity(self) -> int:
         return 1 if self.retry_after() == 0.0 else 0
@@ -86,21 +65,28 @@ class _Closed(_Generation):
 
     def __init__(self, breaker: "CircuitBreaker") -> None:
         super().__init__(breaker)
-        self.results: deque[tuple[float, bool]] = deque()  # within the window: when, and whether it failed
-        self.failures = 0  # among them
+        self.results: deque[tuple[float, bool]] = deque()  # (time, failed) of the calls within the window
+        self.failures = 0  # among the results
         self.failures_in_a_row = 0
 
-    def settle(self, failed: bool) -> None:
-        breaker, now = self.breaker, self.breaker.clock()
+    def on_success(self) -> None:
+        self._record(failed=False)
+        self.failures_in_a_row = 0
+
+    def on_failure(self, _error: object) -> None:
+        self._record(failed=True)
+        self.failures_in_a_row += 1
+        breaker, calls = self.breaker, len(self.results)
+        often = calls >= breaker.minimum_calls and self.failures >= breaker.failure_rate * calls
+        if often or self.failures_in_a_row >= breaker.max_failures:
+            breaker.open()
+
+    def _record(self, *, failed: bool) -> None:
+        now = self.breaker.clock()
         self.results.append((now, failed))
         self.failures += failed
-        while self.results[0][0] < now - breaker.window:
+        while self.results[0][0] < now - self.breaker.window:
             self.failures -= self.results.popleft()[1]
-        self.failures_in_a_row = self.failures_in_a_row + 1 if failed else 0
-        calls = len(self.results)
-        often = calls >= breaker.minimum_calls and self.failures >= breaker.failure_rate * calls
-        if failed and (often or self.failures_in_a_row >= breaker.fail_max):
-            breaker.open()
 
     def capacity(self) -> int:
         return sys.maxsize
@@ -115,13 +101,8 @@ class _Open(_Generation):
         self.open_for = open_for
         self.forced = forced
 
-    async def call_async(self, func: Callable[..., Awaitable[T]], *args: object, **kwargs: object) -> T:
-        self.breaker.refuse_unless(self.retry_after() == 0.0)
-        self.breaker.half_open()
-        return await self.breaker.call(func, *args, **kwargs)
-
     def retry_after(self) -> float:
-        """Count the period from now on while an operator holds the circuit open: nobody knows for how long."""
+        """Return the full period where an operator holds the breaker open: its end is not known."""
         return self.open_for if self.forced else max(0.0, self.until - self.breaker.clock())
 
 
@@ -129,40 +110,32 @@ class _HalfOpen(_Generation):
     kind = CircuitBreakerState.HALF_OPEN
     trial_running = False
 
-    def before_call(self, _func: object) -> None:
-        self.breaker.refuse_unless(not self.trial_running)
+    def before_call(self, _function: object) -> None:
         self.trial_running = True
 
-    def after_call(self, failed: bool | None) -> None:
+    def after_call(self) -> None:
         self.trial_running = False
-        super().after_call(failed)
 
-    def settle(self, failed: bool) -> None:
-        if failed:
-            self.breaker.open()
-        else:
-            self.breaker.close()
+    def on_success(self) -> None:
+        self.breaker.close()
+
+    def on_failure(self, _error: object) -> None:
+        self.breaker.open()
 
     def retry_after(self) -> float:
-        return TRIAL_IN_A_MOMENT if self.trial_running else 0.0
+        return TRIAL_RETRY_AFTER if self.trial_running else 0.0
 
 
-class _Announcer(CircuitBreakerListener):  # type: ignore[misc]  # aiobreaker has no types
-    def state_change(self, breaker: "CircuitBreaker", old: _Generation, new: _Generation) -> None:
-        metrics.breaker_state.labels(target=breaker.name).set(_GAUGE[new.kind])
-        _log.warning("breaker.state", target=breaker.name, before=old.kind.name, after=new.kind.name)
-
-
-_GAUGE = {CircuitBreakerState.CLOSED: 0, CircuitBreakerState.HALF_OPEN: 1, CircuitBreakerState.OPEN: 2}
-
-
-class CircuitBreaker(aiobreaker.CircuitBreaker):  # type: ignore[misc]  # aiobreaker has no types
+class CircuitBreaker:
     """
-    aiobreaker's states, with rules that hold when calls overlap.
+    A circuit breaker for calls that overlap.
 
-    Results may come back after the state has moved on. Each transition starts a new generation, and results of an
-    older one are ignored: the last failure of an outage must not re-open a circuit that a trial call has just closed.
-    The error that trips the circuit is raised as it is; BreakerOpen always means "not attempted".
+    It opens after `max_failures` failures in a row, or when at least `minimum_calls` calls ended within `window`
+    seconds and the share `failure_rate` of them failed. It stays open for `open_for` seconds, and twice as long after
+    each failed trial, up to `max_open_for`.
+
+    The result of a call may arrive after the state has changed. Each change begins a new generation, and results of
+    earlier generations are ignored: a late failure must not reopen what a trial has just closed.
     """
 
     def __init__(
@@ -178,12 +151,12 @@ class CircuitBreaker(aiobreaker.CircuitBreaker):  # type: ignore[misc]  # aiobre
         slow_after: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.failure_rate, self.minimum_calls, self.window = failure_rate, minimum_calls, window
-        self.open_for, self.max_open_for = open_for, max_open_for
-        self.slow_after = slow_after  #: Seconds; a call that took longer counts as failed, whatever it answered.
+        self.name = name
+        self.max_failures, self.failure_rate, self.minimum_calls = max_failures, failure_rate, minimum_calls
+        self.window, self.open_for, self.max_open_for = window, open_for, max_open_for
+        self.slow_after = slow_after  #: Seconds; a call that takes longer counts as failed, whatever it returns.
         self.clock = clock
         self.next_period = open_for
-        super().__init__(fail_max=max_failures, name=name, listeners=[_Announcer()])
         self.generation: _Generation = _Closed(self)
         metrics.breaker_state.labels(target=name).set(0)
 
@@ -193,20 +166,41 @@ class CircuitBreaker(aiobreaker.CircuitBreaker):  # type: ignore[misc]  # aiobre
         return name
 
     async def call(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self.generation.call_async(function, *args, **kwargs)
+        """Call the function and count its result. Raises BreakerOpen without a call where the breaker is open."""
+        if self.capacity() == 0:
+            raise BreakerOpen(f"{self.name} was not called: its circuit is open", retry_after=self.retry_after())
+        if isinstance(self.generation, _Open):
+            self.half_open()
+        generation, started = self.generation, self.clock()
+        generation.before_call(function)
+        failed: bool | None = None  # a cancelled call says nothing
+        try:
+            result = await function(*args, **kwargs)
+            failed = False
+        except Exception as error:
+            failed = _is_failure(error)
+            raise
+        else:
+            return result
+        finally:
+            if failed is False and self.slow_after is not None:
+                failed = self.clock() - started > self.slow_after
+            generation.after_call()
+            if failed is not None and self.generation is generation:
+                generation.on_failure(None) if failed else generation.on_success()
 
     def capacity(self) -> int:
-        """How many calls would be let through now."""
+        """Return how many calls may pass now."""
         return self.generation.capacity()
 
     def retry_after(self) -> float:
-        """Seconds until a call may be let through; 0.0 when one would be now."""
+        """Return the seconds until a call may pass; 0.0 where one may pass now."""
         return self.generation.retry_after()
 
     def open(self) -> None:
-        """Trip. Jitter only shortens the period: replicas must not all try again in the same instant."""
+        """Open for the next period, shortened at random so that replicas do not try again together."""
         period, self.next_period = self.next_period, min(self.max_open_for, 2 * self.next_period)
-        self._enter(_Open(self, period * _dice.uniform(0.8, 1.0)))
+        self._enter(_Open(self, period * _random.uniform(0.8, 1.0)))
 
     def half_open(self) -> None:
         self._enter(_HalfOpen(self))
@@ -216,22 +210,15 @@ class CircuitBreaker(aiobreaker.CircuitBreaker):  # type: ignore[misc]  # aiobre
         self._enter(_Closed(self))
 
     def force_open(self) -> None:
-        """Let nothing through until an operator releases the circuit."""
+        """Let no call pass until an operator releases the breaker."""
         self._enter(_Open(self, self.open_for, forced=True))
 
     def release(self) -> None:
-        """Let one trial call through at once, however long the circuit had still to stay open."""
+        """Let one trial call pass now, however long the open period still lasts."""
         if isinstance(self.generation, _Open):
             self.half_open()
 
-    def refuse_unless(self, allowed: bool) -> None:
-        if not allowed:
-            raise BreakerOpen(f"{self.name} was not called: its circuit is open", retry_after=self.retry_after())
-
-    def was_slow(self, started: float) -> bool:
-        return self.slow_after is not None and self.clock() - started > self.slow_after
-
     def _enter(self, generation: _Generation) -> None:
         before, self.generation = self.generation, generation
-        for listener in self.listeners:
-            listener.state_change(self, before, generation)
+        metrics.breaker_state.labels(target=self.name).set(GAUGE[generation.kind])
+        _log.warning("breaker.changed", target=self.name, before=before.kind.name, after=generation.kind.name)
