@@ -36,7 +36,7 @@ from services.chassis.http.problems import Refusal, answer
 from services.chassis.outbound import deadline
 from services.chassis.rpc import authentication
 from services.chassis.rpc.authentication import Authenticator
-from services.chassis.rpc.caller_limit import CallerLimit
+from services.chassis.rpc.limits import CallerLimit
 
 DEADLINE = 10.0  # seconds for a whole request
 MAX_CONCURRENT = 500  # requests that run together; more are shed

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from gateway.settings import Settings, Target
 from services.chassis import context
 from services.chassis.errors import CredentialsRefused, PermissionDenied, Unauthenticated
-from services.chassis.noting import note_answer
+from services.chassis.log_response import log_response
 from services.chassis.outbound import deadline
 from services.chassis.outbound.breaker import CircuitBreaker
 from services.chassis.rpc.error_details import from_rpc_error
@@ -86,7 +86,7 @@ class Service:
         except grpc.aio.AioRpcError as error:
             raise self.named(error) from error
         if isinstance(answer, Message):
-            note_answer(answer)
+            log_response(answer)
         return answer
 
     def named(self, error: grpc.aio.AioRpcError) -> Exception:

@@ -49,7 +49,7 @@ async def served(*, arrival: float = 10.0, beat: float = 60.0, callers: str = ""
     chosen = {**dict(OPTIONS), **{f"grpc.{name}": value for name, value in options.items()}}
     settings = Settings.model_validate({"listen": "127.0.0.1:0", **({"auth_tokens": callers} if callers else {})})
     server = grpc.aio.server(options=tuple(chosen.items()))
-    methods = Interceptors(server, interceptor_chain(settings), arrival=arrival)
+    methods = Interceptors(server, interceptor_chain(settings), receive_timeout=arrival)
     servicer = EchoServicer()
     servicer.beat = beat
     add_echo(servicer, methods)

@@ -32,7 +32,8 @@ from services.chassis.errors import (
 )
 from services.chassis.rpc.error_details import DETAILS_KEY, from_rpc_error
 from services.chassis.rpc.health import HealthServicer, Readiness
-from services.chassis.rpc.interceptors import ConcurrencyLimit, Interceptors
+from services.chassis.rpc.interceptors import Interceptors
+from services.chassis.rpc.limits import ConcurrencyLimit
 from services.chassis.rpc.server import Service, listening
 from tests.fakes.echo_service import ADMIN_NAME, NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 

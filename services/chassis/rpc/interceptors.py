@@ -1,15 +1,13 @@
 """
-What happens around every RPC, one class for each reason.
+The interceptors around every RPC: the mechanism, and those for errors, callers and deadlines.
 
-Each awaits the next one in, so that unary calls and streams share one text and nothing is left open when a caller goes
-away. Their order stands, with its reason, in server.py.
+Each awaits the next one, so unary calls and streams share the code and a cancelled call leaves nothing open.
+`server.py` holds their order and its reasons.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,45 +15,35 @@ from functools import cache, cached_property, partial
 from typing import Any, NoReturn, Protocol, TypeAlias, cast
 
 import grpc
-import limits
-import structlog
 from google.protobuf.message import DecodeError, Message
 
 from services.chassis import context, metrics
 from services.chassis.errors import DeadlineExceeded, InvalidRequest, ServiceError, Throttled
-from services.chassis.noting import note_answer
+from services.chassis.log_response import log_response
 from services.chassis.outbound import deadline
 from services.chassis.rpc import authentication
-from services.chassis.rpc.caller_limit import CallerLimit
 from services.chassis.rpc.error_details import DETAILS_KEY, to_status
 from services.chassis.violations import Rule
 
-DEFAULT_DEADLINE = 10.0  # seconds, for unary calls of callers that set none
-MARGIN = 0.05  # what the answer needs for its way back
-MEANINGFUL_WORK = 0.05
-STREAMS_AGAIN = 5.0  # seconds after which a refused stream may be tried again
-#: Those of a certificate's names that may be a caller's: not its addresses, and not its subject.
+#: Seconds for unary calls whose callers set no deadline.
+DEFAULT_DEADLINE = 10.0
+#: Seconds that the response needs to reach the caller, and the least that is worth beginning with.
+MARGIN = MEANINGFUL_WORK = 0.05
+#: Seconds for the message of a unary request to arrive, and the calls that may wait for theirs at one time.
+RECEIVE_TIMEOUT, MAX_RECEIVING = 10.0, 2_000
+#: The names in a certificate that may be a caller's. Addresses and subjects may not.
 PEER_NAMES = ("peer_dns", "peer_uri")
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-
-#: Seconds for a request's one message to arrive whole, and calls that may wait for theirs at the same time.
-ARRIVAL, ARRIVING = 10.0, 2_000
-
 SHED = Throttled("too many RPCs are running", reason="SHEDDING", retry_after=1.0)
-LATE = DeadlineExceeded("the request must arrive whole within its time")
-ABSENT = InvalidRequest([Rule.MALFORMED_MESSAGE.at("")])
+TOO_LATE = DeadlineExceeded("the request must arrive whole within its time")
+NO_MESSAGE = InvalidRequest([Rule.MALFORMED_MESSAGE.at("")])
 
-REFUSED_CREDENTIALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-#: What an operator looks into.
-WARNINGS = (grpc.StatusCode.UNAVAILABLE, *REFUSED_CREDENTIALS)
-
-log = structlog.get_logger()
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 @dataclass
 class Call:
-    """One RPC. `code` and `error` are what came of it, for the log line; `response` is a unary call's, serialised."""
+    """One RPC. `code` and `error` hold its outcome; `response` is the serialized response of a unary call."""
 
     method: str
     handler: Handler
@@ -87,90 +75,91 @@ class Interceptor(Protocol):
 
 class Interceptors:
     """
-    Stands in for the server that servicers are added to, and puts the interceptors around each method, outermost first.
+    Register servicers with the interceptors around each method, outermost first.
 
-    Once: gRPC's own interceptors are asked, and a handler made, at every call. Requests are parsed inside of them.
+    The chain is built once per method. gRPC's own interceptors build a handler at every call, after it has parsed the
+    request.
     """
 
     def __init__(
-        self, server: grpc.aio.Server, interceptors: Sequence[Interceptor], *, arrival: float = ARRIVAL
+        self, server: grpc.aio.Server, interceptors: Sequence[Interceptor], *, receive_timeout: float = RECEIVE_TIMEOUT
     ) -> None:
         self._server = server
         self._interceptors = interceptors
-        self._arrival = arrival
-        self._arriving = 0
+        self._receive_timeout = receive_timeout
+        self._receiving = 0
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
-        around = {name: self._around(f"/{service}/{name}", handler) for name, handler in handlers.items()}
-        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, around)])
+        intercepted = {name: self._intercepted(f"/{service}/{name}", handler) for name, handler in handlers.items()}
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, intercepted)])
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Not needed: generated code adds each method in the other way too."""
+        """Ignore the handlers: generated code registers each method by the other way too."""
 
-    def _around(self, method: str, handler: Handler) -> Handler:
+    def _intercepted(self, method: str, handler: Handler) -> Handler:
         behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        make, answer = (
+        make, run = (
             (grpc.stream_stream_rpc_method_handler, _stream)
             if handler.response_streaming
-            else (grpc.stream_unary_rpc_method_handler, _answer)
+            else (grpc.stream_unary_rpc_method_handler, _unary)
         )
-        call_next: Next = partial(answer, behaviour)
+        call_next: Next = partial(run, behaviour)
         for interceptor in reversed(self._interceptors):
             call_next = partial(interceptor.intercept, call_next=call_next)
 
-        # To gRPC every request is a stream: for the one message of a unary request it would wait for ever.
-        async def intercepted(requests: Any, rpc: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:
+        # gRPC sees every request as a stream, because it waits without limit for the message of a unary request.
+        async def intercept(requests: Any, rpc: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:
             request = requests if handler.request_streaming else await self._receive(rpc)
             call = Call(method, handler, request, rpc)
             await call_next(call)
             return call.response
 
-        # gRPC answers UNKNOWN where bytes cannot be parsed or an answer cannot be serialised, so we do both ourselves.
-        return make(intercepted, handler.request_deserializer if handler.request_streaming else None, None)
+        # We parse and serialize ourselves, because gRPC answers UNKNOWN where either fails.
+        return make(intercept, handler.request_deserializer if handler.request_streaming else None, None)
 
     async def _receive(self, rpc: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        """Wait for a request's message, before anything is counted or begun."""
-        if self._arriving >= ARRIVING:
+        """Return the message of a unary request, before any interceptor runs."""
+        if self._receiving >= MAX_RECEIVING:
             await refuse(rpc, SHED)
-        self._arriving += 1
+        self._receiving += 1
         try:
-            async with asyncio.timeout(self._arrival):
+            async with asyncio.timeout(self._receive_timeout):
                 request = await rpc.read()
         except TimeoutError:
-            await refuse(rpc, LATE)
+            await refuse(rpc, TOO_LATE)
         finally:
-            self._arriving -= 1
+            self._receiving -= 1
         if request is grpc.aio.EOF:
-            await refuse(rpc, ABSENT)
+            await refuse(rpc, NO_MESSAGE)
         return request
 
 
 async def refuse(rpc: grpc.aio.ServicerContext[Any, Any], error: ServiceError) -> NoReturn:
-    """Refuse a call of which nothing has begun, at the least cost: no log line, and the details made once."""
+    """Refuse a call that has not begun, at the lowest cost: without a log line, and with cached details."""
     metrics.rpcs_shed_total.labels(error.reason).inc()
-    await rpc.abort(error.code, error.message, trailers_of(error))
+    await rpc.abort(error.code, error.message, _trailers(error))
     raise AssertionError("abort raises")
 
 
 @cache
-def trailers_of(error: ServiceError) -> tuple[tuple[str, bytes], ...]:
+def _trailers(error: ServiceError) -> tuple[tuple[str, bytes], ...]:
     return ((DETAILS_KEY, to_status(error).SerializeToString()),)
 
 
-async def _answer(behaviour: Any, call: Call) -> None:
+async def _unary(behaviour: Any, call: Call) -> None:
     response = await behaviour(_parsed(call), call.rpc)
     if isinstance(response, Message):
-        note_answer(response)
-    call.response = _serialised(response, call.handler)
+        log_response(response)
+    call.response = _serialized(response, call.handler)
 
 
 async def _stream(behaviour: Any, call: Call) -> None:
-    # Drawn from here and not by gRPC, which would leave the generator to the garbage collector when the caller
-    # cancels: its `finally` would run late, in another context.
+    # gRPC leaves the generator of a cancelled call to the garbage collector, so its `finally` would run late, in
+    # another context. Here it is closed with the call.
     responses: AsyncGenerator[Any, None] = behaviour(_parsed(call), call.rpc)
     async with aclosing(responses):
         async for response in responses:
-            await call.rpc.write(_serialised(response, call.handler))
+            await call.rpc.write(_serialized(response, call.handler))
 
 
 def _parsed(call: Call) -> Any:
@@ -182,74 +171,13 @@ def _parsed(call: Call) -> Any:
         raise InvalidRequest([Rule.MALFORMED_MESSAGE.at("")]) from error
 
 
-def _serialised(response: Any, handler: Handler) -> bytes:
+def _serialized(response: Any, handler: Handler) -> bytes:
     serializer: Callable[[Any], bytes] | None = handler.response_serializer
     return serializer(response) if serializer else response
 
 
-class ConcurrencyLimit:
-    """
-    Refuse early, rather than serve everybody late, above so many unary RPCs at once.
-
-    No log line, no caller, no parsing: at ten times too much load, what refusals cost is what is missing for the rest.
-    """
-
-    def __init__(self, at_once: int) -> None:
-        self._at_once = at_once
-        self._running = 0
-
-    async def intercept(self, call: Call, call_next: Next) -> None:
-        if call.health or call.streaming:
-            await call_next(call)
-            return
-        if self._running >= self._at_once:
-            await refuse(call.rpc, SHED)
-        self._running += 1
-        metrics.rpcs_running.set(self._running)
-        try:
-            await call_next(call)
-        finally:
-            self._running -= 1
-            metrics.rpcs_running.set(self._running)
-
-
-class CorrelationId:
-    """Join the caller's story or begin one: correlation id and trace. The trailers tell which."""
-
-    async def intercept(self, call: Call, call_next: Next) -> None:
-        identity = context.adopt(call.metadata.get("x-correlation-id", ""), call.metadata.get("traceparent", ""))
-        # Not in initial metadata: once a client has seen any, gRPC does not retry for it any more.
-        call.rpc.set_trailing_metadata((("x-correlation-id", identity),))
-        await call_next(call)
-
-
-class AccessLog:
-    """One log line and one observation for each RPC."""
-
-    async def intercept(self, call: Call, call_next: Next) -> None:
-        started = time.monotonic()
-        try:
-            await call_next(call)
-        except asyncio.CancelledError:
-            late = call.rpc.time_remaining() == 0
-            call.code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-            raise
-        finally:
-            seconds = time.monotonic() - started
-            metrics.rpc_seconds.labels(call.method, call.code.name).observe(seconds)
-            known = call.error is None or isinstance(call.error, ServiceError)
-            reason = getattr(call.error, "reason", None)
-            level = 40 if not known else 30 if call.code in WARNINGS else 10 if call.health else 20
-            if call.code in REFUSED_CREDENTIALS:
-                metrics.credentials_refused_total.labels(reason).inc()
-            log.log(
-                level, "rpc", method=call.method.removeprefix("/topsmile."), code=call.code.name, reason=reason,
-                seconds=round(seconds, 4), caller=context.caller.get() or None, exc_info=None if known else call.error,
-            )  # fmt: skip
-
-
 class Errors:
-    """Errors with names become statuses with details; everything else is a bug, and its text stays here."""
+    """Turn a ServiceError into a status with details, and any other exception into INTERNAL without its text."""
 
     async def intercept(self, call: Call, call_next: Next) -> None:
         try:
@@ -260,26 +188,26 @@ class Errors:
         except ServiceError as error:
             call.code, call.error = error.code, error
             if error.code is grpc.StatusCode.INTERNAL:
-                await self._refuse_bare(call)
+                await self._abort_internal(call)
             status = to_status(error)
-            await self._refuse(call, status.message, ((DETAILS_KEY, status.SerializeToString()),))
-        except Exception as bug:  # noqa: BLE001 - the one place that keeps a bug's text from crossing the wire
+            await self._abort(call, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+        except Exception as bug:  # noqa: BLE001 - the text of a bug must not cross the wire
             call.code, call.error = grpc.StatusCode.INTERNAL, bug
-            await self._refuse_bare(call)
+            await self._abort_internal(call)
 
-    async def _refuse_bare(self, call: Call) -> None:
-        await self._refuse(call, f"internal error, correlation id {context.correlation_id.get()}", ())
+    async def _abort_internal(self, call: Call) -> None:
+        await self._abort(call, f"internal error, correlation id {context.correlation_id.get()}", ())
 
-    async def _refuse(self, call: Call, message: str, trailers: tuple[tuple[str, str | bytes], ...]) -> None:
+    async def _abort(self, call: Call, message: str, trailers: tuple[tuple[str, str | bytes], ...]) -> None:
         trailers += (("x-correlation-id", context.correlation_id.get()),)
         if call.code is grpc.StatusCode.UNAVAILABLE:
-            # We have retried what could be retried: the caller's channel is not to do it all over again.
+            # This process has retried already, so the caller's channel must not retry again.
             trailers += (("grpc-retry-pushback-ms", "-1"),)
         await call.rpc.abort(call.code, message, trailers)
 
 
 class Authentication:
-    """Name the caller and see that it may call this method."""
+    """Name the caller and check that its scopes allow the method."""
 
     def __init__(self, authenticator: authentication.Authenticator) -> None:
         self._authenticator = authenticator
@@ -287,70 +215,21 @@ class Authentication:
     async def intercept(self, call: Call, call_next: Next) -> None:
         scope = authentication.scope_of(call.method)
         if scope is not None:
-            peer = call.rpc.auth_context()
-            names = [name.decode(errors="replace") for kind in PEER_NAMES for name in peer.get(kind, ())]
-            caller = self._authenticator.authenticate(call.metadata.get("authorization", ""), names)
-            name, scopes = (
-                call.metadata.get(authentication.CALLER_KEY, ""),
-                call.metadata.get(authentication.SCOPES_KEY),
+            peer, metadata = call.rpc.auth_context(), call.metadata
+            identities = [name.decode(errors="replace") for kind in PEER_NAMES for name in peer.get(kind, ())]
+            caller = authentication.on_behalf_of(
+                self._authenticator.authenticate(metadata.get("authorization", ""), identities),
+                metadata.get(authentication.CALLER_KEY, ""),
+                metadata.get(authentication.SCOPES_KEY),
             )
-            caller = authentication.on_behalf_of(caller, name, scopes)
             context.caller.set(caller.name)
             context.scopes.set(caller.scopes)
             authentication.require(caller, scope)
         await call_next(call)
 
 
-class Streams:
-    """
-    Bound the streams that are open, all together and those of one caller, so that one caller does not take them all.
-
-    Health watches need no token: they are counted apart, and by connection.
-    """
-
-    def __init__(self, at_once: int, each: int, each_health: int) -> None:
-        self._at_once = at_once
-        self._each = {False: each, True: each_health}
-        self._open: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
-
-    async def intercept(self, call: Call, call_next: Next) -> None:
-        if not call.streaming:
-            await call_next(call)
-            return
-        counted, caller = self._open[call.health], call.rpc.peer() if call.health else context.caller.get()
-        if counted[caller] >= self._each[call.health]:
-            self._refuse("THROTTLED", f"{caller} may have {self._each[call.health]} streams open")
-        if counted.total() >= self._at_once:
-            self._refuse("SHEDDING", "too many streams are open")
-        counted[caller] += 1
-        metrics.streams_open.inc()
-        try:
-            await call_next(call)
-        finally:
-            metrics.streams_open.dec()
-            counted[caller] -= 1
-            if not counted[caller]:
-                del counted[caller]
-
-    def _refuse(self, reason: str, message: str) -> None:
-        metrics.rpcs_shed_total.labels(reason).inc()
-        raise Throttled(message, reason=reason, retry_after=STREAMS_AGAIN)
-
-
-class CallerRateLimit:
-    """Hold each caller to so many RPCs in a time."""
-
-    def __init__(self, rate: limits.RateLimitItem | None) -> None:
-        self._each = CallerLimit(rate)
-
-    async def intercept(self, call: Call, call_next: Next) -> None:
-        if not call.health:
-            await self._each.count(context.caller.get())
-        await call_next(call)
-
-
 class Deadline:
-    """Refuse work that cannot be finished before the caller stops listening, and tell the rest how long it has."""
+    """Refuse a call whose deadline is too near, and give the others a deadline."""
 
     async def intercept(self, call: Call, call_next: Next) -> None:
         remaining = cast("float | None", call.rpc.time_remaining())
@@ -360,7 +239,7 @@ class Deadline:
         seconds = (DEFAULT_DEADLINE if remaining is None else remaining) - MARGIN
         if seconds < MEANINGFUL_WORK:
             raise DeadlineExceeded(f"{seconds + MARGIN:.3f} s are too few to begin")
-        # gRPC itself cancels at a deadline that the caller has set.
+        # gRPC itself cancels the call at a deadline that the caller has set.
         timer = asyncio.timeout(seconds if remaining is None else None)
         try:
             with deadline.within(seconds):

@@ -11,45 +11,45 @@ from grpc_health.v1 import health, health_pb2_grpc
 from services.chassis.http import server
 from services.chassis.http.operations import ReadinessDetails, operations
 from services.chassis.lifecycle import GRACE, Worker, working
-from services.chassis.rpc import interceptors
+from services.chassis.rpc import access_log, interceptors, limits
 from services.chassis.rpc.authentication import Authenticator
 from services.chassis.rpc.health import HealthServicer, Readiness, Store
 from services.chassis.rpc.reflection import add_reflection
 from services.chassis.settings import Address, ProcessSettings
 
 OPTIONS = (
-    ("grpc.so_reuseport", 0),  # a second server on the port would bind in silence and take half the calls
-    # With more waiting than this gRPC resets calls, and says nothing of when to come back; its default is 1,000.
+    ("grpc.so_reuseport", 0),  # with it, a second server could bind the port and take half the calls
+    # Above these limits gRPC resets calls without a time to come back. Its default is 1,000.
     ("grpc.server.max_pending_requests", 4_000),
     ("grpc.server.max_pending_requests_hard_limit", 6_000),
     ("grpc.max_receive_message_length", 4 << 20),
     ("grpc.max_send_message_length", 4 << 20),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # Clients may ping every 20 s, also between calls, before they are sent away.
+    # Clients may ping every 20 s, also between calls; more often closes their connection.
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_concurrent_streams", 256),
-    # Without this the server refuses calls that a client begins just as its others end, which its limit allows.
+    # With overload protection, the server refuses allowed calls that begin just as others end.
     ("grpc.http.overload_protection", 0),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
-    # A client that connects anew resolves its target anew, and so finds replicas that were added. Streams that are
-    # still open after the grace end with UNAVAILABLE.
+    # A client resolves its target at each new connection, so it finds new replicas. Streams that are open after the
+    # grace end with UNAVAILABLE.
     ("grpc.max_connection_age_ms", 600_000),
     ("grpc.max_connection_age_grace_ms", 60_000),
 )
 
-#: Unary RPCs that run together. More would wait longer than their time: their callers can go elsewhere, or wait.
+#: Unary RPCs that run at one time. More would exceed their deadlines, so their callers should use another replica.
 MAX_CONCURRENT = 200
-#: Streams that are open together, of one caller, and health watches of one connection.
+#: Streams of all callers, streams of one caller, and health watches of one connection.
 MAX_STREAMS, MAX_STREAMS_PER_CALLER, MAX_HEALTH_WATCHES = 1_000, 200, 10
 
 log = structlog.get_logger()
 
 
 class Service(NamedTuple):
-    """`add` is the generated add_…Servicer_to_server; `drain` ends streams, which would hold the stop for its grace."""
+    """`add` is the generated add_…Servicer_to_server. `drain` ends open streams, which would delay the stop."""
 
     name: str
     add: Callable[[Any, Any], None]
@@ -58,16 +58,16 @@ class Service(NamedTuple):
 
 
 def interceptor_chain(settings: ProcessSettings) -> list[interceptors.Interceptor]:
-    """The one place where their order matters."""
+    """Return the interceptors of every RPC, outermost first."""
     return [
-        interceptors.ConcurrencyLimit(MAX_CONCURRENT),  # before anything costs anything
-        interceptors.CorrelationId(),  # so that every line below carries the correlation id
-        interceptors.AccessLog(),  # outside of Errors: it tells the status that the caller sees
-        interceptors.Errors(),  # outside of all that may refuse, so that refusals carry details too
-        interceptors.Authentication(Authenticator(settings.auth_tokens)),  # before the quota, which is by caller
-        interceptors.Streams(MAX_STREAMS, MAX_STREAMS_PER_CALLER, MAX_HEALTH_WATCHES),  # by caller, too
-        interceptors.CallerRateLimit(settings.caller_limit),
-        interceptors.Deadline(),  # innermost: nobody's time is spent on the others
+        limits.ConcurrencyLimit(MAX_CONCURRENT),  # first: a refusal must cost little
+        access_log.CorrelationId(),  # all log lines need the id
+        access_log.AccessLog(),  # outside of Errors: it logs the status that the caller receives
+        interceptors.Errors(),  # refusals of the next ones carry details too
+        interceptors.Authentication(Authenticator(settings.auth_tokens)),  # the limits are per caller
+        limits.StreamLimit(MAX_STREAMS, MAX_STREAMS_PER_CALLER, MAX_HEALTH_WATCHES),
+        limits.CallerLimit(settings.caller_limit),
+        interceptors.Deadline(),  # innermost: the others cost no part of it
     ]
 
 
@@ -80,10 +80,10 @@ async def serve(
     details: ReadinessDetails | None = None,
 ) -> None:
     """
-    Serve until SIGTERM or SIGINT.
+    Serve until SIGTERM or SIGINT, then drain.
 
-    Then, in this order: NOT_SERVING, running RPCs finish (they may need the workers), the workers finish, and the
-    operator's listener goes last, so that a drain can be watched.
+    The order is: report NOT_SERVING, finish running RPCs (they may need the workers), finish the workers, close the
+    operations listener. Operators can so watch the drain.
     """
     readiness = Readiness(database)
     app = operations(settings, readiness, details or {})
@@ -103,7 +103,7 @@ async def serve(
 async def listening(
     settings: ProcessSettings, readiness: Readiness, services: Sequence[Service]
 ) -> AsyncIterator[Address]:
-    """Answer RPCs while the body runs, then drain. Gives the address, with port 0 resolved."""
+    """Serve RPCs while the body runs, then drain. Yield the address, with port 0 resolved."""
     server = grpc.aio.server(options=OPTIONS)
     methods = interceptors.Interceptors(server, interceptor_chain(settings))
     names = [service.name for service in services]
