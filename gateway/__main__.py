@@ -17,6 +17,8 @@ from services.chassis import lifecycle, settings
 from services.chassis.database.connect import connect
 from services.chassis.http import server
 from services.chassis.http.operations import ReadinessDetails, operations
+from services.chassis.queue.admin import queue_admin
+from services.chassis.rpc import server as rpc
 from services.chassis.rpc.health import Readiness
 
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -31,6 +33,7 @@ async def main(config: Settings) -> None:
         def wake(queue: str) -> None:
             workers[queue].wake()
 
+        admin = await queue_admin(database, list(workers.values()), [service.breaker for service in clients.all])
         readiness = Readiness(database)
         watcher = Watcher(database, clients, wake)
         states = {service.name: lambda service=service: service.breaker.state for service in clients.all}
@@ -40,7 +43,8 @@ async def main(config: Settings) -> None:
                 operations(config, readiness, details), config.operations_listen, **server.tls(config)
             ) as operations_address,
             readiness.monitored(),
-            lifecycle.working([*workers.values(), watcher, Retention(database)]) as over,
+            lifecycle.working([*workers.values(), watcher, Retention(database), admin.modes]) as over,
+            rpc.listening(config, readiness, [admin.service], config.gateway_admin_listen) as admin_address,
             server.listening(
                 application(config, database, clients, wake),
                 config.listen,
@@ -48,7 +52,7 @@ async def main(config: Settings) -> None:
                 **server.tls(config),
             ) as address,
         ):
-            log.info("listening", http=str(address), operations=str(operations_address))
+            log.info("listening", http=str(address), operations=str(operations_address), admin=str(admin_address))
             await over.wait()
             log.info("draining", grace=lifecycle.GRACE)
             readiness.drain()

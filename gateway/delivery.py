@@ -42,7 +42,7 @@ class Delivery:
         self._notify = notify  #: Asks for a notice: the payload is the request.
 
     def worker(self) -> Worker:
-        queue = Queue(self._service.name, self.handle, self.give_up, quiet=True)
+        queue = Queue(self._service.name, self.handle, self.give_up, quiet=True, refuse_replay=self.refuse_replay)
         return Worker(self._database, queue, capacity=self._service.breaker.capacity)
 
     async def handle(self, job: Job, _begin_act: MarkAttempted) -> Outcome:
@@ -69,6 +69,14 @@ class Delivery:
         except (InvalidRequest, Rejected, AlreadyExists) as refusal:  # an answer: a landline takes no text message
             log.warning("notice.refused", queue=job.queue, job=job.id, reason=refusal.reason)
         return Complete()
+
+    async def refuse_replay(self, job: Row) -> str:
+        """Say why an event cannot be delivered any more: its body is erased, or it is deleted."""
+        kind, _, key = job["id"].partition(":")
+        if kind != "event":
+            return ""
+        event = await inbox.find(self._provider, key)
+        return "EVENT_GONE" if event is None else "CONTENT_ERASED" if event["erased"] else ""
 
     async def give_up(self, job: Job, reason: str) -> None:
         kind, _, key = job.id.partition(":")

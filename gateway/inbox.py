@@ -29,7 +29,7 @@ TAKE = """
     RETURNING received_at
 """
 FIND = """
-    SELECT provider, event_id, type, account, livemode, body, query, received_at, outcome, detail
+    SELECT provider, event_id, type, account, livemode, body, query, received_at, outcome, detail, erased
     FROM inbox WHERE provider = :provider AND event_id = :event_id
 """
 LEARN = """

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from pydantic import AfterValidator, Field, PlainValidator, SecretStr, ValidationInfo, field_validator, model_validator
 
 from services.chassis.rpc.authentication import is_loopback
-from services.chassis.settings import File, ProcessSettings, Secrets, Url
+from services.chassis.settings import Address, File, Listen, ProcessSettings, Secrets, Url
 
 
 def parse_public_keys(text: str) -> tuple[EllipticCurvePublicKey, ...]:
@@ -84,6 +84,9 @@ class Settings(ProcessSettings, process="GATEWAY", port=8080, operations_port=80
     #: Twilio signs with one of these instead of an auth token where its console says so.
     twilio_shared_keys: SharedKeys = Field(default={}, repr=False)
 
+    #: Where operators call the QueueAdminService of the gateway, over gRPC.
+    gateway_admin_listen: Listen = Address("127.0.0.1", 50054)
+
     payments_target: str = "127.0.0.1:50051"
     #: With the authority of a service's certificate, it is called over TLS: with a certificate of our own where that is
     #: asked for, and under the name that its certificate has, where it is not the target's.
@@ -134,6 +137,8 @@ class Settings(ProcessSettings, process="GATEWAY", port=8080, operations_port=80
             raise ValueError("takes webhooks, whose senders have no certificate of ours: use tokens, no client CA")
         if not self.auth_tokens and not is_loopback(self.listen.host):
             raise ValueError(f"{self.listen} is not this machine's loopback: set GATEWAY_AUTH_TOKENS")
+        if not self.auth_tokens and not is_loopback(self.gateway_admin_listen.host):
+            raise ValueError(f"{self.gateway_admin_listen} is not this machine's loopback: set GATEWAY_AUTH_TOKENS")
         if not self.auth_tokens and not is_loopback(self.public_host):
             raise ValueError(
                 "PUBLIC_URL is not this machine's loopback, so strangers may call: set GATEWAY_AUTH_TOKENS"

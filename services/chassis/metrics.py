@@ -65,7 +65,7 @@ def queue_census(queue: str, census: Mapping[str, Any]) -> None:
         **{state: census[state] for state in ("queued", "running", "dead")},
         "oldest_due_seconds": census["oldest_due_ms"] / 1000,
         "paused": census["paused"] or None,
-        "paused_until": _time(census["paused_until"]) if census["paused"] else None,
+        "paused_until": _time(census["paused_until"]) if census["paused_until"] else None,
     }
     for state in ("queued", "running"):
         queue_live.labels(queue, state).set(census[state])

@@ -103,6 +103,10 @@ class Rule(Enum):
     # Keys, entries, events.
     NOT_A_KEY = "must be 1 to 255 printable characters", "A chave do pedido deve ter de 1 a 255 caracteres."
     RESERVED_KEY = "must not begin with {prefix}", "Este identificador começa com um prefixo reservado."
+    NOT_A_PAGE_TOKEN = (
+        "must be the next_page_token of a response to the same request",
+        "A página pedida não é desta lista.",
+    )
     NOT_A_CURSOR = "must be a cursor that this service has given", "O ponto de partida não é válido."
     NOT_A_METADATA_KEY = (
         "must have keys of 1 to 40 printable characters without square brackets",

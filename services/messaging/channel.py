@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from services.chassis.database.connect import connect
 from services.chassis.database.transactions import Database
 from services.chassis.outbound.retry import Retry
+from services.chassis.queue.admin import QueueAdmin, queue_admin
 from services.chassis.queue.worker import Worker
 from services.chassis.rpc.idempotency import Fingerprints
 from services.chassis.rpc.server import Service, serve
@@ -27,6 +28,7 @@ class Channel(NamedTuple):
     outbox: Outbox
     worker: Worker
     providers: Sequence[Provider[Any]]
+    admin: QueueAdmin
 
 
 @asynccontextmanager
@@ -41,10 +43,14 @@ async def assemble(
     async with connect(settings.database_url, SCHEMA, migrations) as database:
         worker = Worker(database, Sender(database, store, providers, policy, Retry()).queue())
         fingerprints = Fingerprints(settings.fingerprint_keys)
-        yield Channel(database, Outbox(database, store, fingerprints, providers, worker.wake), worker, providers)
+        outbox = Outbox(database, store, fingerprints, providers, worker.wake)
+        admin = await queue_admin(database, [worker], [provider.breaker for provider in providers])
+        yield Channel(database, outbox, worker, providers, admin)
 
 
 async def run_channel(settings: ProcessSettings, channel: Channel, services: Sequence[Service]) -> None:
     """Serve until the process is told to stop; readiness shows the breaker of each provider."""
     details = {"providers": lambda: {provider.name: provider.breaker.state for provider in channel.providers}}
-    await serve(settings, channel.database, services=services, workers=[channel.worker], details=details)
+    services = [*services, channel.admin.service]
+    workers = (channel.worker, channel.admin.modes)
+    await serve(settings, channel.database, services=services, workers=workers, details=details)

@@ -61,6 +61,7 @@ class Sender(Generic[C]):
             self._store.given_up,
             routes=tuple(provider.route for provider in self._providers.values()),
             purge=self._store.purge,
+            refuse_replay=self._store.refuse_replay,
         )
 
     async def handle(self, job: Job, mark_attempted: MarkAttempted) -> Outcome:

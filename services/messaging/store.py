@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from services.chassis.database.transactions import maybe_one, one, rows
+from services.chassis.database.transactions import Row, maybe_one, one, rows
 from services.chassis.errors import CredentialsRefused, InvalidRequest, NotFound
 from services.chassis.queue import jobs, rate_limit
 from services.chassis.rpc.idempotency import Fingerprint
@@ -285,6 +285,13 @@ class Store:
             await not_sent(job.id, "EXPIRED", reason)
         await rows(FORGET_WORDS, queue=self.queue, id=job.id, nothing=b"")
 
+    async def refuse_replay(self, job: Row) -> str:
+        """Say why a dead letter must not be sent: it is of no more use, or its words are erased."""
+        row = await maybe_one(GET, message_id=job["id"], caller=None, queue=self.queue)
+        if row is None or row["expires_at"] <= row["now"]:
+            return "EXPIRED"
+        return "" if job["payload_bytes"] else "CONTENT_ERASED"
+
     async def purge(self) -> int:
         """Delete a small batch of what is past its retention; return the number of rows."""
         found = await rows(PURGE, queue=self.queue, age=RETENTION, most=MAX_PURGED)
@@ -435,7 +442,6 @@ async def waiting(record: MessageRecord, provider: str) -> MessageRecord:
     if record.accepted or record.job_state != "queued" or record.attempted:
         return record
     state = await rate_limit.peek(provider)
-    paused_until = record.now + round(state.paused_for * 1000)
-    if state.paused_for > 0 and paused_until > record.due_at:
-        return replace(record, waiting=Waiting(state.reason, paused_until))
+    if state.paused_for > 0 and record.now + state.paused_for * 1000 > record.due_at:
+        return replace(record, waiting=Waiting(state.reason, state.paused_until))
     return record

@@ -12,8 +12,10 @@ from services.chassis.database.connect import connect
 from services.chassis.database.transactions import Database
 from services.chassis.lifecycle import run
 from services.chassis.outbound.breaker import CircuitBreaker
+from services.chassis.outbound.breaker_modes import BreakerModes
 from services.chassis.outbound.client import outbound
 from services.chassis.outbound.retry import Retry
+from services.chassis.queue.admin import queue_admin
 from services.chassis.queue.jobs import Queue
 from services.chassis.queue.rate_limit import RateLimit
 from services.chassis.queue.worker import Worker
@@ -34,7 +36,7 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 class Parts(NamedTuple):
     database: Database
     services: list[Service]
-    workers: tuple[Worker, ChangeLog]
+    workers: tuple[Worker, ChangeLog, BreakerModes]
     breaker: CircuitBreaker
 
 
@@ -60,7 +62,8 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             Service(f"{package}.PaymentService", rpc.add_PaymentServiceServicer_to_server, servicer, changes.drain),
             Service(f"{package}.PaymentAdminService", rpc.add_PaymentAdminServiceServicer_to_server, admin),
         ]
-        yield Parts(database, services, (worker, changes), breaker)
+        queues = await queue_admin(database, [worker], [breaker])
+        yield Parts(database, [*services, queues.service], (worker, changes, queues.modes), breaker)
 
 
 async def main(settings: Settings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from services.chassis.database.transactions import maybe_one, one, rows
-from services.chassis.errors import AlreadyExists, InProgress, NotFound
+from services.chassis.errors import AlreadyExists, InProgress, NotFound, Rejected
 from services.chassis.queue import jobs, operations
 from services.chassis.queue.jobs import Job, Queue
 from services.chassis.queue.rate_limit import acquire
@@ -206,6 +206,9 @@ async def _again(queue: Queue, known: Stored, new: NewPayment) -> Opened:
     await operations.replay(queue.name, known.payment_id)  # where it was given up
     job = await jobs.claim_one(queue, known.payment_id)
     if job is None:
+        row = await operations.show(queue.name, known.payment_id)
+        if row is not None and row["state"] == "cancelled":
+            raise Rejected("an operator has discarded the work of this key", reason="DISCARDED")
         raise InProgress("the first call with this key is still at work")
     return Opened(known.payment_id, job, recovering)
 

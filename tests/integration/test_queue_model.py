@@ -195,8 +195,10 @@ class QueueBesideModel(RuleBasedStateMachine):
         if not did or job is None:
             return
         job.state = {"cancel": "cancelled", "replay": "queued", "park": "parked", "unpark": "queued"}[act]
-        if job.state == "queued":
-            job.due, job.failures, job.crashes, job.give_up = self.now, 0, 0, self.now + 86_400
+        if act in {"replay", "unpark"}:
+            job.failures = job.crashes = 0
+        if act == "replay":
+            job.due = self.now
 
     @rule(id=IDS, ticks=TICKS)
     def reschedule(self, id: str, ticks: int) -> None:

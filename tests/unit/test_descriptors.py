@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
-from topsmile.common.v1 import common_pb2
+from topsmile.common.v1 import common_pb2, queue_admin_pb2
 from topsmile.email.v1 import email_pb2
 from topsmile.payments.v1 import payments_pb2
 from topsmile.sms.v1 import sms_pb2
@@ -28,7 +28,9 @@ def comments(file: FileDescriptorProto) -> set[str]:
     return {line.strip() for text in found for line in text.splitlines()} - {""}
 
 
-@pytest.mark.parametrize("module", [common_pb2, email_pb2, payments_pb2, sms_pb2], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [common_pb2, queue_admin_pb2, email_pb2, payments_pb2, sms_pb2], ids=lambda module: module.__name__
+)
 def test_the_descriptor_file_is_that_of_the_generated_code(module: Any) -> None:
     written = FileDescriptorSet.FromString(files("topsmile").joinpath("descriptors.binpb").read_bytes())
     (file,) = [file for file in written.file if file.name == module.DESCRIPTOR.name]

@@ -12,7 +12,7 @@ SDKS = {"stripe", "sendgrid", "twilio", "python_http_client"}
 
 #: Tree → what it may import of ours, and which provider's SDK.
 RULES: dict[str, tuple[tuple[str, ...], set[str]]] = {
-    "services/chassis": (("services.chassis",), set()),
+    "services/chassis": (("services.chassis", "topsmile.common"), set()),
     "services/brazil": (("services.chassis", "services.brazil"), set()),
     "services/payments": (
         ("services.brazil", "services.chassis", "services.payments", "topsmile.common", "topsmile.payments"),

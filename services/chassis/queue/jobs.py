@@ -143,6 +143,8 @@ class Queue:
     routes: tuple[Route, ...] = ()
     #: Deletes a small batch of what the service need not keep; returns the number of rows.
     purge: Callable[[], Transaction[int]] | None = None
+    #: Returns why an operator must not replay a dead letter, or nothing; it gets the row of `operations.show`.
+    refuse_replay: Callable[[Row], Transaction[str]] | None = None
 
     def route(self, provider: str) -> Route:
         """Return the route of a provider; the queue's own where it has none."""

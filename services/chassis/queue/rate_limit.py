@@ -25,11 +25,30 @@ PAUSE = """
     VALUES (:queue, now_ms(), now_ms() + :pause, :reason)
     ON CONFLICT (queue) DO UPDATE SET
         paused_at = excluded.paused_at, paused_until = excluded.paused_until, reason = excluded.reason
+    WHERE rate_limit.reason <> 'PAUSED' OR rate_limit.paused_until <= now_ms()
+"""
+# No start is stored: this pause stays when the clock is set back.
+PAUSE_BY_OPERATOR = """
+    INSERT INTO rate_limit (queue, paused_at, paused_until, reason)
+    VALUES (:queue, 0, COALESCE(now_ms() + CAST(:pause AS BIGINT), :forever), 'PAUSED')
+    ON CONFLICT (queue) DO UPDATE SET
+        paused_at = excluded.paused_at, paused_until = excluded.paused_until, reason = excluded.reason
+"""
+RESUME_BY_OPERATOR = """
+    UPDATE rate_limit SET paused_at = 0, paused_until = 0, reason = '' WHERE queue = :queue AND reason <> ''
+    RETURNING queue
 """
 RESUME = """
     UPDATE rate_limit SET reason = ''
     WHERE queue = :queue AND reason <> '' AND (paused_until <= now_ms() OR paused_at > now_ms())
 """
+
+#: The reason of an operator's pause. A provider's answer does not replace it, and no trial is needed after it.
+PAUSED = "PAUSED"
+#: The end of a pause that lasts until an operator resumes the queue.
+FOREVER = 4_102_444_800_000
+#: Seconds after which a caller may ask again whether an operator's pause has ended.
+PAUSED_RETRY = 60.0
 
 
 @dataclass(frozen=True)
@@ -57,12 +76,17 @@ class RateLimit:
 
 @dataclass(frozen=True)
 class State:
-    """`free_at` and `now` are epoch microseconds, `paused_for` seconds. `reason` stays until a trial has succeeded."""
+    """
+    `free_at` and `now` are epoch microseconds, `paused_for` seconds. `reason` stays until a trial has succeeded.
+
+    `paused_until` is in epoch milliseconds; None: it is not paused, or nobody knows for how long.
+    """
 
     free_at: int
     now: int
     paused_for: float
     reason: str
+    paused_until: int | None
 
     @property
     def recovering(self) -> bool:
@@ -91,7 +115,9 @@ async def lock(queue: str, rate_limit: RateLimit | None) -> State:
 def _state(row: Row, now: int) -> State:
     # A pause that begins in the future was stored before the clock was set back: nobody knows its end, so it is over.
     until = row["paused_until"] if row["paused_at"] <= now else 0
-    return State(row["free_at"], now * 1000, max(0.0, (until - now) / 1000), row["reason"])
+    reason = "" if row["reason"] == PAUSED and until <= now else row["reason"]
+    known = until if now < until < FOREVER else None
+    return State(row["free_at"], now * 1000, max(0.0, (until - now) / 1000), reason, known)
 
 
 async def store(queue: str, free_at: int) -> None:
@@ -105,6 +131,9 @@ async def acquire(queue: str, rate_limit: RateLimit | None) -> bool:
     Returns whether the queue was paused and this is its trial.
     """
     state = await lock(queue, rate_limit)
+    if state.paused_for > 0 and state.reason == PAUSED:
+        wait = min(state.paused_for, PAUSED_RETRY)
+        raise Unavailable(f"an operator has paused {queue}", reason="PAUSED", retry_after=wait)
     if state.paused_for > 0:
         refusal = Throttled if state.reason == "THROTTLED" else Unavailable
         raise refusal(f"{queue} is paused", reason=state.reason, retry_after=state.paused_for)
@@ -123,3 +152,13 @@ async def pause(queue: str, seconds: float, reason: str) -> None:
 async def resume(queue: str) -> None:
     """Let a paused queue run at full width again: its trial succeeded."""
     await rows(RESUME, queue=queue)
+
+
+async def pause_by_operator(queue: str, milliseconds: int | None) -> None:
+    """Pause for this long; None: until `resume_by_operator`."""
+    await rows(PAUSE_BY_OPERATOR, queue=queue, pause=milliseconds, forever=FOREVER)
+
+
+async def resume_by_operator(queue: str) -> bool:
+    """End a pause of any cause at once; False where there is none."""
+    return await maybe_one(RESUME_BY_OPERATOR, queue=queue) is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import structlog
@@ -76,6 +76,11 @@ class Worker:
     @property
     def queue(self) -> Queue:
         return self._queue
+
+    @property
+    def providers(self) -> Sequence[str]:
+        """Name what can do its jobs, in the order of preference."""
+        return [route.provider for route in self._routes]
 
     def wake(self) -> None:
         """Look now: this process has just added a job."""
@@ -259,11 +264,10 @@ class Worker:
     async def _maintain(self) -> None:
         """Count for the metrics, forget what is old enough, and correct what a clock that was set back has left."""
         name, kept_ms = self._queue.name, self._queue.retention_days * 86_400_000
-        providers = [route.provider for route in self._routes]
         purged, clock = 0, None
         while True:
             with suppress(Unavailable):
-                census = await self._database.read(operations.census, name, providers)
+                census = await self._database.read(operations.census, name, self.providers)
                 metrics.queue_census(name, census)
                 if clock is None or census["now"] < clock:
                     await self._database.run(operations.clock_set_back, name, self._queue.lease_ms)

@@ -101,9 +101,14 @@ async def serve(
 
 @asynccontextmanager
 async def listening(
-    settings: ProcessSettings, readiness: Readiness, services: Sequence[Service]
+    settings: ProcessSettings, readiness: Readiness, services: Sequence[Service], listen: Address | None = None
 ) -> AsyncIterator[Address]:
-    """Serve RPCs while the body runs, then drain. Yield the address, with port 0 resolved."""
+    """
+    Serve RPCs while the body runs, then drain. Yield the address, with port 0 resolved.
+
+    `listen` None: on the address of the process.
+    """
+    listen = listen or settings.listen
     server = grpc.aio.server(options=OPTIONS)
     methods = interceptors.Interceptors(server, interceptor_chain(settings))
     names = [service.name for service in services]
@@ -111,7 +116,7 @@ async def listening(
         service.add(service.servicer, methods)
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(readiness, names), methods)
     add_reflection(methods, [*names, health.SERVICE_NAME])
-    address = Address(settings.listen.host, bind(server, settings))
+    address = Address(listen.host, bind(server, settings, listen))
     await server.start()
     try:
         yield address
@@ -123,13 +128,13 @@ async def listening(
         await server.stop(GRACE)
 
 
-def bind(server: grpc.aio.Server, settings: ProcessSettings) -> int:
+def bind(server: grpc.aio.Server, settings: ProcessSettings, listen: Address) -> int:
     try:
         if settings.tls_cert is None or settings.tls_key is None:
-            return server.add_insecure_port(str(settings.listen))
+            return server.add_insecure_port(str(listen))
         authority = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
         pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
         credentials = grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
-        return server.add_secure_port(str(settings.listen), credentials)
+        return server.add_secure_port(str(listen), credentials)
     except (RuntimeError, OSError) as error:
-        raise SystemExit(f"cannot listen on {settings.listen}: {error}") from error
+        raise SystemExit(f"cannot listen on {listen}: {error}") from error

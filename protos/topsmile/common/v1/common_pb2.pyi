@@ -302,6 +302,12 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     """OUT_OF_RANGE: the cursor is not of this database's changes: it was restored from a backup. Watch with an empty
     cursor.
     """
+    ERROR_REASON_PAUSED: _ErrorReason.ValueType  # 28
+    """UNAVAILABLE: an operator has paused the work of this service. Nothing was done; repeat later with the same key. Of a
+    message: it waits until the operator ends the pause.
+    """
+    ERROR_REASON_DISCARDED: _ErrorReason.ValueType  # 29
+    """FAILED_PRECONDITION: an operator has discarded the work of this key, which had been given up. Use a new key."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The values of ErrorInfo.reason and of `failure_reason`: the name without `ERROR_REASON_`, as in `PAYMENT_OPEN`. New
@@ -379,6 +385,12 @@ ERROR_REASON_CURSOR_UNKNOWN: ErrorReason.ValueType  # 27
 """OUT_OF_RANGE: the cursor is not of this database's changes: it was restored from a backup. Watch with an empty
 cursor.
 """
+ERROR_REASON_PAUSED: ErrorReason.ValueType  # 28
+"""UNAVAILABLE: an operator has paused the work of this service. Nothing was done; repeat later with the same key. Of a
+message: it waits until the operator ends the pause.
+"""
+ERROR_REASON_DISCARDED: ErrorReason.ValueType  # 29
+"""FAILED_PRECONDITION: an operator has discarded the work of this key, which had been given up. Use a new key."""
 
 class _ViolationReason:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -504,6 +516,8 @@ class _ViolationReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Violat
     """The field must have 1 to {most} entries, not {count}."""
     VIOLATION_REASON_TOO_MANY_BYTES: _ViolationReason.ValueType  # 58
     """The field must have at most {limit} bytes together."""
+    VIOLATION_REASON_NOT_A_PAGE_TOKEN: _ViolationReason.ValueType  # 59
+    """The field must be the next_page_token of a response to the same request."""
 
 class ViolationReason(_ViolationReason, metaclass=_ViolationReasonEnumTypeWrapper):
     """The values of FieldViolation.reason: the name without `VIOLATION_REASON_`, as in `TOO_LONG`. Its description says the
@@ -628,6 +642,8 @@ VIOLATION_REASON_WRONG_COUNT: ViolationReason.ValueType  # 57
 """The field must have 1 to {most} entries, not {count}."""
 VIOLATION_REASON_TOO_MANY_BYTES: ViolationReason.ValueType  # 58
 """The field must have at most {limit} bytes together."""
+VIOLATION_REASON_NOT_A_PAGE_TOKEN: ViolationReason.ValueType  # 59
+"""The field must be the next_page_token of a response to the same request."""
 
 @typing.final
 class Money(message.Message):
