@@ -104,6 +104,7 @@ NOBODY = nobody()
 #: What each of our processes needs in order to start; paces and addresses that a part does not set let nothing through.
 SETTINGS: dict[str, dict[str, str]] = {
     "gateway": {
+        "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0",
         "STRIPE_WEBHOOK_SECRET": WEBHOOK_SECRET,
         "SENDGRID_WEBHOOK_PUBLIC_KEY": public_key(),
         "TWILIO_AUTH_TOKEN": "token",

@@ -260,6 +260,8 @@ def settings_of(name: str, ports: Mapping[str, int], stores: Stores) -> dict[str
     own = {f"{prefix}_LISTEN": f"127.0.0.1:{ports['listen']}"}
     if prefix == "SANDBOX":
         return own
+    if prefix == "GATEWAY":
+        own["GATEWAY_ADMIN_LISTEN"] = "127.0.0.1:0"  # nobody calls it here
     operations = f"127.0.0.1:{ports['operations']}"
     return {**own, f"{prefix}_OPERATIONS_LISTEN": operations, f"{prefix}_DATABASE_URL": stores.url(process_of(name))}
 

@@ -99,10 +99,11 @@ def target(addresses: Iterator[str]) -> str:
 
 def _listeners(process: str) -> dict[str, str]:
     listen, operations = free_ports(2)
-    return {
+    own = {
         f"{process.upper()}_LISTEN": f"127.0.0.1:{listen}",
         f"{process.upper()}_OPERATIONS_LISTEN": f"127.0.0.1:{operations}",
     }
+    return {**own, "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0"} if process == "gateway" else own  # nobody calls it here
 
 
 def _answers(url: str) -> bool:

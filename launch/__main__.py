@@ -15,6 +15,7 @@ READY = """
   gateway   {gateway}            POST /v1/appointments/…/confirmation, POST /v1/payments, GET /v1/status
   gRPC      {payments} payments · {email} email · {sms} sms
   metrics   http://{operations}/metrics, and each service's own; logs in {folder}/log
+  operate   python -m services.chassis.admin --target {admin} queues, and at each service's address
   sandbox   {sandbox}/           {sandbox_note}
 
 Three things to try:
@@ -76,6 +77,7 @@ def print_ready(system: System, folder: Path) -> None:
             email=settings["EMAIL_LISTEN"],
             sms=settings["SMS_LISTEN"],
             operations=settings["GATEWAY_OPERATIONS_LISTEN"],
+            admin=settings["GATEWAY_ADMIN_LISTEN"],
             folder=folder,
         )
     )

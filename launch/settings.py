@@ -27,6 +27,12 @@ PROCESSES = {
     "sms": ("services.sms", 50053, 9103),
     "gateway": ("gateway", 8080, 8081),
 }
+#: Setting → port, of everything that listens.
+LISTENERS = {
+    **{f"{name.upper()}_LISTEN": port for name, (_, port, _) in PROCESSES.items()},
+    **{f"{name.upper()}_OPERATIONS_LISTEN": port for name, (_, _, port) in PROCESSES.items() if port},
+    "GATEWAY_ADMIN_LISTEN": 50054,
+}
 
 #: Provider → (the key that makes it real, its address, what the sandbox takes for keys).
 PROVIDERS: dict[str, tuple[str, str, Mapping[str, str]]] = {
@@ -54,11 +60,10 @@ def complete(given: Mapping[str, str], folder: Path, *, free_ports: bool = False
         if not settings.get(name) and not settings.get(f"{name}_FILE"):
             settings[name] = value if isinstance(value, str) else value()
 
-    for process, (_, port, operations) in PROCESSES.items():
-        default(f"{process.upper()}_LISTEN", lambda port=port: listen(port, free=free_ports))  # type: ignore[misc]
-        if operations is not None:
-            default(f"{process.upper()}_OPERATIONS_LISTEN", lambda port=operations: listen(port, free=free_ports))  # type: ignore[misc]
-            default(f"{process.upper()}_DATABASE_URL", f"sqlite:///{folder}/{process}.db")
+    for name, port in LISTENERS.items():
+        default(name, lambda port=port: listen(port, free=free_ports))  # type: ignore[misc]
+    for process in ("payments", "email", "sms", "gateway"):
+        default(f"{process.upper()}_DATABASE_URL", f"sqlite:///{folder}/{process}.db")
     for process in ("payments", "email", "sms"):
         default(f"{process.upper()}_TARGET", settings[f"{process.upper()}_LISTEN"])
         certificate = settings.get(f"{process.upper()}_TLS_CERT", "")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import grpc
 
-from launch.settings import PROCESSES, sandboxed, write_private
+from launch.settings import LISTENERS, PROCESSES, sandboxed, write_private
 
 ROOT = Path(__file__).parent.parent
 #: Seconds that the others get when a process has ended while starting, so that all they find wrong is shown together.
@@ -88,7 +88,7 @@ class System:
 
     def taken(self) -> list[str]:
         """The addresses that somebody else listens on."""
-        addresses = [value for name, value in self.settings.items() if name in listeners()]
+        addresses = [value for name, value in self.settings.items() if name in LISTENERS]
         return [address for address in addresses if answers(address)]
 
     def start(self) -> None:
@@ -111,7 +111,7 @@ class System:
             start_new_session=True,  # Ctrl-C is ours to pass on, once
         )
         state = {"pid": os.getpid(), "sandboxed": sandboxed(self.settings)}
-        told = {name: value for name, value in self.settings.items() if name in listeners() or name in CERTIFICATES}
+        told = {name: value for name, value in self.settings.items() if name in LISTENERS or name in CERTIFICATES}
         write_private(self.folder / "running.json", json.dumps({**state, "settings": told}))
 
     @property
@@ -230,11 +230,6 @@ def words(line: str) -> str:
         return ": ".join(str(told[name]) for name in ("event", "why", "exception") if told.get(name))
     except (ValueError, AttributeError, KeyError):
         return line.strip()
-
-
-def listeners() -> set[str]:
-    own = {f"{name.upper()}_LISTEN" for name in PROCESSES}
-    return own | {f"{name.upper()}_OPERATIONS_LISTEN" for name, (_, _, port) in PROCESSES.items() if port}
 
 
 def answers(address: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.settings import PROCESSES
+from launch.settings import LISTENERS
 from launch.system import ROOT
 from tests.e2e.whole import Whole, whole
 
@@ -31,9 +31,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
 async def grpcurl(system: Whole, *arguments: str) -> str:
     """Run it against the system, whose addresses are not those of the README."""
     moved = list(arguments)
-    for name, (_, port, _) in PROCESSES.items():
-        address = system.settings[f"{name.upper()}_LISTEN"]
-        moved = [address if argument == f"127.0.0.1:{port}" else argument for argument in moved]
+    for name, port in LISTENERS.items():
+        moved = [system.settings[name] if argument == f"127.0.0.1:{port}" else argument for argument in moved]
     running = await asyncio.create_subprocess_exec(
         str(GRPCURL), *moved, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -65,6 +64,10 @@ async def test_every_example_of_the_readme_runs(system: Whole, example: str) -> 
         (50051, "topsmile.payments.v1.PaymentStatus", "PAYMENT_STATUS_SUCCEEDED"),
         (50051, "topsmile.common.v1.ErrorReason", "ERROR_REASON_SHEDDING"),
         (50051, "grpc.health.v1.Health", "rpc Watch"),
+        (50051, "topsmile.common.v1.QueueAdminService", "rpc ReplayJobs"),
+        (50052, "topsmile.common.v1.JobFilter", "created_before_time"),
+        (50053, "topsmile.common.v1.BreakerMode", "BREAKER_MODE_FORCED_OPEN"),
+        (50054, "topsmile.common.v1.QueueAdminService.SetBreaker", "rpc SetBreaker"),
     ],
 )  # fmt: skip
 async def test_a_symbol_is_described_with_its_comments(system: Whole, port: int, symbol: str, comment: str) -> None:

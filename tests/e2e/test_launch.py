@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from launch.settings import PROCESSES, complete, listen, merged, sandboxed
-from launch.system import listeners
+from launch.settings import LISTENERS, PROCESSES, complete, listen, merged, sandboxed
 from tests.processes import BARE, ROOT
 
 
 class Run:
     def __init__(self, folder: Path) -> None:
-        self.addresses = {name: listen(0, free=True) for name in sorted(listeners())}
+        self.addresses = {name: listen(0, free=True) for name in sorted(LISTENERS)}
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, "-m", "launch", str(folder)],
@@ -121,7 +120,7 @@ def test_children_end_with_whoever_holds_them_even_when_it_is_killed(run: Run, k
 
 def launched(folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     """Start a system that is expected not to come up."""
-    addresses = {name: listen(0, free=True) for name in sorted(listeners())}
+    addresses = {name: listen(0, free=True) for name in sorted(LISTENERS)}
     return subprocess.run(
         [sys.executable, "-m", "launch", str(folder)],
         cwd=ROOT,
@@ -189,7 +188,7 @@ def test_signal_while_the_system_starts_ends_it_at_once(tmp_path: Path, number: 
     process = subprocess.Popen(
         [sys.executable, "-m", "launch", str(tmp_path)],
         cwd=ROOT,
-        env={**BARE, **{name: listen(0, free=True) for name in sorted(listeners())}},
+        env={**BARE, **{name: listen(0, free=True) for name in sorted(LISTENERS)}},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

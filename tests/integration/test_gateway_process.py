@@ -18,6 +18,7 @@ def settings(folder: Path) -> dict[str, str]:
     return {
         "GATEWAY_LISTEN": "127.0.0.1:0",
         "GATEWAY_OPERATIONS_LISTEN": "127.0.0.1:0",
+        "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0",
         "GATEWAY_DATABASE_URL": f"sqlite:///{folder}/gateway.db",
         "STRIPE_WEBHOOK_SECRET": "whsec_1",
         "SENDGRID_WEBHOOK_PUBLIC_KEY": signing.SendGridKey().public,
