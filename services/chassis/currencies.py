@@ -1,7 +1,7 @@
 """
-The currencies that Stripe takes payments in, and their minor units: https://docs.stripe.com/currencies
+The currencies in which Stripe takes payments, and their minor units: https://docs.stripe.com/currencies
 
-The minor unit is Stripe's and not always ISO 4217's: ISK and UGX, which have no decimals, are sent in hundredths.
+Stripe's minor units differ from ISO 4217 for ISK and UGX. Both have no decimals, but Stripe counts hundredths.
 """
 
 
@@ -22,10 +22,10 @@ NO_DECIMALS = _codes("BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XP
 THREE_DECIMALS = _codes("BHD JOD KWD OMR TND")
 CURRENCIES = TWO_DECIMALS | NO_DECIMALS | THREE_DECIMALS
 
-# Of a currency that is listed here, an amount must be a multiple.
+# An amount must be a multiple of these minor units.
 _STEPS = {"ISK": 100, "UGX": 100, **dict.fromkeys(THREE_DECIMALS, 10)}
 
 
 def step_of(currency: str) -> int:
-    """Return the minor units that an amount must be a multiple of."""
+    """Return the minor units of which an amount must be a multiple."""
     return _STEPS.get(currency, 1)

@@ -1,4 +1,4 @@
-"""Starting, draining and stopping: the same for a process that speaks gRPC and for one that speaks HTTP."""
+"""How every process starts, drains and stops, with gRPC or HTTP."""
 
 import asyncio
 import signal
@@ -27,14 +27,14 @@ class Worker(Protocol):
     async def run(self) -> None: ...
 
     def stop(self) -> None:
-        """Take nothing new; `run` returns when what runs is finished."""
+        """Claim no new work; `run` returns when the current work ends."""
 
 
 def run(main: Callable[[S], Coroutine[Any, Any, None]], settings: S) -> None:
     """
-    Run a process: its logs first, then its main coroutine, on uvloop where there is one.
+    Configure the logs and run the main coroutine of a process, on uvloop where it exists.
 
-    It leaves with 0 when SIGTERM or SIGINT ended it, also while it starts, and with 1 when it could not go on.
+    The exit code is 0 after SIGTERM or SIGINT, also during the start, and 1 where the process cannot go on.
     """
     logs.configure(settings.process.lower(), settings.log_level)
     sys.setswitchinterval(TURN)
@@ -49,12 +49,12 @@ def run(main: Callable[[S], Coroutine[Any, Any, None]], settings: S) -> None:
     except SystemExit as refusal:
         if not isinstance(refusal.code, str):
             raise
-        log.critical("process.refused_to_start", why=refusal.code)
+        log.critical("process.refused_to_start", reason=refusal.code)
         raise SystemExit(1) from None
 
 
 async def _until_stopped(main: Coroutine[Any, Any, None]) -> None:
-    """Run the coroutine. Until `working` takes over, a signal to stop cancels it, whatever it waits for."""
+    """Run the coroutine. SIGTERM and SIGINT cancel it, until `working` replaces their handlers."""
     running = asyncio.ensure_future(main)
     loop = asyncio.get_running_loop()
     stopped = False
@@ -64,7 +64,7 @@ async def _until_stopped(main: Coroutine[Any, Any, None]) -> None:
         stopped = True
         running.cancel()
 
-    with suppress(NotImplementedError):  # Windows has no handlers in its event loop
+    with suppress(NotImplementedError):  # event loops on Windows take no handlers
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
     try:
@@ -78,10 +78,10 @@ async def _until_stopped(main: Coroutine[Any, Any, None]) -> None:
 @asynccontextmanager
 async def working(workers: Sequence[Worker]) -> AsyncIterator[asyncio.Event]:
     """
-    Run the workers while the body runs, and let them finish afterwards.
+    Run the workers while the body runs, then let them finish. Yield an event that is set when the body must end.
 
-    The event says that it is over: by SIGTERM, by SIGINT, or because a worker ended of its own accord. That is never
-    right: the process leaves with exit code 1, so that whoever supervises it starts another.
+    SIGTERM, SIGINT and the end of a worker set it. A worker must not end by itself: then the exit code is 1, so that
+    the supervisor starts a new process.
     """
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -98,7 +98,7 @@ async def working(workers: Sequence[Worker]) -> AsyncIterator[asyncio.Event]:
             worker.stop()
         if tasks:
             _, slow = await asyncio.wait(tasks, timeout=GRACE)
-            for task in slow:  # its leases bring the jobs back
+            for task in slow:  # the jobs run again when their leases expire
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
     for task in failed:

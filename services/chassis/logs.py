@@ -1,8 +1,8 @@
 """
-One JSON line per RPC, request and job, on standard output; the libraries' loggers speak the same way.
+One JSON line per RPC, request and job on standard output. The loggers of libraries write the same form.
 
-No address, number, body or token in any line. That is why of an exception only its class and its frames are told: its
-text quotes what it choked on.
+No line holds an address, number, body or token. Exceptions are logged by class and frames only, because their texts
+quote the values.
 """
 
 import io
@@ -21,18 +21,18 @@ from structlog.typing import EventDict, Processor
 
 from services.chassis import context
 
-# They tell requests and bodies at INFO and DEBUG.
-LOQUACIOUS = ("python_http_client", "twilio", "stripe", "aiohttp", "asyncio", "urllib3", "uvicorn", "grpc")
+# These log requests and bodies at INFO and DEBUG.
+NOISY_LOGGERS = ("python_http_client", "twilio", "stripe", "aiohttp", "asyncio", "urllib3", "uvicorn", "grpc")
 
-#: Where no tokens are set, every caller has this name: it tells nothing.
-NOBODY = ("caller", "local")
+#: Without tokens every caller has this name, so the log omits it.
+ANONYMOUS = ("caller", "local")
 
 
 class Unfailing(io.TextIOBase):
     """
-    Write each text whole and at once, or not at all.
+    Write each text whole, or not at all, and never fail.
 
-    A log whose reader is gone, or whose disk is full, stops nobody's work.
+    A closed pipe or a full disk under the log must not stop the process.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -42,32 +42,32 @@ class Unfailing(io.TextIOBase):
     def write(self, text: str) -> int:
         data = text.encode("utf-8", "backslashreplace")
         written = 0
-        with suppress(OSError, ValueError):  # ValueError: it is closed
+        with suppress(OSError, ValueError):  # ValueError: the stream is closed
             try:
                 while written < len(data):
                     written += self._raw.write(data[written:]) or 0
             except OSError:
                 if written:
-                    self._take_back(written)
+                    self._truncate(written)
         return len(text)
 
-    def _take_back(self, written: int) -> None:
-        """Cut off the part of a line that a full disk still took, unless another process has written since."""
+    def _truncate(self, written: int) -> None:
+        """Remove a partly written line, unless another process has written after it."""
         file = self._raw.fileno()
-        end = os.lseek(file, 0, os.SEEK_CUR)  # OSError: a pipe takes nothing back
+        end = os.lseek(file, 0, os.SEEK_CUR)  # OSError: this is a pipe
         if os.fstat(file).st_size == end:
             os.ftruncate(file, end - written)
             os.lseek(file, end - written, os.SEEK_SET)
 
 
 def configure(process: str, level: str) -> None:
-    """Once, before anything is logged."""
+    """Configure structlog and logging. Call it once, before the first log line."""
     output = Unfailing(sys.stdout)
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         add_time,
         _add_context(process),
-        tell_exception,
+        add_exception,
     ]
     renderer = structlog.processors.JSONRenderer(separators=(",", ":"))
     structlog.configure(
@@ -83,7 +83,7 @@ def configure(process: str, level: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    for name in LOQUACIOUS:
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     log = structlog.get_logger()
     sys.excepthook = lambda _kind, error, _trace: log.critical("process.failed", exc_info=error)
@@ -99,7 +99,7 @@ def _add_context(process: str) -> Processor:
         trace = context.traceparent.get()[3:35]
         if trace != identity:
             event["trace_id"] = trace
-        return {name: value for name, value in event.items() if (name, value) != NOBODY and value not in (None, "")}
+        return {name: value for name, value in event.items() if (name, value) != ANONYMOUS and value not in (None, "")}
 
     return add
 
@@ -109,8 +109,8 @@ def add_time(_logger: Any, _method: str, event: EventDict) -> EventDict:
     return event
 
 
-def tell_exception(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """Replace `exc_info` by the classes of the exception and its causes, and by where it was raised."""
+def add_exception(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Replace `exc_info` by the classes of the exception and its causes, and by its last frames."""
     given = event.pop("exc_info", None)
     error = sys.exc_info()[1] if given is True else given[1] if isinstance(given, tuple) else given
     if isinstance(error, BaseException):

@@ -1,17 +1,17 @@
 """
-Import this first: SIGTERM ends a container's process from its first moment.
+Import this module first, so that SIGTERM ends a container's process while it still imports.
 
-The kernel drops a signal for PID 1 that has no handler yet, and the imports of a process take most of a second.
-`lifecycle.run` replaces the handler.
+The kernel drops signals to PID 1 that have no handler, and the imports take most of a second. `lifecycle.run` replaces
+the handler.
 """
 
 import os
 import signal
 
 
-def leave(_number: int, _frame: object) -> None:
-    os._exit(0)  # nothing has been opened yet
+def _exit(_number: int, _frame: object) -> None:
+    os._exit(0)  # nothing is open yet
 
 
 if os.getpid() == 1:
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, _exit)

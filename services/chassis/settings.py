@@ -1,8 +1,8 @@
 """
-What the environment says, read once, complaining once.
+The settings of a process, read once from the environment, with all errors reported together.
 
-A process's own names begin with its name (SMS_LISTEN), all others are the field's name in capitals (TWILIO_API_BASE).
-Each may also come from the file that NAME_FILE names. An empty variable is a missing one.
+Variables of every process begin with its name (SMS_LISTEN). The others are the field's name in capitals
+(TWILIO_API_BASE). NAME_FILE may name a file with the value. An empty variable counts as missing.
 """
 
 import os
@@ -28,7 +28,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from services.chassis.rpc.authentication import Token, is_loopback, parse_tokens
 
-SHORTEST_KEY = 16
+MIN_KEY_LENGTH = 16
 
 
 class Address(NamedTuple):
@@ -40,10 +40,10 @@ class Address(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """Stands for the value of a NAME_FILE that cannot be read, so that it is reported with all other problems."""
+    """The value of a NAME_FILE that cannot be read, so that it is reported with all other errors."""
 
     path: str
-    why: str
+    reason: str
 
 
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+|[0-9A-Fa-f:.]+)):([0-9]{1,5})")
@@ -57,13 +57,13 @@ def _parse_address(text: str | Address) -> Address:
 
 
 def parse_url(text: str) -> str:
-    """Read `https://hooks.example.com` or, below a path, `https://example.com/hooks`; the last slash goes."""
+    """Return a URL such as `https://example.com/hooks` without its last slash. Raises ValueError."""
     try:
         parts = urlsplit(text)
-        port = parts.port  # raises where it is none
+        port = parts.port  # raises ValueError where it is no port
     except ValueError:
         parts, port = urlsplit(""), None
-    # urlsplit drops line breaks in silence: the text itself has to be clean.
+    # urlsplit drops line breaks without an error, so the text itself is checked.
     if not (
         re.fullmatch(r"https?://[!-~]+", text)
         and re.fullmatch(r"[a-z0-9._:-]+", parts.hostname or "")
@@ -89,8 +89,8 @@ def _parse_limit(text: str) -> limits.RateLimitItem:
 
 
 def _long(keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-    if any(len(key.get_secret_value()) < SHORTEST_KEY for key in keys):
-        raise ValueError(f"must be random keys of {SHORTEST_KEY} or more characters, comma between them")
+    if any(len(key.get_secret_value()) < MIN_KEY_LENGTH for key in keys):
+        raise ValueError(f"must be random keys of {MIN_KEY_LENGTH} or more characters, comma between them")
     return keys
 
 
@@ -113,36 +113,36 @@ Listen = Annotated[Address, PlainValidator(_parse_address)]
 Tokens = Annotated[
     tuple[Token, ...], PlainValidator(lambda text: parse_tokens(text) if isinstance(text, str) else text)
 ]
-#: Several valid at once, comma between them: that is how a secret rotates.
+#: Several secrets, comma between them, all valid at one time, so that a secret can rotate.
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 RateLimit = Annotated[limits.RateLimitItem, PlainValidator(_parse_limit)]
 #: A file in PEM format.
 File = Annotated[Path, AfterValidator(_readable)]
-#: Requests a second that a provider takes.
+#: Requests per second to a provider.
 PerSecond = Annotated[float, Field(ge=0.001, le=100_000)]
 
 
 class ProcessSettings(BaseSettings):
-    """What every process has. `class Settings(ProcessSettings, process="SMS", port=50053, operations_port=9103)`."""
+    """Settings of every process: `class Settings(ProcessSettings, process="SMS", port=50053, operations_port=9103)`."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, validate_default=True)
 
     process: ClassVar[str]
-    #: Whether it keeps requests to compare repeated keys with.
+    #: Whether the process compares repeated idempotency keys by fingerprints.
     fingerprints: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, str]]
 
     listen: Listen
     operations_listen: Listen
-    database_url: Annotated[str, AfterValidator(_stored_somewhere)] = Field(repr=False)  # it may hold a password
+    database_url: Annotated[str, AfterValidator(_stored_somewhere)] = Field(repr=False)  # a URL may hold a password
     tls_cert: File | None = None
     tls_key: File | None = None
-    #: With it, callers need a certificate of this authority, and `auth_tokens` says who they are.
+    #: With it, callers need a certificate of this authority, and `auth_tokens` must name them.
     tls_client_ca: File | None = None
     auth_tokens: Tokens = Field(default=(), repr=False)
-    #: With the first, requests are fingerprinted; those of the others are still recognised, while keys rotate.
+    #: The first key makes fingerprints; the others still recognise stored ones while keys rotate.
     fingerprint_keys: Annotated[Secrets, AfterValidator(_long)] = ()
-    #: For each caller and replica, "600/minute"; no limit when not set.
+    #: Calls of each caller per replica, such as "600/minute". Unset: no limit.
     caller_limit: RateLimit | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -174,11 +174,11 @@ class ProcessSettings(BaseSettings):
     @classmethod
     def _readable(cls, value: object) -> object:
         if isinstance(value, Unreadable):
-            raise ValueError(f"the file {value.path} cannot be read: {value.why}")  # noqa: TRY004 - pydantic's contract
+            raise ValueError(f"the file {value.path} must be readable: {value.reason}")  # noqa: TRY004 - pydantic's contract
         return value
 
-    # Rules between fields stand at the last of them, so that one round names all that is wrong. A field that is wrong
-    # by itself is missing in `info.data`.
+    # A rule between fields stands at the last of them, so that one run reports all errors. `info.data` lacks a field
+    # that is itself wrong.
 
     @field_validator("tls_key")
     @classmethod
@@ -200,10 +200,10 @@ class ProcessSettings(BaseSettings):
         listen, authority = info.data.get("listen"), info.data.get("tls_client_ca", ...)
         if not tokens and authority not in {None, ...}:
             raise ValueError(
-                f"must name who the certificates of {cls.variable('tls_client_ca')} are: name:scopes:san=…"
+                f"must name the callers with certificates of {cls.variable('tls_client_ca')}: name:scopes:san=…"
             )
         if not tokens and listen is not None and not is_loopback(listen.host):
-            raise ValueError(f"must be set, or anybody could call: {cls.variable('listen')}={listen} is not loopback")
+            raise ValueError(f"must be set where callers are not on loopback: {cls.variable('listen')}={listen}")
         if authority is None and any(token.identity for token in tokens):
             raise ValueError(f"must have no san= entries without {cls.variable('tls_client_ca')}")
         return tokens
@@ -213,7 +213,7 @@ class ProcessSettings(BaseSettings):
     def _own_keys(cls, keys: tuple[SecretStr, ...], info: ValidationInfo) -> tuple[SecretStr, ...]:
         listen = info.data.get("listen")
         if cls.fingerprints and not keys and listen is not None and not is_loopback(listen.host):
-            raise ValueError("must be set off loopback: a random key, which every replica has")
+            raise ValueError("must be set off loopback, to a random key that all replicas share")
         return keys
 
 
@@ -240,11 +240,11 @@ S = TypeVar("S", bound=ProcessSettings)
 
 
 def load(kind: type[S]) -> S:
-    """Read the settings, or name every variable that is missing or wrong and leave with exit code 2."""
+    """Return the settings, or report every missing or wrong variable and exit with code 2."""
     try:
         return kind.model_validate({})
     except ValidationError as invalid:
-        for problem in invalid.errors(include_url=False, include_input=False):  # the input may be a secret
+        for problem in invalid.errors(include_url=False, include_input=False):  # an input may be a secret
             name = kind.variable(str(problem["loc"][0])) if problem["loc"] else kind.process
             wrong = "is required" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
             sys.stderr.write(f"{name}: {wrong}\n")

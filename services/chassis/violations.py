@@ -1,7 +1,7 @@
 """
-What can be wrong with a field: each rule once, with its words for developers (English) and for people (pt-BR).
+The rules for fields, each with a message for developers (English) and one for people (pt-BR).
 
-A rule's name is FieldViolation.reason, its words are FieldViolation.description and localized_message.
+A rule's name is FieldViolation.reason; its messages are FieldViolation.description and localized_message.
 """
 
 from enum import Enum
@@ -18,7 +18,7 @@ class Violation(NamedTuple):
 
 
 class Rule(Enum):
-    """The words may have places for values, `{limit}`: `at` fills them."""
+    """The messages may hold placeholders such as `{limit}`, which `at` fills."""
 
     # Any field.
     REQUIRED = "is required", "Preencha este campo."
@@ -125,11 +125,12 @@ class Rule(Enum):
         self.portuguese = portuguese
 
     def at(self, field: str, **values: object) -> Violation:
+        """Return the violation of this rule by a field."""
         return Violation(field, self.english.format(**values), self.name, self.portuguese.format(**values))
 
 
 class InvalidValueError(ValueError):
-    """What a value breaks, raised where the field's path is not known."""
+    """A broken rule, raised where the path of the field is not known."""
 
     def __init__(self, rule: Rule, **values: object) -> None:
         super().__init__(rule.english.format(**values))

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from services.chassis.errors import DeadlineExceeded, NotSent, OutcomeUnknown
 from services.chassis.outbound import deadline
-from services.chassis.outbound.client import CONNECTIONS, LARGEST_BODY, outbound, retry_after
+from services.chassis.outbound.client import MAX_BODY, MAX_CONNECTIONS, outbound, retry_after
 
 Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -159,7 +159,7 @@ async def _until_closed(reader: asyncio.StreamReader) -> None:
 
 async def test_waiting_in_vain_for_a_free_connection_is_not_sent() -> None:
     async with serving(hang) as up, outbound(up.url, service="stripe") as http:
-        holders = [asyncio.create_task(http.request("POST", "/")) for _ in range(CONNECTIONS)]
+        holders = [asyncio.create_task(http.request("POST", "/")) for _ in range(MAX_CONNECTIONS)]
         await asyncio.sleep(0)
         with pytest.raises(NotSent):
             await http.request("POST", "/", timeout=0.1)
@@ -181,7 +181,7 @@ async def test_waiting_in_vain_for_a_free_connection_is_not_sent() -> None:
         pytest.param(says(b"HTTP/1.1 200 OK\r\n", *[b"X-Slow: 1\r\n"] * 20, pause=0.1), id="slow headers"),
         pytest.param(says(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", *[b"x"] * 40, pause=0.1), id="slow body"),
         pytest.param(
-            says(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (5 * LARGEST_BODY), bytes(5 * LARGEST_BODY)),
+            says(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (5 * MAX_BODY), bytes(5 * MAX_BODY)),
             id="huge body",
         ),
     ],

@@ -1,7 +1,7 @@
 """
-What uvicorn leaves open about a connection: upgrades, the size of a head, how long anything takes, how many there are.
+Limits of HTTP connections that uvicorn lacks: upgrades, the size of a head, times, and the number of connections.
 
-A body's limits are its reader's. A proxy in front makes all of this cheaper; nothing relies on one.
+The reader of a body limits it. No limit here relies on a proxy in front.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from services.chassis import metrics
 from services.chassis.http import problems
 
-MAX_HEAD = 32 << 10  # bytes; also what is fed to the parser at a time
-MAX_PIPELINED = 32  # requests sent before the first is answered
-LINGER = 1.0  # seconds in which what was sent is thrown away after a refusal: a reset might overtake the response
-#: For files, the database and calls to others: what is left of the process's file descriptors is for connections.
-OWN_FILES = 128
+MAX_HEAD = 32 << 10  # bytes; also the largest part that the parser gets at one time
+MAX_PIPELINED = 32  # requests that a client may send before the first response
+LINGER = 1.0  # seconds that a refused client's data is still read, because a reset could overtake the response
+#: File descriptors for files, the database and outgoing calls; the rest are for connections.
+RESERVED_FILES = 128
 MAX_CONNECTIONS = 4000
 
 if TYPE_CHECKING:
@@ -31,29 +31,29 @@ else:
 
 
 def max_connections() -> int:
-    """How many connections there may be, having asked the system for all the file descriptors that it gives."""
+    """Raise the limit of file descriptors as far as possible, and return how many connections fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else max(16, min(MAX_CONNECTIONS, hard - OWN_FILES))
+    return MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else max(16, min(MAX_CONNECTIONS, hard - RESERVED_FILES))
 
 
-class Connection(Protocol):  # type: ignore[misc]  # uvicorn types it for itself only
-    #: Seconds from the connection, or from the last response, to the end of the next request's head.
+class Connection(Protocol):  # type: ignore[misc]  # uvicorn exports no types for it
+    #: Seconds from the connection or the last response to the end of the next head.
     max_head_seconds = 10.0
-    #: Seconds from the end of a head until the client has taken the response.
+    #: Seconds from the end of a head until the client has received the response.
     max_request_seconds = 60.0
-    #: Seconds. After them a response is the connection's last, so that clients find new replicas.
+    #: Seconds until a response closes the connection, so that clients find new replicas.
     max_age = 300.0
 
-    #: Of all listeners of this process together.
+    #: Both are of all listeners of this process together.
     limit: int | None = None
     open: int = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self.parser: httptools.HttpRequestParser
-        self._framing = 0  # bytes since the last head ended or the last byte of a body came
+        self._framing = 0  # bytes since the end of the last head or the last byte of a body
         self._refused = False
         self._retires_at = self.loop.time() + self.max_age
         self._deadline = self.loop.call_later(self.max_head_seconds, self._expire)
@@ -86,29 +86,29 @@ class Connection(Protocol):  # type: ignore[misc]  # uvicorn types it for itself
                 except httptools.HttpParserUpgrade as upgrade:
                     data = self._without_upgrade() + data[upgrade.args[0] :]
         except httptools.HttpParserError:
-            self._framing += 1  # whatever follows is not read either
-            self._refuse(400, "BAD_REQUEST", "this is no HTTP request")
+            self._framing += 1  # the parser reads nothing after an error
+            self._refuse(400, "BAD_REQUEST", "the request must be HTTP/1.1")
         if self._framing > MAX_HEAD:
-            self._refuse(431, "HEAD_TOO_LARGE", f"at most {MAX_HEAD} bytes of a head are read")
+            self._refuse(431, "HEAD_TOO_LARGE", f"the head must have at most {MAX_HEAD} bytes")
         elif len(self.pipeline) > MAX_PIPELINED:
             self.transport.abort()
 
     def _without_upgrade(self) -> bytes:
         """
-        Make the head once more without the wish to upgrade, for a new parser.
+        Return the head without its upgrade headers, for a new parser.
 
-        The parser that has seen it takes the bytes of the body for another protocol's, and then for a next request.
+        The old parser would take the body for another protocol's bytes, and then for the next request.
         """
         method = self.parser.get_method()
         if method == b"CONNECT":
-            raise httptools.HttpParserError("no proxy")
+            raise httptools.HttpParserError("CONNECT is for proxies")
         start = b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())
         lines = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         return b"\r\n".join([start, *lines, b"", b""])
 
     def _should_upgrade(self) -> bool:
-        """For uvicorn: leave a request alone whose head comes once more."""
+        """Stop uvicorn from handling a request whose head is parsed again."""
         return True
 
     def on_headers_complete(self) -> None:
@@ -117,7 +117,7 @@ class Connection(Protocol):  # type: ignore[misc]  # uvicorn types it for itself
         if self.parser.should_upgrade():
             return
         self._expire_in(self.max_request_seconds)
-        # After an `Expect`, a refused sender may leave the body out: what comes next cannot be told from it.
+        # After an `Expect`, a refused client may omit the body, so the next bytes are ambiguous.
         if self.expect_100_continue or self.loop.time() > self._retires_at:
             self.cycle.keep_alive = False
 
@@ -131,11 +131,11 @@ class Connection(Protocol):  # type: ignore[misc]  # uvicorn types it for itself
             self._expire_in(self.max_head_seconds)
 
     def eof_received(self) -> bool:
-        """Let a client that has said all it wants to say hear its answer; uvicorn would hang up on it."""
-        answering = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
-        if answering:
+        """Let a client that has closed its side receive the response; uvicorn would close the connection."""
+        responding = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        if responding:
             self.cycle.keep_alive = False
-        return answering
+        return responding
 
     def _expire_in(self, seconds: float) -> None:
         self._deadline.cancel()
@@ -143,12 +143,12 @@ class Connection(Protocol):  # type: ignore[misc]  # uvicorn types it for itself
 
     def _expire(self) -> None:
         if self._framing and (self.cycle is None or self.cycle.response_complete):
-            self._refuse(408, "HEAD_TOO_SLOW", f"the head did not come within {self.max_head_seconds:g} s")
+            self._refuse(408, "HEAD_TOO_SLOW", f"the head must arrive within {self.max_head_seconds:g} s")
         else:
             self.transport.abort()
 
     def _refuse(self, status: int, reason: str, detail: str, headers: dict[str, str] | None = None) -> None:
-        """Answer outside of the application and hang up; where an answer is due before this one, only hang up."""
+        """Respond without the application and close; only close where an earlier response is still due."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
@@ -156,13 +156,13 @@ class Connection(Protocol):  # type: ignore[misc]  # uvicorn types it for itself
         if self.pipeline or (waiting and self.cycle.response_started):
             self.transport.abort()
             return
-        if waiting:  # this is its answer
+        if waiting:  # this is its response
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        told = problems.answer(problems.Refusal(status, reason, detail, {"connection": "close", **(headers or {})}))
-        lines = [b"%b: %b" % header for header in told.raw_headers]
+        response = problems.answer(problems.Refusal(status, reason, detail, {"connection": "close", **(headers or {})}))
+        lines = [b"%b: %b" % header for header in response.raw_headers]
         start = b"HTTP/1.1 %d %b" % (status, HTTPStatus(status).phrase.encode())
-        self.transport.write(b"\r\n".join([start, *lines, b"", told.body]))
+        self.transport.write(b"\r\n".join([start, *lines, b"", response.body]))
         if not self._framing or not self.transport.can_write_eof():
             self.transport.close()
             return

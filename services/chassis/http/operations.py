@@ -1,7 +1,7 @@
 """
-The operator's listener: /healthz (alive), /readyz (can store), /metrics, and what a process adds.
+The operations listener: /healthz (alive), /readyz (takes writes), /metrics, and routes that a process adds.
 
-On loopback it is open. Anywhere else all but the two for health need a token with the scope admin.
+On loopback it is open. Elsewhere all but the two for health need a token with the scope admin.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -38,17 +38,17 @@ def operations(
         return JSONResponse({"status": "alive"})
 
     async def readyz(_request: Request) -> Response:
-        told = {name: read() for name, read in details.items()} | {"queues": queues}
+        shown = {name: read() for name, read in details.items()} | {"queues": queues}
         try:
             await readiness.check_cached()
         except ServiceError as error:
-            return JSONResponse({"status": "not ready", "reason": error.reason, **told}, 503)
-        return JSONResponse({"status": "ready", **told})
+            return JSONResponse({"status": "not ready", "reason": error.reason, **shown}, 503)
+        return JSONResponse({"status": "ready", **shown})
 
-    guarded = not is_loopback(settings.operations_listen.host)
+    authorized = not is_loopback(settings.operations_listen.host)
     return Starlette(
         routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics), *routes],
-        middleware=[Middleware(Authorization, settings=settings)] if guarded else [],
+        middleware=[Middleware(Authorization, settings=settings)] if authorized else [],
         exception_handlers={HTTPException: _problem},
     )
 
@@ -62,21 +62,23 @@ async def metrics(_request: Request) -> Response:
 
 
 class Authorization:
+    """Require the scope admin, except for the health routes."""
+
     def __init__(self, app: ASGIApp, settings: ProcessSettings) -> None:
         self._app = app
         self._authenticator = Authenticator(settings.auth_tokens) if settings.auth_tokens else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer: Callable[[Scope, Receive, Send], Awaitable[None]] = self._app
+        app: Callable[[Scope, Receive, Send], Awaitable[None]] = self._app
         if scope["path"] not in OPEN:
             try:
-                self._admit(Request(scope).headers.get("authorization", ""))
+                self._authorize(Request(scope).headers.get("authorization", ""))
             except ServiceError as refusal:
                 log.warning("operations.refused", reason=refusal.reason)
-                answer = problems.answer(refusal)
-        await answer(scope, receive, send)
+                app = problems.answer(refusal)
+        await app(scope, receive, send)
 
-    def _admit(self, authorization: str) -> None:
+    def _authorize(self, authorization: str) -> None:
         if self._authenticator is None:
-            raise PermissionDenied("off loopback, this needs a token, and none is set")
+            raise PermissionDenied("must have a token off loopback, and this process has none")
         require(self._authenticator.authenticate(authorization), "admin")

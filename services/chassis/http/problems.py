@@ -1,4 +1,4 @@
-"""The one table from errors to HTTP: RFC 9457 problems with a stable English `reason` and a pt-BR `message`."""
+"""Errors as RFC 9457 problems, with a stable English `reason` and a `message` in pt-BR."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -27,9 +27,9 @@ STATUSES = {
     StatusCode.DEADLINE_EXCEEDED: 504,
     StatusCode.INTERNAL: 500,
 }
-#: Trying again may help, with the same key.
+#: Codes of requests that may be repeated with the same key.
 RETRYABLE = {StatusCode.ABORTED, StatusCode.RESOURCE_EXHAUSTED, StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED}
-#: What a person may be shown where only HTTP knows what is wrong.
+#: Sentences for people, by status, for errors that only HTTP has.
 SENTENCES = {
     400: "O pedido está malformado.",
     403: "Sem permissão para esta operação.",
@@ -44,7 +44,7 @@ SENTENCES = {
 
 
 class Refusal(HTTPException):
-    """What only HTTP knows: a body too large, a signature that does not hold."""
+    """An error that only HTTP has: a body too large, a wrong signature."""
 
     def __init__(self, status: int, reason: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, detail, headers)
@@ -56,21 +56,21 @@ def status_of(error: ServiceError) -> int:
 
 
 def retry_after(error: ServiceError) -> int | None:
-    """Whole seconds, as HTTP wants them; None where repeating the request changes nothing."""
+    """Return whole seconds for Retry-After; None where a repetition changes nothing."""
     return ceil(errors.retry_after(error) or 1.0) if error.code in RETRYABLE else None
 
 
 def problem(error: ServiceError) -> dict[str, Any]:
-    """Name everything the error knows. `errors` have the path that the field has in the contract."""
-    told = _titled(status_of(error), error.reason, error.message, localized(error))
+    """Return the problem of an error. The paths in `errors` are those of the contract."""
+    document = _titled(status_of(error), error.reason, error.message, localized(error))
     if error.violations:
-        told["errors"] = [
+        document["errors"] = [
             {"field": field, "message": description, "reason": reason, "localized_message": translated}
             for field, description, reason, translated in error.violations
         ]
     if error.metadata:
-        told["metadata"] = error.metadata
-    return told
+        document["metadata"] = error.metadata
+    return document
 
 
 def _titled(status: int, reason: str, detail: str, sentence: str) -> dict[str, Any]:
@@ -93,15 +93,15 @@ class ProblemResponse(JSONResponse):
         self._reason = problem["reason"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["reason"] = self._reason  # for whoever writes the log line
+        scope["reason"] = self._reason  # for the access log
         await super().__call__(scope, receive, send)
 
 
 def answer(error: Exception) -> ProblemResponse:
     """
-    Answer with a problem; what is neither a ServiceError nor HTTP's own is a bug, and its text stays here.
+    Return the problem of an exception. A bug becomes INTERNAL without its text.
 
-    A path that nothing serves is ROUTE_NOT_FOUND. NOT_FOUND is about a resource, at a path that exists.
+    ROUTE_NOT_FOUND means that no route has the path. NOT_FOUND is about a resource, on a path that exists.
     """
     if isinstance(error, HTTPException):
         reason = error.reason if isinstance(error, Refusal) else _reason(error.status_code)

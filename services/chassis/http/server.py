@@ -1,4 +1,4 @@
-"""An HTTP listener: uvicorn, without its own ideas about signals, logs and taken ports."""
+"""An HTTP listener: uvicorn without its own handling of signals, logs and ports in use."""
 
 import asyncio
 import socket
@@ -20,9 +20,9 @@ from services.chassis.settings import Address, ProcessSettings
 
 class LoopbackHosts:
     """
-    Refuse what is asked of another host.
+    Refuse requests to other hosts.
 
-    A browser may be made to call a loopback listener in the name of a stranger's host (DNS rebinding).
+    With DNS rebinding, a foreign page can make a browser call a loopback listener under the page's host.
     """
 
     def __init__(self, app: ASGIApp, others: Collection[str]) -> None:
@@ -48,7 +48,7 @@ class LoopbackHosts:
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # the process drains as a whole: lifecycle.py
+        yield  # lifecycle.py handles signals for the whole process
 
 
 @asynccontextmanager
@@ -61,9 +61,9 @@ async def listening(
     **config: Any,
 ) -> AsyncIterator[Address]:
     """
-    Serve HTTP while the body runs, then finish what is being answered. Gives the address, with port 0 resolved.
+    Serve HTTP while the body runs, then finish the open requests. Yield the address, with port 0 resolved.
 
-    On loopback, only requests to loopback's names and to `hosts` are served.
+    On loopback, it serves only requests to loopback's names and to `hosts`.
     """
     if is_loopback(address.host):
         app = LoopbackHosts(app, hosts)
@@ -78,7 +78,7 @@ async def listening(
             server_header=False,
             lifespan="off",
             timeout_graceful_shutdown=int(GRACE),
-            reset_contextvars=True,  # a request in line begins within its predecessor's, whose caller is another
+            reset_contextvars=True,  # a pipelined request starts in the context of the previous one
             **config,
         )
     )
@@ -95,12 +95,12 @@ async def listening(
 
 
 def tls(settings: ProcessSettings) -> dict[str, Any]:
-    """Return what makes a listener speak TLS, where the process has a certificate. Clients need none."""
+    """Return uvicorn's arguments for TLS, where the process has a certificate. Clients need no certificate."""
     return {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key}
 
 
 def bind(address: Address) -> socket.socket:
-    """Bind, or leave the process with a word about why not."""
+    """Bind a socket. Raises SystemExit with the reason where that fails."""
     family, kind, protocol, _, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
     bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,8 +1,7 @@
 """
-The one way out to a provider over HTTP.
+The HTTP client for all providers.
 
-What went wrong is told in two words only: NotSent (no byte of the request has left; safe to repeat) and OutcomeUnknown
-(the provider may have acted on it).
+It raises NotSent where no byte of the request was sent, and OutcomeUnknown where the provider may have acted.
 """
 
 import asyncio
@@ -26,10 +25,10 @@ from services.chassis import metrics
 from services.chassis.errors import DeadlineExceeded, NotSent, OutcomeUnknown, ServiceError
 from services.chassis.outbound import deadline
 
-LARGEST_BODY = 4 << 20
-CONNECTIONS = 100
-#: Seconds: the shortest and the longest wait that is taken from a provider. A longer one would pause a whole queue on
-#: the word of one answer; after this time the provider is asked again and can repeat it.
+MAX_BODY = 4 << 20
+MAX_CONNECTIONS = 100
+#: Seconds: the bounds of a wait that a provider asks for. A longer wait would pause a whole queue because of one
+#: response. The provider can repeat it at the next request.
 MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1.0, 600.0
 
 
@@ -42,9 +41,9 @@ class ProviderResponse:
 
     def json(self) -> Any:
         """
-        Parse the body. A success that cannot be read is OutcomeUnknown; an error that cannot is {}.
+        Return the body as JSON; {} for an error response without JSON, such as a proxy's page.
 
-        (Error pages of the proxies in front of a provider are HTML and say no more than their status.)
+        Raises OutcomeUnknown for a success without JSON.
         """
         try:
             return json.loads(self.body)
@@ -101,18 +100,18 @@ class Outbound:
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> ProviderResponse:
-        """`path` may carry a query, already encoded. Redirects are answers like any other status."""
+        """Return the response, whatever its status. `path` may hold an encoded query. Redirects are not followed."""
         url = URL(self._base_url + path, encoded=True)
         request = {"params": params, "json": json, "data": form if data is None else data, "headers": headers}
         started, outcome = time.monotonic(), "CANCELLED"
         try:
-            answer = await self._exchange(method, url, self._seconds(timeout), request)
-            outcome = f"{answer.status // 100}xx"
+            response = await self._exchange(method, url, self._seconds(timeout), request)
+            outcome = f"{response.status // 100}xx"
         except ServiceError as error:
             outcome = error.reason
             raise
         else:
-            return answer
+            return response
         finally:
             taken = time.monotonic() - started
             metrics.outbound_seconds.labels(service=self._service, outcome=outcome).observe(taken)
@@ -120,7 +119,7 @@ class Outbound:
     async def _exchange(self, method: str, url: URL, seconds: float, request: Mapping[str, Any]) -> ProviderResponse:
         progress = SimpleNamespace(sent=False)
         try:
-            # Not aiohttp's own total timeout: it rounds up to whole seconds, past the deadline.
+            # aiohttp's own total timeout rounds up to whole seconds, beyond the deadline.
             async with (
                 asyncio.timeout(seconds),
                 self._session.request(
@@ -129,7 +128,7 @@ class Outbound:
             ):
                 body = await self._read(response)
                 return ProviderResponse(self._service, response.status, response.headers, body)
-        except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError and SSLError too
+        except (aiohttp.ClientError, OSError) as error:  # OSError includes TimeoutError and SSLError
             what = f"no answer within {seconds:.1f} s" if isinstance(error, TimeoutError) else type(error).__name__
             if progress.sent:
                 raise OutcomeUnknown(self._service, error, f"{self._service} may have acted: {what}") from error
@@ -139,9 +138,9 @@ class Outbound:
         body = bytearray()
         async for chunk in response.content.iter_any():
             body += chunk
-            if len(body) > LARGEST_BODY:
+            if len(body) > MAX_BODY:
                 response.close()
-                raise OutcomeUnknown(self._service, None, f"{self._service} answered more than {LARGEST_BODY} bytes")
+                raise OutcomeUnknown(self._service, None, f"{self._service} answered more than {MAX_BODY} bytes")
         return bytes(body)
 
     def _seconds(self, timeout: float | None) -> float:
@@ -152,7 +151,7 @@ class Outbound:
 
 
 async def _note_sending(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
-    # Told just before the first byte is written, to a fresh connection or a kept one.
+    # aiohttp calls this just before it writes the first byte, on a new or a reused connection.
     context.trace_request_ctx.sent = True
 
 
@@ -166,10 +165,9 @@ async def outbound(
     timeout: float = 8.0,
 ) -> AsyncIterator[Outbound]:
     """
-    Keep a pool of connections to one provider.
+    Open a pool of connections to one provider.
 
-    aiohttp itself repeats a request on a kept connection that turns out closed, but only where HTTP calls the method
-    idempotent: never a POST.
+    aiohttp itself repeats an idempotent request on a reused connection that was closed. It never repeats a POST.
     """
     fixed = dict(headers or {})
     if auth is not None:
@@ -177,7 +175,7 @@ async def outbound(
     tracing = aiohttp.TraceConfig()
     tracing.on_request_headers_sent.append(_note_sending)
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=CONNECTIONS, ttl_dns_cache=60),
+        connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ttl_dns_cache=60),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=fixed,
         timeout=aiohttp.ClientTimeout(total=None),

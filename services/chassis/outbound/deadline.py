@@ -1,4 +1,4 @@
-"""The moment after which nobody listens to the answer any more."""
+"""The time at which the caller stops waiting for the response."""
 
 import time
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)  # ti
 
 
 def remaining() -> float | None:
-    """Seconds left, 0.0 when it has passed; None where there is no deadline."""
-    moment = _deadline.get()
-    return None if moment is None else max(0.0, moment - time.monotonic())
+    """Return the seconds left, 0.0 after the deadline; None without a deadline."""
+    deadline = _deadline.get()
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Give what runs inside at most this long. An earlier deadline around it stays the deadline."""
-    moment, outer = time.monotonic() + seconds, _deadline.get()
-    token = _deadline.set(moment if outer is None else min(moment, outer))
+    """Set a deadline for the body. An earlier outer deadline stays in force."""
+    deadline, outer = time.monotonic() + seconds, _deadline.get()
+    token = _deadline.set(deadline if outer is None else min(deadline, outer))
     try:
         yield
     finally:

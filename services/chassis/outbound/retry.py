@@ -1,4 +1,4 @@
-"""Repeat what is provably safe to repeat: a few times, at random moments, while the deadline and a budget allow it."""
+"""Retry calls that are safe to repeat, with jitter, within the deadline and a budget."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, TypeVarTuple
@@ -11,15 +11,15 @@ from services.chassis.outbound import deadline
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
-PATIENCE = 10.0  # seconds from the first attempt, where no deadline is set
+MAX_SECONDS = 10.0  # from the first attempt, where no deadline is set
 
 
 class RetryBudget:
     """
-    Tokens for retries: a call that succeeds earns a part of one, a retry costs one.
+    A token bucket for retries: a successful call adds `ratio` of a token, a retry takes one.
 
-    In a full outage nothing is earned, so that layers of retries do not multiply: each makes `max_tokens` retries
-    altogether and then passes the errors on. `max_tokens` is also the most that is ever saved up.
+    In a full outage each layer makes `max_tokens` retries in total and then passes the errors on, so that retries of
+    several layers do not multiply.
     """
 
     def __init__(self, ratio: float = 0.1, max_tokens: int = 10) -> None:
@@ -38,10 +38,10 @@ class RetryBudget:
 
 class Retry:
     """
-    Attempts after waits of up to `first` seconds, then up to twice as long each time, `most` at most.
+    Retry with exponential backoff and full jitter, from `initial_backoff` to `max_backoff` seconds.
 
-    A Retry-After is waited out instead; one that does not fit the deadline ends the call at once with the error.
-    InProgress, where it may be repeated at all, is repeated until the deadline: the first request is known to run.
+    A Retry-After replaces the backoff; where it exceeds the deadline, the error is raised at once. A retryable
+    InProgress is retried until the deadline, because the first request still runs.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class Retry:
         *args: *Args,
         also: Callable[[ServiceError], bool] | None = None,
     ) -> T:
-        """`also` names errors that are safe to repeat in this call only, such as lost answers under the same key."""
+        """Call the function. `also` returns True for errors that are safe to repeat in this call only."""
 
         def retryable(error: BaseException) -> bool:
             return isinstance(error, ServiceError) and (error.retryable or (also is not None and also(error)))
 
-        async def attempt() -> T:  # tenacity would not await what a partial or a callable object returns
+        async def attempt() -> T:  # tenacity does not await the result of a partial or a callable object
             return await function(*args)
 
         result: T = await AsyncRetrying(
-            retry=retry_if_exception(retryable), wait=self._wait, stop=self._gives_up, reraise=True
+            retry=retry_if_exception(retryable), wait=self._wait, stop=self._must_stop, reraise=True
         )(attempt)
         self._budget.earn()
         return result
@@ -79,17 +79,17 @@ class Retry:
     def _wait(self, state: RetryCallState) -> float:
         backoff = self._backoff(state)
         error = state.outcome and state.outcome.exception()
-        known = error.retry_after if isinstance(error, ServiceError) else None
-        # Those who were told the same moment should not come back in the same instant.
-        return backoff if known is None else known + min(backoff, known / 10)
+        retry_after = error.retry_after if isinstance(error, ServiceError) else None
+        # Jitter keeps callers with the same Retry-After apart.
+        return backoff if retry_after is None else retry_after + min(backoff, retry_after / 10)
 
-    def _gives_up(self, state: RetryCallState) -> bool:
+    def _must_stop(self, state: RetryCallState) -> bool:
         remaining = deadline.remaining()
         if remaining is None:
-            remaining = PATIENCE - (state.seconds_since_start or 0.0)
+            remaining = MAX_SECONDS - (state.seconds_since_start or 0.0)
         in_progress = state.outcome is not None and isinstance(state.outcome.exception(), InProgress)
         return (
             (state.attempt_number >= self._attempts and not in_progress)
             or state.upcoming_sleep >= remaining
-            or not self._budget.take()  # last: it costs
+            or not self._budget.take()  # last, because it takes a token
         )

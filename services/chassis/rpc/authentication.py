@@ -1,4 +1,4 @@
-"""Who calls, and what a caller may do."""
+"""The authentication of callers, and the scopes that they need."""
 
 import hashlib
 import hmac
@@ -14,14 +14,14 @@ SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@*-]{0,99}"
 _ENTRY = re.compile(rf"({_NAME}?):([a-z+]*):(?:([0-9a-fA-F]{{64}})|san=([!-~]+))")
-_READING = re.compile(r"(Get|List|Watch|Preview|Estimate|Explain)[A-Z]")
-_OF_NOTHING = hashlib.sha256(b"").digest()
+_READ_METHOD = re.compile(r"(Get|List|Watch|Preview|Estimate|Explain)[A-Z]")
+_EMPTY_TOKEN = hashlib.sha256(b"").digest()
 
 CALLER_KEY, SCOPES_KEY = "x-topsmile-caller", "x-topsmile-scopes"
 
 
 class Caller(NamedTuple):
-    """`name` is stable across token rotation: the space that idempotency keys live in."""
+    """`name` stays the same while tokens rotate, because it is the namespace of idempotency keys."""
 
     name: str
     scopes: frozenset[Scope]
@@ -31,7 +31,7 @@ LOCAL = Caller("local", SCOPES)
 
 
 class Token(NamedTuple):
-    """One way for a caller to prove its name: the SHA-256 of a bearer token, or a name in a client certificate."""
+    """One credential of a caller: the SHA-256 of a bearer token, or a name in a client certificate."""
 
     caller: Caller
     digest: bytes = b""
@@ -43,7 +43,7 @@ def parse_tokens(text: str) -> tuple[Token, ...]:
     Read `name:read+send:credential` entries, comma between them.
 
     A credential is the SHA-256 of a bearer token in hex, or `san=` and a DNS name or URI of a client certificate. A
-    name may have several entries, which is how its credentials rotate. Raises ValueError with everything that is wrong.
+    name may have several entries, so that credentials can rotate. Raises ValueError, which names every wrong entry.
     """
     read = [_token(entry.strip()) for entry in text.split(",")]
     tokens = [token for token in read if isinstance(token, Token)]
@@ -51,7 +51,7 @@ def parse_tokens(text: str) -> tuple[Token, ...]:
     known: dict[tuple[bytes, str], int] = {}
     for number, token in enumerate(read, 1):
         first = number if isinstance(token, str) else known.setdefault(token[1:], number)
-        if first != number:  # it would have two names, or two sets of scopes
+        if first != number:  # one credential cannot have two names or two sets of scopes
             wrong.append(f"entry {number} must have another credential than entry {first}")
     if wrong:
         raise ValueError("; ".join(wrong))
@@ -59,7 +59,7 @@ def parse_tokens(text: str) -> tuple[Token, ...]:
 
 
 def _token(entry: str) -> Token | str:
-    """Read one entry, or say what it must be, without a word of it: it may be a token that somebody forgot to hash."""
+    """Return one entry, or the rule that it breaks. The text omits the entry, which may be an unhashed token."""
     parts = _ENTRY.fullmatch(entry)
     if parts is None:
         return "must be name:scopes:<SHA-256 of the token in hex> or name:scopes:san=<name in a client certificate>"
@@ -71,27 +71,27 @@ def _token(entry: str) -> Token | str:
         granted |= {"events"}
     if identity:
         return Token(Caller(name, granted), identity=identity)
-    if bytes.fromhex(digest) == _OF_NOTHING:
+    if bytes.fromhex(digest) == _EMPTY_TOKEN:
         return "must not be the SHA-256 of an empty token"
     return Token(Caller(name, granted), bytes.fromhex(digest))
 
 
 def _scopes(text: str) -> frozenset[Scope]:
-    """Return those scopes in `read+send` that exist."""
+    """Return the known scopes in a text such as `read+send`."""
     return cast("frozenset[Scope]", frozenset(text.split("+")) & SCOPES)
 
 
 class Authenticator:
-    """Without entries everybody is `local`, with all scopes: server.py sees that this is loopback only."""
+    """Name callers by their credentials. Without tokens, all are `local` with all scopes (on loopback only)."""
 
     def __init__(self, tokens: Sequence[Token] = ()) -> None:
         self._tokens = tokens
 
     def authenticate(self, authorization: str, identities: Sequence[str] = ()) -> Caller:
         """
-        Name the caller by its bearer token, or else by a name in its verified certificate.
+        Return the caller by its bearer token or, without one, by a name in its verified certificate.
 
-        Raises Unauthenticated. A token that is offered must be right: it never falls back to the certificate.
+        Raises Unauthenticated, also for a wrong token beside a right certificate.
         """
         if not self._tokens:
             return LOCAL
@@ -114,10 +114,10 @@ class Authenticator:
 
 def on_behalf_of(caller: Caller, name: str = "", scopes: str | None = None) -> Caller:
     """
-    Let a caller with the scope `forward` name another caller, and keep those of its scopes that it forwards.
+    Return the caller that a caller with the scope `forward` names, with the scopes that both have.
 
-    Nobody else is believed. Without forwarded scopes the call has all of the caller's own. Raises Unauthenticated where
-    the name could not be a caller's: the call must not land among the keys of whoever forwards it.
+    Other callers cannot forward. Without forwarded scopes, the caller's own apply. Raises Unauthenticated for an
+    invalid name, because the call must not use the idempotency keys of the forwarding caller.
     """
     if "forward" not in caller.scopes:
         return caller
@@ -127,13 +127,13 @@ def on_behalf_of(caller: Caller, name: str = "", scopes: str | None = None) -> C
 
 
 def scope_of(method: str) -> Scope | None:
-    """Which scope `/package.Service/Method` needs; None: open to all."""
+    """Return the scope that `/package.Service/Method` needs; None where it needs none."""
     service, _, name = method.removeprefix("/").partition("/")
     if service == "grpc.health.v1.Health":
         return None
     if service.endswith("AdminService"):
         return "events" if name == "ApplyEvents" else "admin"
-    reading = service.startswith("grpc.reflection.") or _READING.match(name)
+    reading = service.startswith("grpc.reflection.") or _READ_METHOD.match(name)
     return "read" if reading else "send"
 
 

@@ -1,8 +1,8 @@
 """
-What a key's first request asked for, kept so that a repetition can be told from another request.
+Fingerprints of requests, which tell a repeated request from another one under the same idempotency key.
 
-Parsed fields are kept, not bytes, and a field at its default is left out: one that is added next year does not make old
-keys differ. Each value is a keyed hash, since a phone number or a CPF could be found by trying them all.
+A fingerprint holds parsed fields and omits defaults, so that a field added later does not change old fingerprints.
+Values are keyed hashes: a plain hash of a phone number or a CPF could be found by trying all numbers.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from services.chassis.violations import Rule
 
 
 class Key:
-    """A secret and the short name that its fingerprints carry, which tells nothing about the secret."""
+    """A secret, and the short name that its fingerprints carry. The name does not reveal the secret."""
 
     def __init__(self, secret: str) -> None:
         self._secret = secret.encode()
@@ -34,7 +34,7 @@ class Key:
 
 
 class Fingerprint:
-    """One request's fields. Values are compared by `repr`: pass values, not objects with an identity."""
+    """The fields of one request. Values are compared by `repr`, so pass plain values."""
 
     def __init__(self, keys: Sequence[Key], fields: Mapping[str, object]) -> None:
         self._keys = keys
@@ -42,7 +42,7 @@ class Fingerprint:
 
     @cached_property
     def stored(self) -> str:
-        """The text to keep: `key name:{path: hash}`, under the first key."""
+        """Return the text to store, `key name:{path: hash}`, under the first key."""
         hashes = self._keys[0].hash(self._fields)
         return f"{self._keys[0].name}:{json.dumps(hashes, separators=(',', ':'))}"
 
@@ -50,8 +50,8 @@ class Fingerprint:
         """
         Return the fields that differ from those of a stored fingerprint.
 
-        Where its key is no longer known, none: if the repeated request were refused, its caller would take a new key,
-        and would charge or send again.
+        Return none where its key is no longer known: a caller whose repeated request is refused takes a new key, and
+        charges or sends twice.
         """
         if stored == self.stored:
             return []
@@ -74,9 +74,9 @@ class Fingerprint:
 
 class Fingerprints:
     """
-    The keys of one installation: the first makes new fingerprints, all are recognised.
+    The keys of one installation: the first makes new fingerprints, all recognise stored ones.
 
-    Without any, this process makes one up, and cannot compare with what other processes have stored.
+    Without keys, this process makes a random one and cannot compare fingerprints of other processes.
     """
 
     def __init__(self, keys: Sequence[SecretStr] = ()) -> None:

@@ -1,8 +1,9 @@
 """
 gRPC reflection, versions 1 and 1alpha, with the comments of the contracts.
 
-The stock servicer knows no methods and has no comments: it serves what the generated Python holds. This one serves the
-descriptor file that `protos/generate` writes, and what is not in it (health, error details) from the generated Python.
+The servicer of grpcio-reflection finds no methods and has no comments, because it serves the generated Python. This one
+serves the descriptor file that `protos/generate` writes, and other files (health, error details) from the generated
+Python.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from google.protobuf.descriptor_pb2 import (
 )
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
-ALPHA, ONE = "grpc.reflection.v1alpha", "grpc.reflection.v1"
-SERVICES = (f"{ONE}.ServerReflection", f"{ALPHA}.ServerReflection")
+V1ALPHA, V1 = "grpc.reflection.v1alpha", "grpc.reflection.v1"
+SERVICES = (f"{V1}.ServerReflection", f"{V1ALPHA}.ServerReflection")
 
 
 def add_reflection(server: Any, services: Sequence[str]) -> None:
-    """Serve reflection of these services, and of itself. Both versions have the same messages under two names."""
+    """Serve reflection of these services and of itself. Both versions have the same messages under two names."""
     servicer = ReflectionServicer([*services, *SERVICES])
     handler: Any = grpc.stream_stream_rpc_method_handler(
         servicer.info,
@@ -45,46 +46,51 @@ class ReflectionServicer:
 
     async def info(self, requests: AsyncIterator[Any], _rpc: object) -> AsyncIterator[Any]:
         async for request in requests:
-            answer = pb.ServerReflectionResponse(valid_host=request.host, original_request=request)
+            response = pb.ServerReflectionResponse(valid_host=request.host, original_request=request)
             kind = request.WhichOneof("message_request")
             try:
-                ANSWERS[kind](self, request, answer)
+                HANDLERS[kind](self, request, response)
             except KeyError:
                 code = grpc.StatusCode.NOT_FOUND.value[0]
-                answer.error_response.error_code, answer.error_response.error_message = code, "no such symbol or file"
-            yield answer
+                response.error_response.error_code, response.error_response.error_message = (
+                    code,
+                    "no such symbol or file",
+                )
+            yield response
 
-    def _list(self, _request: Any, answer: Any) -> None:
+    def _list(self, _request: Any, response: Any) -> None:
         for name in self._services:
-            answer.list_services_response.service.add(name=name)
+            response.list_services_response.service.add(name=name)
 
-    def _symbol(self, request: Any, answer: Any) -> None:
-        self._tell(self._descriptors.file_of(request.file_containing_symbol), answer)
+    def _symbol(self, request: Any, response: Any) -> None:
+        self._add(self._descriptors.file_of(request.file_containing_symbol), response)
 
-    def _file(self, request: Any, answer: Any) -> None:
-        self._tell(self._descriptors.file(request.file_by_filename), answer)
+    def _file(self, request: Any, response: Any) -> None:
+        self._add(self._descriptors.file(request.file_by_filename), response)
 
-    def _extensions(self, request: Any, answer: Any) -> None:
+    def _extensions(self, request: Any, response: Any) -> None:
         pool = descriptor_pool.Default()
         message = pool.FindMessageTypeByName(request.all_extension_numbers_of_type)
-        answer.all_extension_numbers_response.base_type_name = message.full_name
+        response.all_extension_numbers_response.base_type_name = message.full_name
         numbers = (extension.number for extension in pool.FindAllExtensions(message))
-        answer.all_extension_numbers_response.extension_number.extend(numbers)
+        response.all_extension_numbers_response.extension_number.extend(numbers)
 
-    def _tell(self, file: FileDescriptorProto, answer: Any) -> None:
-        """Tell the file and all that it imports, however far."""
-        told: dict[str, FileDescriptorProto] = {}
+    def _add(self, file: FileDescriptorProto, response: Any) -> None:
+        """Add the file and all files that it imports, directly or not."""
+        added: dict[str, FileDescriptorProto] = {}
         waiting = [file]
         while waiting:
             each = waiting.pop(0)
-            if each.name not in told:
-                told[each.name] = each
+            if each.name not in added:
+                added[each.name] = each
                 waiting += map(self._descriptors.file, each.dependency)
-        answer.file_descriptor_response.file_descriptor_proto.extend(each.SerializeToString() for each in told.values())
+        response.file_descriptor_response.file_descriptor_proto.extend(
+            each.SerializeToString() for each in added.values()
+        )
 
 
-ANSWERS: Mapping[str | None, Callable[[ReflectionServicer, Any, Any], None]] = {
-    "list_services": ReflectionServicer._list,  # noqa: SLF001 - this table is its own
+HANDLERS: Mapping[str | None, Callable[[ReflectionServicer, Any, Any], None]] = {
+    "list_services": ReflectionServicer._list,  # noqa: SLF001 - a table of its methods
     "file_containing_symbol": ReflectionServicer._symbol,  # noqa: SLF001
     "file_by_filename": ReflectionServicer._file,  # noqa: SLF001
     "all_extension_numbers_of_type": ReflectionServicer._extensions,  # noqa: SLF001
@@ -92,54 +98,54 @@ ANSWERS: Mapping[str | None, Callable[[ReflectionServicer, Any, Any], None]] = {
 
 
 class Descriptors:
-    """Files by name and by what they define. Read at the first question: most processes are never asked."""
+    """Files by name and by symbol, read at the first request."""
 
     @cached_property
     def _files(self) -> dict[str, FileDescriptorProto]:
         written = FileDescriptorSet.FromString(files("topsmile").joinpath("descriptors.binpb").read_bytes())
-        return {file.name: file for file in [*written.file, version_one()]}
+        return {file.name: file for file in [*written.file, _version_1_file()]}
 
     @cached_property
     def _owners(self) -> dict[str, str]:
-        return {symbol: file.name for file in self._files.values() for symbol in symbols(file)}
+        return {symbol: file.name for file in self._files.values() for symbol in _symbols(file)}
 
     def file(self, name: str) -> FileDescriptorProto:
-        """Return the file of that name; raises KeyError."""
+        """Return the file with that name. Raises KeyError."""
         if name in self._files:
             return self._files[name]
-        return copied(descriptor_pool.Default().FindFileByName(name))
+        return _copy(descriptor_pool.Default().FindFileByName(name))
 
     def file_of(self, symbol: str) -> FileDescriptorProto:
-        """Return the file that defines a service, method, message, field, enum or value; raises KeyError."""
+        """Return the file that defines a service, method, message, field, enum or value. Raises KeyError."""
         if symbol in self._owners:
             return self._files[self._owners[symbol]]
         try:
-            file = copied(descriptor_pool.Default().FindFileContainingSymbol(symbol))
-        except KeyError:  # the pool knows no methods
-            file = copied(descriptor_pool.Default().FindFileContainingSymbol(symbol.rpartition(".")[0]))
-        if symbol not in symbols(file):
+            file = _copy(descriptor_pool.Default().FindFileContainingSymbol(symbol))
+        except KeyError:  # the pool finds no methods
+            file = _copy(descriptor_pool.Default().FindFileContainingSymbol(symbol.rpartition(".")[0]))
+        if symbol not in _symbols(file):
             raise KeyError(symbol)
         return file
 
 
-def copied(file: Any) -> FileDescriptorProto:
+def _copy(file: Any) -> FileDescriptorProto:
     return FileDescriptorProto.FromString(file.serialized_pb)
 
 
-def version_one() -> FileDescriptorProto:
-    """Make version 1 of reflection's own file: grpcio-reflection has version 1alpha, which differs by name only."""
-    made: Any = copied(pb.DESCRIPTOR)
-    made.name, made.package = made.name.replace("v1alpha", "v1"), ONE
+def _version_1_file() -> FileDescriptorProto:
+    """Return the file of reflection version 1. grpcio-reflection has 1alpha only, which differs by name only."""
+    made: Any = _copy(pb.DESCRIPTOR)
+    made.name, made.package = made.name.replace("v1alpha", "v1"), V1
     for field in (field for message in made.message_type for field in message.field):
-        field.type_name = field.type_name.replace(ALPHA, ONE)
+        field.type_name = field.type_name.replace(V1ALPHA, V1)
     for method in (method for service in made.service for method in service.method):
-        method.input_type = method.input_type.replace(ALPHA, ONE)
-        method.output_type = method.output_type.replace(ALPHA, ONE)
+        method.input_type = method.input_type.replace(V1ALPHA, V1)
+        method.output_type = method.output_type.replace(V1ALPHA, V1)
     return cast("FileDescriptorProto", made)
 
 
-def symbols(file: FileDescriptorProto) -> Iterator[str]:
-    """Name everything that a file defines."""
+def _symbols(file: FileDescriptorProto) -> Iterator[str]:
+    """Yield the full name of everything that a file defines."""
     package = f"{file.package}." if file.package else ""
     for message in file.message_type:
         yield from _of_message(package, message)
@@ -163,7 +169,7 @@ def _of_message(scope: str, message: DescriptorProto) -> Iterator[str]:
 
 
 def _of_enum(scope: str, enum: EnumDescriptorProto) -> Iterator[str]:
-    """A value's full name is beside the enum's, not below it; below it is where people look."""
+    """Yield a value both beside its enum, which is its full name, and below it, where people look."""
     yield f"{scope}{enum.name}"
     for value in enum.value:
         yield f"{scope}{value.name}"

@@ -1,8 +1,8 @@
 """
-Reading a request into values, and remembering everything that is wrong with it.
+Parse a request into values, and collect every wrong field.
 
-Each method returns a value that fits its type even where the field is wrong, so that reading goes on and `check` names
-all wrong fields at once. Paths are the contract's: `appointment.start_time`.
+Each method returns a value of its type even where the field is wrong, so that `check` can name all wrong fields
+together. Paths are those of the contract: `appointment.start_time`.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from services.chassis.errors import InvalidRequest
 from services.chassis.violations import InvalidValueError, Rule, Violation
 
 CLINIC_ZONE = "America/Sao_Paulo"
-# Zones of places, and UTC. The sign of `Etc/GMT+3` is the opposite of what it looks like, `EST` has no summer time,
-# `localtime` is this machine's, and `posix/` and `right/` are other readings of the same data.
+# Zones of places, and UTC. Other names mislead: `Etc/GMT+3` is west of Greenwich, `EST` has no summer time, and
+# `localtime` depends on the machine.
 ZONES = re.compile(
     "(Africa|America|Antarctica|Arctic|Asia|Atlantic|Australia|Brazil|Canada|Chile|Europe|Indian|Mexico|Pacific|US)/.+"
     "|UTC|Etc/UTC"
 )
-#: Names of enum values that no request may hold.
-ANSWERS_ONLY = frozenset(["UNSPECIFIED", "OTHER"])
-# Of times in requests: arithmetic with a zone or a duration cannot leave the calendar from here.
+#: Names of enum values that are for responses only.
+RESPONSE_ONLY = frozenset(["UNSPECIFIED", "OTHER"])
+# Times in requests stay within these years, so that arithmetic with zones and durations cannot overflow.
 FIRST_YEAR, LAST_YEAR = 2000, 2199
 MAX_DURATION = timedelta(days=3660)
 
 
-# What text processors and web pages leave in copied text, and nobody sees: soft hyphens, direction marks, zero-width
-# spaces. A zero-width joiner (or its opposite) stays between letters that it shapes, and inside an emoji.
+# Invisible characters that copied text brings along: soft hyphens, direction marks, zero-width spaces. Zero-width
+# joiners and non-joiners stay where they shape letters or emoji.
 INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0"
     "\ufff9-\ufffb\U000e0000-\U000e007f]"
@@ -48,9 +48,9 @@ LINE_BREAK = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 
 def normalized(text: str) -> str:
     r"""
-    Return what a person sees in the text: composed (NFC), without invisible characters and outer spaces.
+    Return the text in NFC, without invisible characters and outer spaces.
 
-    All spaces and tabs are plain spaces, all line breaks are `\n`.
+    Every space and tab becomes a plain space, every line break `\n`.
     """
     text = LINE_BREAK.sub("\n", text)
     if not text.isascii():
@@ -60,7 +60,7 @@ def normalized(text: str) -> str:
 
 
 def printable(text: str, *, multiline: bool = False) -> bool:
-    """No control characters, lone surrogates or noncharacters; line breaks only where they are allowed."""
+    """Return whether the text has no control characters, surrogates or noncharacters; line breaks only if multiline."""
     return text.isprintable() or all(
         (char == "\n" and multiline)
         or not (
@@ -72,11 +72,11 @@ def printable(text: str, *, multiline: bool = False) -> bool:
 
 def email_address(text: str) -> str:
     """
-    Return an address as it may stand in a header, its domain in ASCII; whether it takes mail is not asked.
+    Return an email address with its domain in ASCII. Raises InvalidValueError.
 
-    Raises InvalidValueError.
+    Only the syntax is checked, not whether the domain takes mail.
     """
-    from email_validator import EmailNotValidError, validate_email  # noqa: PLC0415 - not in every image
+    from email_validator import EmailNotValidError, validate_email  # noqa: PLC0415 - some images lack it
 
     try:
         valid = validate_email(text, check_deliverability=False, test_environment=True)
@@ -86,13 +86,13 @@ def email_address(text: str) -> str:
 
 
 def choices(enum: Any) -> dict[str, int]:
-    """Return the values that a request may hold, by their names without the enum's own: `PIX`."""
+    """Return the values that a request may hold, by their names without the enum's prefix: `PIX`."""
     prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
     short = {member.name.removeprefix(prefix): member.number for member in enum.values}
-    return {name: number for name, number in short.items() if name not in ANSWERS_ONLY}
+    return {name: number for name, number in short.items() if name not in RESPONSE_ONLY}
 
 
-#: How the keys begin under which the gateway asks for the notices of a caller's payments.
+#: The prefix of the idempotency keys under which the gateway sends payment notices for a caller.
 NOTICES = "notice:"
 
 
@@ -121,7 +121,7 @@ class Fields:
         self._violations.append(rule.at(self._prefix + field, **values))
 
     def read(self, field: str, parse: Callable[[str], str], text: str) -> str:
-        """Return what a parser of values makes of a text; empty where it raises InvalidValueError."""
+        """Return the parsed text; empty where the parser raises InvalidValueError."""
         try:
             return parse(text)
         except InvalidValueError as error:
@@ -136,7 +136,7 @@ class Fields:
         return self._message.HasField(field)
 
     def child(self, field: str, *, required: bool = True) -> Fields | None:
-        """The message in a field; None where it is absent, which is wrong if it is required."""
+        """Return the fields of a nested message; None where it is absent."""
         if not self.has(field):
             if required:
                 self.wrong(field, Rule.REQUIRED)
@@ -150,12 +150,12 @@ class Fields:
         return key
 
     def identifier(self, field: str, *, max_length: int = 100, required: bool = True) -> str:
-        """Return somebody else's name of a thing as it was given, save for outer white space."""
+        """Return an identifier as the caller gave it, without outer white space."""
         value: str = getattr(self._message, field).strip()
         return self._checked(field, value, min_length=int(required), max_length=max_length)
 
     def reference(self, oneof: str = "reference") -> tuple[str, str]:
-        """Return which field of a required oneof of identifiers is set, and the identifier."""
+        """Return the field of a required oneof that is set, and its identifier."""
         field = self._message.WhichOneof(oneof)
         if field is None:
             self.wrong(oneof, Rule.REQUIRED)
@@ -164,10 +164,9 @@ class Fields:
 
     def text(self, field: str, *, max_length: int, min_length: int = 0, multiline: bool = False) -> str:
         """
-        Return a text for people, normalized.
+        Return a text for people, normalized, and store it in the request.
 
-        It replaces the request's, so that what is stored of the request, and what tells a repeated key from another
-        request, does not depend on how the text was typed.
+        So neither the stored request nor its fingerprint depends on how the text was typed.
         """
         given: str = getattr(self._message, field)
         value = normalized(given)
@@ -192,7 +191,7 @@ class Fields:
         return ""
 
     def time(self, field: str, *, required: bool = False) -> datetime | None:
-        """Return a time whose arithmetic cannot leave what Python and both databases can hold."""
+        """Return a time that Python and both databases can hold, also after arithmetic."""
         if not self.has(field):
             if required:
                 self.wrong(field, Rule.REQUIRED)
@@ -221,7 +220,7 @@ class Fields:
         return length
 
     def choice(self, field: str, *, value: int | None = None, excluded: Collection[str] = ()) -> str:
-        """Return the name of an enum's value without the enum's own; only `choices` that are not excluded are right."""
+        """Return the name of an enum's value without the prefix. It must be one of `choices` and not excluded."""
         enum = self._message.DESCRIPTOR.fields_by_name[field].enum_type
         number = getattr(self._message, field) if value is None else value
         names = {number: name for name, number in choices(enum).items() if name not in excluded} if enum else {}
@@ -230,7 +229,7 @@ class Fields:
         return names.get(number, "")
 
     def money(self, field: str) -> tuple[int, str]:
-        """Minor units and currency, both as given; which sums a provider takes is the provider's to say."""
+        """Return minor units and the currency. The limits of amounts are the provider's."""
         money = self.child(field)
         if money is None:
             return 0, ""
@@ -253,7 +252,7 @@ class Fields:
         name = self.text(field, max_length=64) or CLINIC_ZONE
         try:
             zone = ZoneInfo(name) if ZONES.fullmatch(name) else None
-        except (ValueError, OSError, LookupError):  # not a key, a folder, not there
+        except (ValueError, OSError, LookupError):  # no key, a folder, or missing
             zone = None
         if zone is None:
             self.wrong(field, Rule.NOT_A_TIME_ZONE, example=CLINIC_ZONE)
