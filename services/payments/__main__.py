@@ -1,4 +1,4 @@
-"""The parts of the payments service, put together."""
+"""Assemble the payments service and run it."""
 
 import services.chassis.pid_1  # noqa: F401 - first: it handles SIGTERM
 

@@ -1,12 +1,12 @@
 """
-Every change of every payment, in one order, for those who watch.
+The log of every change of every payment, in commit order, for watchers.
 
-The numbers come from a counter of one row, raised and used by the last two statements of a transaction: its lock is
-held until the commit, so numbers become visible in their order. With a sequence, a watcher would pass the change of a
-slow transaction and never see it.
+The numbers come from a counter of one row. The last two statements of a transaction raise it and use it. The lock lasts
+until the commit, so numbers become visible in their order. With a sequence, a watcher would skip the change of a slow
+transaction.
 
-A cursor is a number and that row's random token. A database restored from a backup gives the number to another change,
-but not the token: its watchers are told so, where they would have waited, and then gone on behind what they missed.
+A cursor is a number and the random token of that row. A database that was restored from a backup gives the number to
+another change, with another token. The watcher then gets an error and does not miss changes silently.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_BATCH = 100
 MAINTENANCE_INTERVAL = 60.0
 DAY = 86_400_000
 RETENTION = 30 * DAY
-#: Stripe repeats an event for 3 days and lists it for 30.
+#: Milliseconds. Stripe repeats an event for 3 days and lists it for 30.
 EVENT_RETENTION = 35 * DAY
 
 COUNT = "UPDATE change_counter SET number = number + 1 WHERE id = 1 RETURNING number"
@@ -43,31 +43,31 @@ NEWEST = "SELECT number, token FROM payment_change ORDER BY number DESC LIMIT 1"
 BY_NUMBER = "SELECT token FROM payment_change WHERE number = :number"
 FOLLOWING = """
     SELECT number, token, previous_status, record, changed_at, correlation_id FROM payment_change
-    WHERE number > :after AND number <= :newest ORDER BY number LIMIT :most
+    WHERE number > :after AND number <= :newest ORDER BY number LIMIT :max_rows
 """
 FOLLOWING_OF_ONE = FOLLOWING.replace("WHERE", "WHERE caller = :owner AND")
-# The newest stays: the cursors of those who have seen everything are told by it.
+# Keep the newest change: the cursors of up-to-date watchers refer to it.
 PURGE = """
-    DELETE FROM payment_change WHERE changed_at < now_ms() - :kept AND number IN (
+    DELETE FROM payment_change WHERE changed_at < now_ms() - :retention AND number IN (
         SELECT number FROM payment_change WHERE number < (SELECT number FROM change_counter WHERE id = 1)
-        ORDER BY number LIMIT :most)
+        ORDER BY number LIMIT :max_rows)
     RETURNING number
 """
 PURGED = "UPDATE change_counter SET purged = :purged WHERE id = 1 AND purged < :purged"
 PURGE_EVENTS = """
     DELETE FROM stripe_event WHERE event_id IN (
-        SELECT event_id FROM stripe_event WHERE applied_at < now_ms() - :kept ORDER BY applied_at LIMIT :most)
+        SELECT event_id FROM stripe_event WHERE applied_at < now_ms() - :retention ORDER BY applied_at LIMIT :max_rows)
     RETURNING event_id
 """
 
 
 async def count() -> int:
-    """Take the next number, and keep it from all others until the commit."""
+    """Return the next number, and lock the counter until the commit."""
     return int((await one(COUNT))["number"])
 
 
 async def append(previous: pb.Payment | None, record: pb.Payment, number: int | None = None) -> None:
-    """Await this last in a transaction. `previous` None: the payment is new; `number` None: none is counted yet."""
+    """Store a change. Await this last in a transaction. `previous` None: the payment is new."""
     await rows(
         APPEND,
         number=await count() if number is None else number,
@@ -80,7 +80,7 @@ async def append(previous: pb.Payment | None, record: pb.Payment, number: int | 
 
 
 async def bounds() -> tuple[int, int]:
-    """Return the number of the last change and of the last one forgotten."""
+    """Return the numbers of the newest change and of the newest purged one."""
     row = await one(BOUNDS)
     return row["number"], row["purged"]
 
@@ -90,17 +90,17 @@ class Cursor(NamedTuple):
     token: str = ""
 
     def __str__(self) -> str:
-        """Write it for a watcher; empty: before the oldest change that is kept."""
+        """Return the text for a watcher. Empty: before the oldest change kept."""
         return f"c{self.number}.{self.token}" if self.number else ""
 
 
 async def following(cursor: Cursor, owner: str | None) -> tuple[Sequence[Row], Cursor]:
-    """Read the changes after a cursor, and the cursor after them. Raises OutOfRange for a cursor of another log."""
+    """Return the changes after a cursor, and the cursor after them. Raise OutOfRange for an unknown cursor."""
     row = await maybe_one(NEWEST)
     newest = Cursor(row["number"], row["token"]) if row else cursor
-    about = {"after": cursor.number, "newest": newest.number, "most": MAX_BATCH}
-    found = await (rows(FOLLOWING, **about) if owner is None else rows(FOLLOWING_OF_ONE, owner=owner, **about))
-    # Last: as long as the cursor's row is there, nothing behind it has been purged.
+    window = {"after": cursor.number, "newest": newest.number, "max_rows": MAX_BATCH}
+    found = await (rows(FOLLOWING, **window) if owner is None else rows(FOLLOWING_OF_ONE, owner=owner, **window))
+    # Check last: while the cursor's row exists, no change after it has been purged.
     if cursor.number:
         await _check(cursor)
     return found, Cursor(found[-1]["number"], found[-1]["token"]) if len(found) == MAX_BATCH else newest
@@ -114,31 +114,32 @@ async def _check(cursor: Cursor) -> None:
     if row is None and cursor.number <= purged:
         raise OutOfRange("changes after this cursor are no longer kept: read the payments, then watch without a cursor")
     raise OutOfRange(
-        "this database never gave this cursor: read the payments, then watch without a cursor", reason="CURSOR_UNKNOWN"
+        "this database did not issue this cursor: read the payments, then watch without a cursor",
+        reason="CURSOR_UNKNOWN",
     )
 
 
 async def purge() -> int:
-    """Forget a small batch of what is too old; 0: nothing was left to forget."""
-    gone = await rows(PURGE, kept=RETENTION, most=500)
-    if gone:
-        await rows(PURGED, purged=max(row["number"] for row in gone))
-    return max(len(gone), len(await rows(PURGE_EVENTS, kept=EVENT_RETENTION, most=500)))
+    """Delete a batch of expired changes and events. Return the size of the larger one."""
+    purged = await rows(PURGE, retention=RETENTION, max_rows=500)
+    if purged:
+        await rows(PURGED, purged=max(row["number"] for row in purged))
+    return max(len(purged), len(await rows(PURGE_EVENTS, retention=EVENT_RETENTION, max_rows=500)))
 
 
 class ChangeLog:
-    """One look at the counter for all watchers of this process; each of them reads small batches at its own pace."""
+    """Poll the counter once for all watchers of this process. Each watcher reads batches at its own speed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._latest = 0
-        self._news = asyncio.Event()  # set for those who wait, then replaced
+        self._changed = asyncio.Event()  # set for the waiting watchers, then replaced
         self._woken = asyncio.Event()
         self._draining = False
         self._stopping = False
 
     def wake(self) -> None:
-        """Look now: this process may have just stored a change."""
+        """Poll now: this process may have stored a change."""
         self._woken.set()
 
     def drain(self) -> None:
@@ -153,7 +154,7 @@ class ChangeLog:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        tidy_at = loop.time()
+        purge_at = loop.time()
         while not self._stopping:
             self._woken.clear()
             with suppress(Unavailable):  # watchers wait until the database is back
@@ -161,33 +162,33 @@ class ChangeLog:
                 if latest != self._latest:
                     self._latest = latest
                     self._notify()
-                if loop.time() >= tidy_at:
-                    tidy_at = loop.time() + (0.0 if await self._database.run(purge) else MAINTENANCE_INTERVAL)
+                if loop.time() >= purge_at:
+                    purge_at = loop.time() + (0.0 if await self._database.run(purge) else MAINTENANCE_INTERVAL)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), POLL_INTERVAL)
 
     async def watch(self, cursor: str, owner: str | None) -> AsyncIterator[pb.WatchPaymentsResponse]:
-        """Tell the changes of one caller's payments, or of everybody's where `owner` is None. Raises OutOfRange."""
+        """Yield the changes of one caller's payments, or of all if `owner` is None. Raise OutOfRange."""
         after = read_cursor(cursor)
         while True:
-            news = self._news
+            changed = self._changed
             batch, end = await self._database.read(following, after, owner)
             for row in batch:
                 after = Cursor(row["number"], row["token"])
                 yield pb.WatchPaymentsResponse(cursor=str(after), change=change_of(row))
             after = end
             if self._draining:
-                raise Unavailable("this replica is being stopped; watch again from your cursor")
+                raise Unavailable("this replica is stopping: watch again from your cursor")
             if len(batch) == MAX_BATCH:
                 continue
             try:
-                await asyncio.wait_for(news.wait(), HEARTBEAT_INTERVAL)
+                await asyncio.wait_for(changed.wait(), HEARTBEAT_INTERVAL)
             except TimeoutError:
                 yield pb.WatchPaymentsResponse(cursor=str(after))
 
     def _notify(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 def read_cursor(text: str) -> Cursor:

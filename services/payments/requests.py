@@ -1,4 +1,4 @@
-"""What a caller asks for: CreatePaymentRequest read into values, with every wrong field named."""
+"""Parse requests into values, and name every wrong field."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ STATES = "AC AL AP AM BA CE DF ES GO MA MT MS MG PA PB PR PE PI RJ RN RS RO RR S
 
 
 class Expiry(NamedTuple):
-    """What Stripe takes as the life of a code or voucher, in whole units; `default` is ours and always sent."""
+    """The lifetimes of a code or voucher that Stripe accepts, in whole units. `default` is ours and always sent."""
 
     unit: timedelta
-    least: int
-    most: int
+    min: int
+    max: int
     default: int
     rule: Rule
 
@@ -82,7 +82,7 @@ class PaymentRequest:
 
     @property
     def confirmed_here(self) -> bool:
-        """Pix or boleto alone needs nothing more of the payer: we ask for the code or voucher at once."""
+        """Return whether this service confirms the payment: a single Pix or boleto needs no form."""
         return len(self.methods) == 1 and self.methods[0] in BRL_ONLY
 
     @classmethod
@@ -117,7 +117,7 @@ class PaymentRequest:
 
     @property
     def fingerprint_fields(self) -> dict[str, object]:
-        """What a repeated key has to ask for again. A default is as good as nothing."""
+        """Return the fields that a repeated key must repeat. A default equals an omitted field."""
         payer = {f"payer.{name}": value for name, value in vars(self.payer).items() if name != "address"}
         address = vars(self.payer.address) if self.payer.address else {}
         return {
@@ -137,7 +137,7 @@ class PaymentRequest:
         }
 
     def record(self, payment_id: str, caller: str, *, livemode: bool) -> pb.Payment:
-        """The payment before anything is known of it at the provider."""
+        """Return the payment as it is before the first response of the provider."""
         return pb.Payment(
             payment_id=payment_id,
             status=pb.PAYMENT_STATUS_CREATING,
@@ -159,7 +159,7 @@ class PaymentRequest:
 
 
 def _check_amount(fields: Fields, amount: int, currency: str) -> None:
-    """Refuse what Stripe's minor units cannot say; nothing is rounded."""
+    """Refuse an amount that Stripe's minor units cannot express; never round."""
     if amount > MAX_AMOUNT:
         fields.wrong("amount.amount_minor", Rule.OUT_OF_RANGE, min=1, max=MAX_AMOUNT)
     if amount % (step := step_of(currency)):
@@ -167,7 +167,7 @@ def _check_amount(fields: Fields, amount: int, currency: str) -> None:
 
 
 def _expiry(fields: Fields, methods: tuple[str, ...]) -> dict[str, int]:
-    """Return for each method that expires its expiry in the method's own unit."""
+    """Return the expiry of each method that has one, in the method's own unit."""
     named = [method for method in methods if method in EXPIRIES]
     if not fields.has("expiry"):
         return {method: EXPIRIES[method].default for method in named}
@@ -176,9 +176,9 @@ def _expiry(fields: Fields, methods: tuple[str, ...]) -> dict[str, int]:
         fields.wrong("expiry", Rule.NOTHING_EXPIRES)
     expiry = {}
     for method in named if length else ():
-        unit, least, most, _, rule = EXPIRIES[method]
+        unit, minimum, maximum, _, rule = EXPIRIES[method]
         expiry[method], rest = divmod(length or timedelta(0), unit)
-        if rest or not least <= expiry[method] <= most:
+        if rest or not minimum <= expiry[method] <= maximum:
             fields.wrong("expiry", rule)
     return expiry
 
@@ -211,17 +211,17 @@ def _payer(fields: Fields, *, required: bool) -> Payer:
 
 
 def _address(payer: Fields, *, required: bool) -> Address | None:
-    """Read an address; `required` is that of a boleto, which Stripe takes whole, of Brazil and in ASCII only."""
+    """Parse an address. A boleto's (`required`) must be complete, in Brazil and writable in ASCII."""
     fields = payer.child("address", required=required)
     if fields is None:
         return None
-    least = int(required)
+    min_length = int(required)
     address = Address(
-        line1=fields.text("line1", min_length=least, max_length=200),
+        line1=fields.text("line1", min_length=min_length, max_length=200),
         line2=fields.text("line2", max_length=200),
-        city=fields.text("city", min_length=least, max_length=100),
-        state=fields.text("state", min_length=least, max_length=50),
-        postal_code=fields.text("postal_code", min_length=least, max_length=20),
+        city=fields.text("city", min_length=min_length, max_length=100),
+        state=fields.text("state", min_length=min_length, max_length=50),
+        postal_code=fields.text("postal_code", min_length=min_length, max_length=20),
         country=fields.text("country", max_length=2) or "BR",
     )
     if not re.fullmatch("[A-Z]{2}", address.country):
@@ -253,10 +253,10 @@ def _tax_id(payer: Fields, *, required: bool) -> str:
     return payer.read("tax_id", tax_id, text) if text else ""
 
 
-def _metadata(fields: Fields, given: Mapping[str, str]) -> dict[str, str]:
-    if len(given) > 20:
-        fields.wrong("metadata", Rule.TOO_MANY_ENTRIES, limit=20, length=len(given))
-    entries = {key: normalized(value) for key, value in given.items()}
+def _metadata(fields: Fields, values: Mapping[str, str]) -> dict[str, str]:
+    if len(values) > 20:
+        fields.wrong("metadata", Rule.TOO_MANY_ENTRIES, limit=20, length=len(values))
+    entries = {key: normalized(value) for key, value in values.items()}
     for key, value in entries.items():
         if not 1 <= len(key) <= 40 or not printable(key) or set(key) & set("[]"):
             fields.wrong("metadata", Rule.NOT_A_METADATA_KEY)

@@ -1,4 +1,4 @@
-"""The jobs of Stripe's queue: creating a payment, reading again how one stands, giving up what nobody pays."""
+"""The jobs of Stripe's queue: create a payment, read it again, cancel it when it expires, raise an alert."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,16 +26,16 @@ from services.payments.status import is_paid, is_unpaid
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 
-#: Seconds one request to the provider may take.
+#: Seconds that one request to the provider may take.
 SEND_TIMEOUT = 8.0
-#: Stripe keeps a key for 24 hours; a payment of unknown outcome is looked for after that, and never sent again.
+#: Milliseconds. Stripe keeps a key for 24 hours. After that, a payment of unknown outcome is read and never sent again.
 KEY_LIFETIME = 23 * 3600 * 1000
-#: Milliseconds after which a payment is refused for good when Stripe repeats a stored failure and has no such payment.
+#: Milliseconds after which a payment is refused if Stripe repeats a stored failure and has no such payment.
 REFUSE_AFTER = 120_000
-#: Seconds around an attempt in which its payment is looked for: how long a claim may try, and what our clock and
-#: Stripe's may differ by. On a busy account each second more is a page more.
+#: Seconds around an attempt in which to find its payment: how long one claim may try, and how far our clock and
+#: Stripe's may differ. On a busy account, each additional second costs another page.
 ATTEMPT_DURATION, CLOCK_SKEW = 10, 15
-#: Seconds that an event waits for a reading that adds the method.
+#: Seconds that an event waits for a reading of the method.
 METHOD_TIMEOUT = 3.0
 
 log = structlog.get_logger()
@@ -59,9 +59,9 @@ class Sender:
         except (ProviderRejected, ProviderRefusedInput) as refusal:
             return Complete.storing(transitions.apply_refusal, payment_id, refusal)
         except ServiceError as error:
-            # An earlier claim may have been heard, whatever is known of this one.
+            # Stripe may have received the request of an earlier claim, whatever the outcome of this one.
             error.definite = error.definite and not job.outcome_unknown
-            with suppress(Unavailable):  # what is known of the job says the same, and is stored when it can be
+            with suppress(Unavailable):  # the job itself holds the same outcome
                 outcome = pb.ATTEMPT_OUTCOME_NOT_SENT if error.definite else pb.ATTEMPT_OUTCOME_UNKNOWN
                 await self._database.run(store.store_attempt, payment_id, outcome)
             raise
@@ -72,16 +72,16 @@ class Sender:
         if job.claims > 1:
             stored = await self._database.read(store.get, payment_id)
             age = stored.now - job.created_at
-            if stored.intent_id:  # an event has told it
+            if stored.intent_id:  # an event has stored it
                 return await self._retrieve(stored.intent_id)
             if job.outcome_unknown and age > KEY_LIFETIME:
                 found = await self._find(payment_id, job)
                 if found is None:
                     raise ProviderRejected(
-                        "stripe", None, "never reached stripe, and is too old to send: use a new key"
+                        "stripe", None, "the payment never reached stripe and is too old to send: use a new key"
                     )
                 return found
-            # UNKNOWN after a lost answer; else whatever was known is over: this try is under way.
+            # UNKNOWN after a lost response; otherwise this attempt replaces the last outcome.
             outcome = pb.ATTEMPT_OUTCOME_UNKNOWN if job.outcome_unknown else pb.ATTEMPT_OUTCOME_UNSPECIFIED
             await self._database.run(store.store_attempt, payment_id, outcome)
             await self._database.run(store.add_attempt_time, payment_id)
@@ -91,10 +91,10 @@ class Sender:
         except OutcomeUnknown as error:
             if not error.kept:
                 raise
-            return await self._settle(payment_id, job, error, too_late=age > REFUSE_AFTER)
+            return await self._find_out(payment_id, job, error, too_late=age > REFUSE_AFTER)
 
-    async def _settle(self, payment_id: str, job: Job, error: OutcomeUnknown, *, too_late: bool) -> PaymentSnapshot:
-        """Find out by reading what Stripe made, since it repeats its failure for as long as it keeps our key."""
+    async def _find_out(self, payment_id: str, job: Job, error: OutcomeUnknown, *, too_late: bool) -> PaymentSnapshot:
+        """Read whether Stripe made the payment: it repeats its stored failure while it keeps our key."""
         try:
             found = await self._find(payment_id, job)
         except ServiceError as unread:
@@ -103,10 +103,10 @@ class Sender:
             return found
         if not too_late:
             raise error
-        raise ProviderRejected("stripe", error, "failed at stripe, which made no payment: use a new key") from error
+        raise ProviderRejected("stripe", error, "stripe failed and made no payment: use a new key") from error
 
     async def _post(self, job: Job, payment_id: str) -> PaymentSnapshot:
-        """Send until it is answered or time is up: under one key, that is safe even where an answer was lost."""
+        """Send until Stripe responds or time is up. With one key that is safe even after a lost response."""
         lost, repeated = False, job.outcome_unknown
 
         async def create() -> PaymentSnapshot:
@@ -114,7 +114,7 @@ class Sender:
             try:
                 return await self._provider.create(job.payload, f"{payment_id}-create")
             except OutcomeUnknown as error:
-                # One key counts once: what it meets again says nothing about other payments.
+                # Count each key once at the breaker: its repeated failure says nothing about other payments.
                 error.provider_fault = None if repeated else error.provider_fault
                 repeated = True
                 raise
@@ -131,7 +131,7 @@ class Sender:
         return await self._retry.call(once, also=lambda error: isinstance(error, OutcomeUnknown | ProviderBusy))
 
     async def _find(self, payment_id: str, job: Job) -> PaymentSnapshot | None:
-        """Look for a payment around each attempt to create it."""
+        """Find a payment around the time of each attempt to create it."""
         attempts = [job.created_at // 1000, *await self._database.read(store.attempt_times, payment_id)]
         for since, until in windows(attempts):
             found = await self._retry.call(self._breaker.call, self._provider.find, payment_id, since, until)
@@ -150,7 +150,7 @@ class Sender:
         return Complete.storing(transitions.apply_reading, payment_id, snapshot, before.version, scheduled)
 
     async def _cancel(self, before: store.Stored) -> PaymentSnapshot:
-        """Close at the provider what is given up here, so that nobody can pay it; or learn that it was paid."""
+        """Cancel a closed payment at the provider, so that nobody can pay it. If it has moved on, read it."""
         key = f"{before.payment_id}-cancel-{before.version}"
         try:
             return await self._retry.call(self._breaker.call, self._provider.cancel, before.intent_id, key)
@@ -158,21 +158,21 @@ class Sender:
             return await self._retrieve(before.intent_id)
 
     async def _alert(self, payment_id: str, alert: str) -> Outcome:
-        """Tell an operator, once for each alert whatever number of replicas there is."""
+        """Log and count an alert. Its job runs once, whatever the number of replicas."""
         record = (await self._database.read(store.get, payment_id)).record
         metrics.payment_alerts_total.labels(alert.removeprefix("PAYMENT_ALERT_")).inc()
         log.error(
             "payment.alert_raised", alert=alert, payment=payment_id, appointment=record.appointment_id,
-            asked=_words(record.amount), taken=_words(record.amount_captured),
+            requested=_text(record.amount), captured=_text(record.amount_captured),
         )  # fmt: skip
         return Complete()
 
     async def with_method(self, report: PaymentSnapshot) -> PaymentSnapshot:
         """
-        Return a success with the method of its charge, which is read where the report does not tell it.
+        Return a success with the method of its charge. Read it from Stripe if the report does not hold it.
 
-        That is one reading a success, of payments that offered several methods. While Stripe does not answer, the
-        method stays empty: that it is paid is worth more than how.
+        This costs one reading for each paid payment that offers several methods. If Stripe does not respond, the method
+        stays empty: the success must not wait for it.
         """
         if report.status != "SUCCEEDED" or report.method:
             return report
@@ -189,12 +189,12 @@ class Sender:
         return await self._retry.call(self._breaker.call, self._provider.retrieve, intent_id)
 
 
-def _words(money: common.Money) -> str:
+def _text(money: common.Money) -> str:
     return f"{money.amount_minor} {money.currency}"
 
 
 def windows(attempts: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the times, in epoch seconds, in which something asked for at these may have been made: each once."""
+    """Return the intervals, in epoch seconds, in which requests at these times may have made a payment, merged."""
     merged: list[tuple[int, int]] = []
     for attempt in sorted(attempts):
         since, until = attempt - CLOCK_SKEW, attempt + ATTEMPT_DURATION + CLOCK_SKEW

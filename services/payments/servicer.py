@@ -29,10 +29,10 @@ from topsmile.payments.v1.payments_pb2_grpc import PaymentAdminServiceServicer, 
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-#: Seconds in which an event of a payment unknown here is sent again: the record is older than any event, except on a
-#: replica or a restored database that is behind.
+#: Seconds during which an event of an unknown payment gets RETRY. A record is older than its events, except in a
+#: restored database.
 RETRY_UNKNOWN_FOR = 600.0
-#: Seconds a caller waits for a reading before the stored status decides: the provider may be away.
+#: Seconds that a caller waits for a reading. After that, the stored status decides.
 READ_TIMEOUT = 3.0
 
 
@@ -57,7 +57,7 @@ class PaymentServicer(PaymentServiceServicer):
 
     async def CreatePayment(self, request: pb.CreatePaymentRequest, _context: Context) -> pb.CreatePaymentResponse:
         new = self._new_payment(PaymentRequest.from_request(request))
-        # One piece, whatever becomes of the call: a claimed job that nobody performs would block its key for a lease.
+        # A canceled call must not stop this task: a claimed job that nobody performs blocks its key for a lease.
         creating = asyncio.create_task(self._create(new))
         self._creating.add(creating)
         creating.add_done_callback(self._created)
@@ -66,11 +66,11 @@ class PaymentServicer(PaymentServiceServicer):
         if stored.refusal and not is_paid(stored.record):
             raise transitions.refusal_from(stored.refusal)
         if not stored.settled:
-            raise OutcomeUnknown("stripe", None, "the outcome could not be stored yet; repeat with the same key")
+            raise OutcomeUnknown("stripe", None, "the outcome is not stored yet: repeat with the same key")
         return pb.CreatePaymentResponse(payment=stored.to_proto())
 
     async def _create(self, new: store.NewPayment) -> str:
-        """Open the payment and perform its job; return its id. Raises what either raised."""
+        """Open the payment, perform its job and return its id. Raise the errors of both."""
         opened = await self._open(new)
         self._changes.wake()
         if opened.job is not None:
@@ -79,7 +79,7 @@ class PaymentServicer(PaymentServiceServicer):
         return opened.payment_id
 
     async def _open(self, new: store.NewPayment) -> store.Opened:
-        """Refuse a second payment of an appointment only after the open one was read again."""
+        """Open a payment. Before refusing a second one for an appointment, read the open one again."""
         queue = self._worker.queue
         try:
             return await self._database.run(store.open_payment, queue, new)
@@ -96,7 +96,7 @@ class PaymentServicer(PaymentServiceServicer):
     def _created(self, creating: "asyncio.Task[str]") -> None:
         self._creating.discard(creating)
         if not creating.cancelled():
-            creating.exception()  # its caller may have gone
+            creating.exception()  # retrieve it: the caller may have disconnected
 
     async def GetPayment(self, request: pb.GetPaymentRequest, _context: Context) -> pb.GetPaymentResponse:
         fields = Fields(request)
@@ -106,7 +106,7 @@ class PaymentServicer(PaymentServiceServicer):
         stored = await self._database.read(store.get, *by, owner())
         payment = stored.to_proto()
         if "send" not in context.scopes.get():
-            payment.ClearField("client_secret")  # whoever holds it can pay, or read who pays
+            payment.ClearField("client_secret")  # its holder can pay, and can read the payer's data
         return pb.GetPaymentResponse(payment=payment)
 
     async def WatchPayments(
@@ -165,32 +165,36 @@ class PaymentAdminServicer(PaymentAdminServiceServicer):
                         subject=reference.payment_id,
                     )
                 subject = reference.payment_id
-                unknown = stripe_events.foreign("no payment of ours is known by that PaymentIntent")
+                unknown = stripe_events.foreign("no payment has this PaymentIntent")
             case report:
                 snapshot = await self._sender.with_method(report)
                 subject = snapshot.payment_id
                 outcome = await self._database.run(transitions.apply_report, event.event_id, snapshot)
-                unknown = _stranger(event) if snapshot.payment_id else stripe_events.foreign("no payment of ours")
+                unknown = (
+                    _unknown_payment(event)
+                    if snapshot.payment_id
+                    else stripe_events.foreign("the PaymentIntent names no payment")
+                )
         if outcome is None:
             return common.EventResult(event_id=event.event_id, outcome=unknown.outcome, detail=unknown.detail)
         return common.EventResult(event_id=event.event_id, outcome=outcome, detail=DETAILS[outcome], subject=subject)
 
 
 def owner(*seeing_all: str) -> str | None:
-    """Return whose payments this call may see; None: everybody's."""
+    """Return the caller whose payments this call may see. None: all callers."""
     return None if context.scopes.get() & {"admin", *seeing_all} else context.caller.get()
 
 
 DETAILS = {
     common.EVENT_OUTCOME_APPLIED: "",
     common.EVENT_OUTCOME_DUPLICATE: "",
-    common.EVENT_OUTCOME_STALE: "the payment had been there already",
-    common.EVENT_OUTCOME_IGNORED_FOREIGN: "another PaymentIntent than this payment's",
+    common.EVENT_OUTCOME_STALE: "the payment already has this state or a later one",
+    common.EVENT_OUTCOME_IGNORED_FOREIGN: "the PaymentIntent is not this payment's",
 }
 
 
-def _stranger(event: common.ProviderEvent) -> IgnoredEvent:
-    """Judge an event of a payment we do not have: another installation uses the same account, or we are behind."""
+def _unknown_payment(event: common.ProviderEvent) -> IgnoredEvent:
+    """Return the outcome for an unknown payment: another installation's, or one not yet in this database."""
     if time.time() - event.received_time.ToSeconds() < RETRY_UNKNOWN_FOR:
-        return IgnoredEvent(common.EVENT_OUTCOME_RETRY, "names a payment that is not known here, yet")
+        return IgnoredEvent(common.EVENT_OUTCOME_RETRY, "names a payment that is not known here yet")
     return stripe_events.foreign("names a payment that is not known here")

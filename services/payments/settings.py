@@ -1,4 +1,4 @@
-"""What the environment says about the payments service."""
+"""The settings of the payments service."""
 
 from urllib.parse import urlsplit
 
@@ -12,10 +12,10 @@ TEST = ("sk_test_", "rk_test_")
 
 
 class Settings(ProcessSettings, process="PAYMENTS", port=50051, operations_port=9101):
-    #: Secret or restricted (`rk_…`); its world, live or test, is the only one whose events are believed.
+    #: A secret or restricted key (`rk_…`). Events of the other mode, live or test, are ignored.
     stripe_secret_key: SecretStr
     stripe_api_base: str = STRIPE
-    #: Calls a second by all replicas together. Stripe's own limit for one endpoint is 25.
+    #: Calls per second of all replicas together. Stripe's own limit for one endpoint is 25.
     stripe_per_second: PerSecond = 25.0
 
     @property
@@ -26,19 +26,19 @@ class Settings(ProcessSettings, process="PAYMENTS", port=50051, operations_port=
     @classmethod
     def _known_prefix(cls, key: SecretStr) -> SecretStr:
         if not key.get_secret_value().startswith(LIVE + TEST):
-            raise ValueError(f"begins with none of {', '.join(LIVE + TEST)}")
+            raise ValueError(f"must begin with one of {', '.join(LIVE + TEST)}")
         return key
 
     @field_validator("stripe_api_base")
     @classmethod
     def _address(cls, base: str) -> str:
         if urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).hostname:
-            raise ValueError("is no http:// or https:// address")
+            raise ValueError("must be an http:// or https:// address")
         return base.rstrip("/")
 
     @field_validator("stripe_api_base")
     @classmethod
-    def _real_money_goes_to_stripe(cls, base: str, info: ValidationInfo) -> str:
+    def _live_key_needs_stripe(cls, base: str, info: ValidationInfo) -> str:
         key = info.data.get("stripe_secret_key")
         if key is not None and key.get_secret_value().startswith(LIVE) and base != STRIPE:
             raise ValueError(f"must be {STRIPE}, since STRIPE_SECRET_KEY is a live key")

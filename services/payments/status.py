@@ -1,11 +1,11 @@
 """
-Where a payment may go from where it is: only forward, in an order that no clock decides.
+The statuses of a payment, ranked: a payment moves only forward, whatever the order of the reports.
 
     CREATING, UNKNOWN ─▶ AWAITING_METHOD ⇄ AWAITING_CUSTOMER ⇄ PROCESSING ─▶ AUTHORIZED
         ─▶ CANCELED, FAILED, EXPIRED ─▶ SUCCEEDED
 
-The three open ones share a rank: a decline leads back, so a report of one of them says nothing about which was the
-later. Money that was taken outranks whatever we had given up.
+The three open statuses share a rank. A decline leads back, so two reports of them do not tell which is newer.
+Captured money outranks a payment that we closed.
 """
 
 from typing import Literal
@@ -28,13 +28,13 @@ RANKS = {
     "SUCCEEDED": 90,
 }
 PREFIX = "PAYMENT_STATUS_"
-#: Milliseconds after which an unpaid payment is given up: a form after its last change, a code or voucher after it ran
-#: out. A boleto paid just before is confirmed up to two business days later, over a long weekend.
+#: Milliseconds until an unpaid payment expires: a form after its last change, a code or voucher after its own expiry.
+#: A boleto that is paid on its last day is confirmed up to two business days later, over a long weekend.
 FORM_LIFETIME, CODE_GRACE = 86_400_000, 5 * 86_400_000
 
 Comparison = Literal["FORWARD", "UNCLEAR", "STALE"]
 
-# For the payer; the codes and what may be said of them: https://docs.stripe.com/declines/codes
+# Messages for the payer. Codes, and the ones that must stay secret: https://docs.stripe.com/declines/codes
 DECLINES = {
     "insufficient_funds": "Saldo ou limite insuficiente. Tente outro cartão.",
     "expired_card": "O cartão está vencido. Tente outro cartão.",
@@ -55,7 +55,7 @@ def rank_of(record: pb.Payment) -> int:
 
 
 def compare(before: pb.Payment, after: pb.Payment) -> Comparison:
-    """Compare a record with what a report would make of it. UNCLEAR: only the provider can say which is newer."""
+    """Compare a record with its state after a report. UNCLEAR: only the provider knows which one is newer."""
     if rank_of(after) > rank_of(before):
         return "FORWARD"
     if rank_of(after) < rank_of(before) or rank_of(before) >= FINAL or after == before:
@@ -64,7 +64,7 @@ def compare(before: pb.Payment, after: pb.Payment) -> Comparison:
 
 
 def with_snapshot(before: pb.Payment, snapshot: PaymentSnapshot, *, confirmed: bool, now: int) -> pb.Payment:
-    """What the record would be if this snapshot is the latest."""
+    """Return the record as it is if this snapshot is the latest."""
     after = pb.Payment()
     after.CopyFrom(before)
     ended = snapshot.expired or (snapshot.status == "CANCELED" and _has_expired(before, now))
@@ -77,7 +77,7 @@ def with_snapshot(before: pb.Payment, snapshot: PaymentSnapshot, *, confirmed: b
     after.amount_captured.currency = snapshot.currency
     if snapshot.method:
         after.method = common.PaymentMethod.Value(f"PAYMENT_METHOD_{snapshot.method}")
-    elif status == "SUCCEEDED" and not confirmed:  # what was shown last may not be what was paid with
+    elif status == "SUCCEEDED" and not confirmed:  # the payer may have paid with another method than the last one shown
         after.method = common.PAYMENT_METHOD_UNSPECIFIED
     _set_decline(after, snapshot)
     _set_next_step(after, snapshot, confirmed=confirmed)
@@ -93,12 +93,12 @@ def is_paid(record: pb.Payment) -> bool:
 
 
 def is_unpaid(snapshot: PaymentSnapshot) -> bool:
-    """Whether the payer has not acted yet, so that nothing is under way at a bank."""
+    """Return whether the payer has not acted yet, so that no bank is processing the payment."""
     return snapshot.status in ("AWAITING_METHOD", "AWAITING_CUSTOMER")
 
 
 def expires_at(record: pb.Payment) -> int:
-    """Return the epoch milliseconds from which the payment is given up if nobody has paid it."""
+    """Return the epoch milliseconds at which the unpaid payment expires."""
     if record.HasField("expires_time"):
         return record.expires_time.ToMilliseconds() + CODE_GRACE
     return record.update_time.ToMilliseconds() + FORM_LIFETIME
@@ -109,11 +109,12 @@ def add_alert(record: pb.Payment, alert: pb.PaymentAlert.ValueType) -> None:
         record.alerts.append(alert)
 
 
-def _amount_differs(asked: pb.Payment, snapshot: PaymentSnapshot) -> bool:
-    """Less than was asked for is right only where the caller decides how much is captured."""
-    partly = asked.capture == pb.CAPTURE_METHOD_MANUAL and snapshot.captured_minor <= asked.amount.amount_minor
-    agreed = (snapshot.amount_minor, snapshot.currency) == (asked.amount.amount_minor, asked.amount.currency)
-    return not agreed or (snapshot.captured_minor != asked.amount.amount_minor and not partly)
+def _amount_differs(record: pb.Payment, snapshot: PaymentSnapshot) -> bool:
+    """Return whether the amount is wrong. A smaller capture is right only with manual capture."""
+    requested = record.amount
+    partial = record.capture == pb.CAPTURE_METHOD_MANUAL and snapshot.captured_minor <= requested.amount_minor
+    same = (snapshot.amount_minor, snapshot.currency) == (requested.amount_minor, requested.currency)
+    return not same or (snapshot.captured_minor != requested.amount_minor and not partial)
 
 
 def _has_expired(record: pb.Payment, now: int) -> bool:
@@ -131,7 +132,7 @@ def _set_decline(after: pb.Payment, snapshot: PaymentSnapshot) -> None:
 
 
 def _set_next_step(after: pb.Payment, snapshot: PaymentSnapshot, *, confirmed: bool) -> None:
-    """Say what the payer has to do, unless Stripe's own form in the payer's browser does."""
+    """Set the payer's next step, unless Stripe's form in the payer's browser shows it."""
     for field in ("pix", "boleto", "expires_time"):
         after.ClearField(field)
     step = snapshot.step

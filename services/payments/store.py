@@ -1,4 +1,4 @@
-"""Payments, as rows and transactions: opening one, reading it, storing what has become of it."""
+"""The rows of payments, and the transactions that open, read and save them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from topsmile.payments.v1 import payments_pb2 as pb
 
 QUEUE = "stripe"
 MINUTE = 60_000
-#: Milliseconds between two scheduled readings of an open payment: as many as it is old, within these bounds.
+#: Milliseconds between two scheduled readings of an open payment: its age, within these bounds.
 MIN_READ_INTERVAL, MAX_READ_INTERVAL = 5 * MINUTE, 360 * MINUTE
-#: The jobs of a payment outlast any outage of its provider: nothing else would end the payment.
+#: The jobs of a payment outlast every outage of its provider: nothing else closes the payment.
 JOB_LIFETIME = 50_400 * MINUTE
-#: Milliseconds for which a reading is fresh enough to refuse a second payment by it.
+#: Milliseconds during which a reading is fresh enough to refuse a second payment.
 FRESH_FOR = 30_000
 
 COLUMNS = """payment_id, caller, fingerprint, intent_id, sole, confirmed, client_secret, rank, refusal, version,
@@ -28,14 +28,14 @@ COLUMNS = """payment_id, caller, fingerprint, intent_id, sole, confirmed, client
 GET = f"SELECT {COLUMNS} FROM payment WHERE payment_id = :payment_id"
 BY_INTENT = f"SELECT {COLUMNS} FROM payment WHERE intent_id = :intent_id AND intent_id <> ''"
 BY_KEY = f"SELECT {COLUMNS} FROM payment WHERE caller = :caller AND idempotency_key = :idempotency_key"
-# But for this very key's: a twin of the call may have committed since BY_KEY looked, and the INSERT will say so.
+# Exclude the same key: a call with it may have committed after BY_KEY ran, and then the INSERT finds the conflict.
 BLOCKING = f"""
     SELECT payment_id, status FROM payment
     WHERE caller = :caller AND appointment_id = :appointment_id AND (rank < {FINAL} OR status = 'SUCCEEDED')
         AND idempotency_key <> :idempotency_key
     ORDER BY rank DESC LIMIT 1
 """
-# The unique indexes decide between two who come at the same time: one key, one sole open payment an appointment.
+# The unique indexes decide between two concurrent calls: one payment per key, one sole open payment per appointment.
 INSERT = """
     INSERT INTO payment (payment_id, caller, idempotency_key, fingerprint, appointment_id, sole, confirmed,
         status, rank, record)
@@ -51,7 +51,7 @@ SAVE = """
 """
 ADD_ATTEMPT_TIME = "UPDATE payment SET attempts = attempts || ' ' || now_ms() / 1000 WHERE payment_id = :payment_id"
 ATTEMPT_TIMES = "SELECT attempts FROM payment WHERE payment_id = :payment_id"
-# One waiting refresh is enough for any number of reports; it stops waiting before it asks.
+# One waiting refresh serves any number of reports. It stops waiting before its request to the provider.
 REQUEST_REFRESH = """
     UPDATE payment SET refreshes = refreshes + 1, refresh_waiting = 1
     WHERE payment_id = :payment_id AND refresh_waiting = 0
@@ -64,7 +64,7 @@ CLAIM_READING = f"""
     WHERE payment_id = :payment_id AND read_at <= now_ms() - {FRESH_FOR} AND intent_id <> ''
     RETURNING read_at
 """
-# Those that exclude one another: at most one of them may be paid.
+# Sole payments of one appointment exclude one another: at most one of them may be paid.
 PAID_TOO = """
     SELECT payment_id FROM payment
     WHERE caller = :caller AND appointment_id = :appointment_id AND sole = 1 AND status = 'SUCCEEDED'
@@ -79,7 +79,7 @@ OPEN_TOO = f"""
 
 @dataclass(frozen=True)
 class Stored:
-    """A payment's row. `now` is the database's clock when it was read."""
+    """A payment's row. `now` is the database's time of the read, in epoch milliseconds."""
 
     payment_id: str
     caller: str
@@ -96,22 +96,22 @@ class Stored:
 
     @property
     def settled(self) -> bool:
-        """Whether creating it has been answered, for good or ill."""
+        """Return whether the creation has its outcome, success or refusal."""
         return self.refusal != "" or self.record.last_attempt == pb.ATTEMPT_OUTCOME_DONE
 
     def to_proto(self) -> pb.Payment:
-        """Answer with the secret, unless the payer has a code or voucher instead of a form, or nothing left to do."""
-        answer = pb.Payment()
-        answer.CopyFrom(self.record)
-        given_up = self.rank >= FINAL and not is_paid(answer)
-        if not given_up and not (self.confirmed and answer.WhichOneof("next_step")):
-            answer.client_secret = self.client_secret
-        return answer
+        """Return the payment with its secret, unless the payer has a code or voucher, or it is closed unpaid."""
+        payment = pb.Payment()
+        payment.CopyFrom(self.record)
+        closed = self.rank >= FINAL and not is_paid(payment)
+        if not closed and not (self.confirmed and payment.WhichOneof("next_step")):
+            payment.client_secret = self.client_secret
+        return payment
 
 
 @dataclass(frozen=True)
 class NewPayment:
-    """A payment to be stored, all that is random or needs a clock already chosen."""
+    """A payment to store. A transaction may run twice, so every random value is chosen before it."""
 
     record: pb.Payment
     caller: str
@@ -125,7 +125,7 @@ class NewPayment:
 
 @dataclass(frozen=True)
 class Opened:
-    """`job` is claimed and has to be performed now; None: there is nothing to do."""
+    """An open payment. Perform `job` now: it is claimed. None: there is nothing to do."""
 
     payment_id: str
     job: Job | None = None
@@ -143,7 +143,7 @@ async def find(sql: str, *, lock: bool = False, **parameters: object) -> Stored 
 
 
 async def get(payment_id: str = "", intent_id: str = "", owner: str | None = None) -> Stored:
-    """Find a payment by either id; `owner`: only if it is this caller's. Raises NotFound."""
+    """Return a payment by either id. Raise NotFound if there is none, or if `owner` is another caller."""
     found = await (find(GET, payment_id=payment_id) if payment_id else find(BY_INTENT, intent_id=intent_id))
     if found is None or owner not in (None, found.caller):
         raise NotFound("no such payment")
@@ -151,7 +151,7 @@ async def get(payment_id: str = "", intent_id: str = "", owner: str | None = Non
 
 
 async def needs_method(intent_id: str, payment_id: str) -> bool:
-    """Whether a payment is known by either id whose success is not, and whose method the caller left open."""
+    """Return whether either id is a payment that is not known as paid and whose method is open."""
     found = await find(BY_INTENT, intent_id=intent_id) or await find(GET, payment_id=payment_id)
     return found is not None and not found.confirmed and found.record.status != pb.PAYMENT_STATUS_SUCCEEDED
 
@@ -164,7 +164,7 @@ async def locked(payment_id: str) -> Stored:
 
 
 async def open_payment(queue: Queue, new: NewPayment) -> Opened:
-    """Store the payment and its job, already claimed by the caller; or find what its key made before."""
+    """Store the payment and its job, claimed by the caller; or return the payment that its key made before."""
     known = await find(BY_KEY, caller=new.caller, idempotency_key=new.idempotency_key)
     if known is not None:
         return await _again(queue, known, new)
@@ -189,7 +189,7 @@ async def open_payment(queue: Queue, new: NewPayment) -> Opened:
         fingerprint=new.fingerprint.stored, appointment_id=appointment_id, sole=int(not new.allow_another),
         confirmed=int(new.confirmed), record=record.SerializeToString(),
     )  # fmt: skip
-    if inserted is None:  # somebody was faster, by this key or for this appointment
+    if inserted is None:  # a concurrent call won, by this key or for this appointment
         raise InProgress("another call is opening this payment")
     expires_at = now + JOB_LIFETIME
     job = await jobs.add_claimed(queue, record.payment_id, new.prepared, expires_at=expires_at, trace=new.trace)
@@ -198,23 +198,23 @@ async def open_payment(queue: Queue, new: NewPayment) -> Opened:
 
 
 async def _again(queue: Queue, known: Stored, new: NewPayment) -> Opened:
-    """Repeat a key: the same request only, and not beside the call that is still at work on it."""
+    """Repeat a key. Raise if the request differs, or InProgress while the first call is still running."""
     new.fingerprint.check(known.fingerprint)
     if known.settled:
         return Opened(known.payment_id)
     recovering = await acquire(queue.name, queue.rate_limit)
-    await operations.replay(queue.name, known.payment_id)  # where it was given up
+    await operations.replay(queue.name, known.payment_id)  # if it was dead
     job = await jobs.claim_one(queue, known.payment_id)
     if job is None:
         row = await operations.show(queue.name, known.payment_id)
         if row is not None and row["state"] == "cancelled":
-            raise Rejected("an operator has discarded the work of this key", reason="DISCARDED")
-        raise InProgress("the first call with this key is still at work")
+            raise Rejected("an operator has discarded the job of this key", reason="DISCARDED")
+        raise InProgress("the first call with this key is still running")
     return Opened(known.payment_id, job, recovering)
 
 
 async def store_attempt(payment_id: str, outcome: pb.AttemptOutcome.ValueType) -> None:
-    """Store what is known of a try that has no answer."""
+    """Store the outcome of an attempt without a response."""
     before = await locked(payment_id)
     if before.settled or before.record.last_attempt == outcome:
         return
@@ -225,17 +225,17 @@ async def store_attempt(payment_id: str, outcome: pb.AttemptOutcome.ValueType) -
 
 
 async def add_attempt_time(payment_id: str) -> None:
-    """Store that the provider is about to be asked again."""
+    """Store the time of another attempt, before its request to the provider."""
     await rows(ADD_ATTEMPT_TIME, payment_id=payment_id)
 
 
 async def attempt_times(payment_id: str) -> list[int]:
-    """Return the epoch seconds that `add_attempt_time` stored."""
+    """Return the epoch seconds stored by `add_attempt_time`."""
     return [int(second) for second in (await one(ATTEMPT_TIMES, payment_id=payment_id))["attempts"].split()]
 
 
 async def request_refresh(payment_id: str, intent_id: str = "") -> None:
-    """Have a payment read again soon. `intent_id`: what an event named it by, where it is not known here yet."""
+    """Add a job that reads the payment again. `intent_id`: the id from an event, if it is not stored yet."""
     row = await maybe_one(REQUEST_REFRESH, payment_id=payment_id)
     if row is not None:
         id = f"{payment_id}/refresh/{row['refreshes']}"
@@ -243,20 +243,20 @@ async def request_refresh(payment_id: str, intent_id: str = "") -> None:
 
 
 async def claim_reading(queue: Queue, payment_id: str) -> Opened:
-    """Claim a reading for a caller who waits; no job: the last one is fresh, or there is nothing to read yet."""
+    """Claim a reading for a waiting caller. No job: the last reading is fresh, or Stripe has no payment yet."""
     row = await maybe_one(CLAIM_READING, payment_id=payment_id)
     if row is None:
         return Opened(payment_id)
     recovering = await acquire(queue.name, queue.rate_limit)
-    job = await jobs.add_claimed(queue, f"{payment_id}/refresh/asked/{row['read_at']}", b"")
+    job = await jobs.add_claimed(queue, f"{payment_id}/refresh/caller/{row['read_at']}", b"")
     return Opened(payment_id, job, recovering)
 
 
 async def begin_reading(payment_id: str) -> tuple[Stored, bool]:
     """
-    Return the payment, and whether another one has paid for its appointment, so that this one must not be paid.
+    Return the payment, and whether its appointment is paid by another one, so that this one must not be paid.
 
-    From here on, a new report asks for another refresh: this one may read before it.
+    A report that arrives after this transaction requests another refresh: this reading may be older than the report.
     """
     await rows(BEGIN_READING, payment_id=payment_id)
     stored = await get(payment_id)
@@ -264,7 +264,7 @@ async def begin_reading(payment_id: str) -> tuple[Stored, bool]:
 
 
 async def schedule_reading(record: pb.Payment, now: int) -> None:
-    """Each open payment has one scheduled reading ahead: a webhook may be lost, and a payer may never come back."""
+    """Schedule the next reading of an open payment: a webhook may be lost, and a payer may never return."""
     due_at = now + min(max(now - record.create_time.ToMilliseconds(), MIN_READ_INTERVAL), MAX_READ_INTERVAL)
     if expires_at(record) > now:
         due_at = min(due_at, expires_at(record) + MINUTE)
@@ -282,21 +282,21 @@ def parse_job_id(id: str) -> tuple[str, str, str]:
 
 
 async def on_discarded(job: Job, _reason: str) -> None:
-    """A refresh that died lets the next report ask again. A payment stays UNKNOWN, and its dead letter alarms."""
+    """Let the next report request a refresh. A payment without outcome stays UNKNOWN; its dead letter is alerted on."""
     payment_id, kind, _ = parse_job_id(job.id)
     if kind:
         await rows(NO_REFRESH, payment_id=payment_id)
 
 
 async def save(before: Stored, after: pb.Payment, *, client_secret: str = "", refusal: str = "") -> None:
-    """Store a record and its change; await it last, for the change log's sake."""
+    """Store a record and its change. Await this last: it takes the change log's lock."""
     after.update_time.FromMilliseconds(before.now)
     if after.HasField("expires_time") and after.expires_time != before.record.expires_time:
         due_at = after.expires_time.ToMilliseconds() + MINUTE
         await _add_reading(f"{after.payment_id}/refresh/{due_at}", due_at)
     number = None
     if before.sole and is_paid(after) and not is_paid(before.record):
-        # The counter's lock first: of two that are paid at the same time, the second sees the first.
+        # Lock the counter first, so that the second of two concurrent successes sees the first.
         number = await change_log.count()
         if await _excluded(PAID_TOO, before):
             add_alert(after, pb.PAYMENT_ALERT_PAID_TWICE)

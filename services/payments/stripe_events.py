@@ -1,4 +1,4 @@
-"""What one of Stripe's events says, before anything is known of the payment it may be about."""
+"""Parse one of Stripe's events, before its payment is known."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from topsmile.common.v1 import common_pb2 as common
 
 @dataclass(frozen=True)
 class IgnoredEvent:
-    """An outcome that needs no look at our records."""
+    """An event whose outcome does not depend on our records."""
 
     outcome: common.EventOutcome.ValueType
     detail: str
@@ -20,7 +20,7 @@ class IgnoredEvent:
 
 @dataclass(frozen=True)
 class ObjectReference:
-    """Something happened to a PaymentIntent; what, only Stripe can say. `unreadable`: why the event does not."""
+    """A PaymentIntent that has changed. Only Stripe has its state. `unreadable`: why the event does not hold it."""
 
     intent_id: str
     payment_id: str = ""
@@ -44,42 +44,44 @@ def rejected(detail: str) -> IgnoredEvent:
 
 def read(event: common.ProviderEvent, *, livemode: bool) -> Reading:
     """
-    Read an event, believing only what our own account says about our own world.
+    Parse an event of our own account and mode; ignore all others.
 
-    A connected account writes its own metadata, and could name a payment of ours in it.
+    A connected account writes its own metadata, and could name one of our payments in it.
     """
     try:
         body = json.loads(event.body)
     except (ValueError, RecursionError):
-        return rejected("the body is not JSON")
+        return rejected("the body must be JSON")
     if not isinstance(body, dict) or not EVENT.fullmatch(event.event_id) or body.get("id") != event.event_id:
-        return rejected("the body is not the event of that id")
+        return rejected("the body must be the event with this id")
     if bool(body.get("livemode")) != livemode:
         return foreign(f"livemode is not {str(livemode).lower()}")
     if event.account or body.get("account") or body.get("context"):
-        return foreign("of a connected account")
+        return foreign("the event is of a connected account")
     try:
         return _subject(body)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        detail = f"not as Stripe documents it: {type(error).__name__}"
+        detail = f"the event must have the form that Stripe documents: {type(error).__name__}"
         return _reference(body, detail) or rejected(detail)
 
 
 def _subject(body: dict[str, Any]) -> Reading:
-    if body.get("object") == "v2.core.event":  # thin: it names its object, which has to be fetched
+    if body.get("object") == "v2.core.event":  # a thin event only names its object
         related = body.get("related_object") or {}
         return (
-            ObjectReference(_id(related["id"])) if related.get("type") == "payment_intent" else foreign("of no payment")
+            ObjectReference(_id(related["id"]))
+            if related.get("type") == "payment_intent"
+            else foreign("the event is about no payment")
         )
     if not str(body["type"]).startswith("payment_intent."):
-        return foreign("of a type that nothing here depends on")
+        return foreign("nothing here depends on this type of event")
     intent = body["data"]["object"]
     snapshot = snapshot_of(intent, at=int(body["created"]))
     return snapshot if snapshot.status != "UNKNOWN" else ObjectReference(_id(intent["id"]), _ours(intent))
 
 
 def _reference(body: dict[str, Any], unreadable: str) -> ObjectReference | None:
-    """Read what an event names, where nothing else of it can be understood."""
+    """Return the PaymentIntent that an unreadable event names. None if it names none."""
     try:
         intent = body["data"]["object"]
         return ObjectReference(_id(intent["id"]), _ours(intent), unreadable)
@@ -95,5 +97,5 @@ def _ours(intent: dict[str, Any]) -> str:
 
 def _id(value: object) -> str:
     if not isinstance(value, str) or not INTENT.fullmatch(value):
-        raise ValueError("no id of a PaymentIntent")
+        raise ValueError("must be the id of a PaymentIntent")
     return value

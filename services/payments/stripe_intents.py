@@ -1,4 +1,4 @@
-"""Stripe's PaymentIntent, as a plain dict out of an answer or an event, read into our words."""
+"""Convert Stripe's PaymentIntent, a dict from a response or an event, into our words."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -20,12 +20,12 @@ STATUSES: dict[str, Status] = {
     "canceled": "CANCELED",
 }
 METHODS = {"card": "CARD", "pix": "PIX", "boleto": "BOLETO"}
-# What a payer is shown, by the action's type: the method, and where the text and the address stand.
+# The payer's next step by the action's type: the method, and the fields of its text and its URL.
 ACTIONS: dict[str, tuple[Literal["PIX", "BOLETO"], str, str]] = {
     "pix_display_qr_code": ("PIX", "data", "image_url_png"),
     "boleto_display_details": ("BOLETO", "number", "hosted_voucher_url"),
 }
-#: Where the charge behind the PaymentIntent is the one that pays it, and no failed try.
+#: In these statuses the latest charge pays the PaymentIntent. In all others it is a failed attempt.
 PAYING = ("processing", "requires_capture", "succeeded")
 EXPIRED_CODE = "payment_intent_payment_attempt_expired"
 
@@ -35,10 +35,10 @@ log = structlog.get_logger()
 
 def snapshot_of(intent: Mapping[str, Any], at: int | None = None) -> PaymentSnapshot:
     """
-    Read a PaymentIntent. Every field that Stripe's SDK types as optional may be null or absent.
+    Convert a PaymentIntent. Every field that Stripe's SDK types as optional may be null or absent.
 
-    A status that is not known here becomes UNKNOWN and an alarm. Raises LookupError, TypeError, ValueError or
-    AttributeError where it is no PaymentIntent as Stripe documents it.
+    A status that is not known here becomes UNKNOWN and a warning. Raise LookupError, TypeError, ValueError or
+    AttributeError if it does not have the form that Stripe documents.
     """
     error = intent.get("last_payment_error") or {}
     step = _step(intent.get("next_action") or {})
@@ -64,12 +64,12 @@ def decline_of(error: Mapping[str, Any]) -> Decline:
 
 
 def code_of(value: object) -> str:
-    """Return one of the codes in Stripe's errors, all of which are optional; empty where there is no text."""
+    """Return an optional code of Stripe's errors. Empty if it is no text."""
     return value if isinstance(value, str) else ""
 
 
 def unexpected(what: str, **more: object) -> None:
-    """Raise the alarm about something that Stripe does not document, or that its SDK does not know yet."""
+    """Log and count a response that Stripe does not document, or that its SDK does not know yet."""
     metrics.provider_unexpected_total.labels("stripe", what).inc()
     log.warning("provider.unexpected", service="stripe", what=what, **more)
 
@@ -83,9 +83,9 @@ def _status(intent: Mapping[str, Any]) -> Status:
 
 def _method(intent: Mapping[str, Any]) -> str:
     """
-    Name what it is paid with: the charge says so, where it was read along.
+    Return the payment method from the charge, if the PaymentIntent contains it.
 
-    Without the charge it is known only where a single method is offered.
+    Without the charge, the method is known only if a single one is offered.
     """
     if details := _paying_charge(intent).get("payment_method_details"):
         return METHODS.get(details.get("type"), "OTHER")
@@ -100,7 +100,7 @@ def _paid_at(intent: Mapping[str, Any]) -> int | None:
 
 
 def _paying_charge(intent: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the charge that pays it; empty where it was not read along, or is a failed try."""
+    """Return the charge that pays it. Empty if it is not expanded, or if it is a failed attempt."""
     charge = intent.get("latest_charge")
     return charge if isinstance(charge, Mapping) and intent["status"] in PAYING else {}
 
@@ -118,11 +118,11 @@ def _step(action: Mapping[str, Any]) -> Step | None:
 
 def _integer(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{type(value).__name__} where Stripe has a whole number")
+        raise TypeError(f"must be a whole number, not {type(value).__name__}")
     return value
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} where Stripe has text")
+        raise TypeError(f"must be text, not {type(value).__name__}")
     return value

@@ -1,8 +1,8 @@
 """
-Stripe through its own SDK, over this process's one HTTP client.
+Call Stripe through its own SDK, over this process's one HTTP client.
 
-Raw requests: they do the SDK's encoding, headers, versions and errors, and leave out its objects, which cost more than
-all the rest of a call.
+Raw requests use the SDK's encoding, headers, versions and errors. They skip its objects, which cost more CPU than the
+rest of a call.
 """
 
 import json
@@ -31,12 +31,12 @@ from services.payments.requests import PaymentRequest
 from services.payments.stripe_intents import OURS, code_of, decline_of, snapshot_of, unexpected
 
 INTENTS = "/v1/payment_intents"
-#: A page has 100 PaymentIntents. Stripe lets an account make 100 a second, so no narrow window has more than this.
+#: A page has 100 PaymentIntents. Stripe allows 100 requests per second, so no narrow window has more pages than this.
 MAX_PAGES = 100
 
-stripe.enable_telemetry = False  # a global of the SDK's; there is no other switch
+stripe.enable_telemetry = False  # the SDK has only this global switch
 
-# The first row that fits decides: status, error code, error type; None is any.
+# The first matching row decides: status, error code, error type. None matches any value.
 REFUSALS: list[tuple[int, str | None, str | None, type[ExternalServiceError]]] = [
     (400, None, "idempotency_error", ProviderKeyReused),
     (400, "rate_limit", None, ProviderThrottled),
@@ -50,7 +50,7 @@ REFUSALS: list[tuple[int, str | None, str | None, type[ExternalServiceError]]] =
     (429, "lock_timeout", None, ProviderBusy),
     (429, None, None, ProviderThrottled),
 ]
-# What Stripe says of the account or the key, whatever the status: no request of anybody's would fare better.
+# These codes concern the account or the key, whatever the status: no other request would succeed either.
 ACCOUNT_CODES = frozenset(
     {
         "account_closed",
@@ -62,10 +62,10 @@ ACCOUNT_CODES = frozenset(
         "testmode_charges_only",
     }
 )
-# What a refused reading may mean. Anything else, a 403 too, is about that one object: others can still be created.
+# The possible refusals of a reading. Any other one, including 403, concerns one object: creations still work.
 READ_REFUSALS = (CredentialsRefused, ProviderNotFound, ProviderBusy, ProviderThrottled)
 EXPIRIES = {"PIX": "expires_after_seconds", "BOLETO": "expires_after_days"}
-# Stripe's parameters by the names they have in our contract.
+# Our contract's fields by Stripe's parameters.
 FIELDS = {
     "amount": "amount.amount_minor",
     "currency": "amount.currency",
@@ -88,7 +88,7 @@ FIELDS = {
 
 
 class Transport(HTTPClient):
-    """Lets the SDK speak through our client, whose errors pass through it untouched."""
+    """Send the SDK's requests through our client. Its errors pass through the SDK unchanged."""
 
     name = "aiohttp"
 
@@ -101,11 +101,11 @@ class Transport(HTTPClient):
         self, method: str, url: str, headers: Mapping[str, str], post_data: str | None = None
     ) -> tuple[bytes, int, Mapping[str, str]]:
         data = None if post_data is None else post_data.encode()
-        answer = await self._http.request(method.upper(), url.removeprefix(self._base), data=data, headers=headers)
-        return answer.body, answer.status, answer.headers
+        response = await self._http.request(method.upper(), url.removeprefix(self._base), data=data, headers=headers)
+        return response.body, response.status, response.headers
 
     async def close_async(self) -> None:
-        """Nothing: the client belongs to whoever made it."""
+        """Do nothing: the owner of the client closes it."""
 
 
 class StripeProvider:
@@ -117,7 +117,7 @@ class StripeProvider:
         params: dict[str, Any] = {
             "amount": request.amount_minor,
             "currency": request.currency.lower(),
-            # An empty value would delete the key.
+            # At Stripe an empty value deletes the key.
             "metadata": {**{key: value for key, value in request.metadata.items() if value}, OURS: payment_id},
         }
         if request.description:
@@ -141,13 +141,13 @@ class StripeProvider:
         intent = _snapshot(await self._request("post", INTENTS, {**params, "idempotency_key": key}))
         if (intent.amount_minor, intent.currency) != (params["amount"], params["currency"].upper()):
             unexpected("payment_intent_amount", payment_intent=intent.intent_id)
-            other = OutcomeUnknown("stripe", None, "stripe answered with another amount than it was asked for")
+            other = OutcomeUnknown("stripe", None, "stripe answered with a different amount than the request")
             other.provider_fault = False
             raise other
         return intent
 
     async def retrieve(self, intent_id: str) -> PaymentSnapshot:
-        # The charge says how it was paid, and when: read along, it costs no request of its own.
+        # The charge holds the method and the time. Expanded, it costs no extra request.
         return _snapshot(await self._request("get", f"{INTENTS}/{intent_id}", {"expand": ["latest_charge"]}))
 
     async def cancel(self, intent_id: str, key: str) -> PaymentSnapshot:
@@ -155,7 +155,7 @@ class StripeProvider:
         return _snapshot(await self._request("post", f"{INTENTS}/{intent_id}/cancel", params))
 
     async def find(self, payment_id: str, since: float, until: float) -> PaymentSnapshot | None:
-        # Not by Search, which finds things a while after they are made.
+        # Stripe's Search finds new objects only after a delay.
         params: dict[str, Any] = {
             "created": {"gte": int(since), "lte": int(until)},
             "expand": ["data.latest_charge"],
@@ -172,7 +172,7 @@ class StripeProvider:
             if not intents or not page.get("has_more"):
                 return None
             params["starting_after"] = value_at(intents[-1], "id")
-        raise OutcomeUnknown("stripe", None, f"not among the newest {100 * MAX_PAGES} payments of that time")
+        raise OutcomeUnknown("stripe", None, f"the payment is not among the newest {100 * MAX_PAGES} of that time")
 
     async def _request(self, method: str, path: str, params: Mapping[str, Any]) -> Any:
         send: Callable[..., Awaitable[Any]] = self._client.raw_request_async
@@ -181,8 +181,8 @@ class StripeProvider:
         except StripeError as error:
             refuse(error, reading=method == "get")
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            # The SDK trips over errors that are not in Stripe's form: those of a proxy, for example.
-            raise OutcomeUnknown("stripe", error, "stripe answered something that its SDK cannot read") from error
+            # The SDK fails on errors that do not have Stripe's form, for example those of a proxy.
+            raise OutcomeUnknown("stripe", error, "stripe answered with a body that its SDK cannot read") from error
 
 
 def _snapshot(answer: object) -> PaymentSnapshot:
@@ -195,7 +195,7 @@ def _snapshot(answer: object) -> PaymentSnapshot:
 
 
 def _unreadable(answer: object, what: str) -> OutcomeUnknown:
-    """Say that an answer cannot be used. One of Stripe's objects, of whatever form, shows that Stripe is well."""
+    """Return the error for an unreadable response. If it is a Stripe object, Stripe itself works."""
     unexpected("answer", read_as=what)
     error = OutcomeUnknown("stripe", None, f"stripe answered {what}")
     error.provider_fault = not isinstance(value_at(answer, "object"), str)
@@ -203,17 +203,17 @@ def _unreadable(answer: object, what: str) -> OutcomeUnknown:
 
 
 def value_at(tree: object, *names: str) -> Any:
-    """Return what lies at a path; None where the path leaves the objects."""
+    """Return the value at a path of keys. None if the path does not exist."""
     for name in names:
         tree = tree.get(name) if isinstance(tree, Mapping) else None
     return tree
 
 
 def refuse(error: StripeError, *, reading: bool = False) -> NoReturn:
-    """Say in our words what Stripe's error means. Its own text may name a person and stays here."""
-    told = value_at(error.json_body, "error")
-    told = told if isinstance(told, Mapping) else {}
-    status, code, kind = error.http_status or 0, code_of(told.get("code")), code_of(told.get("type"))
+    """Raise our error for Stripe's. Stripe's own text may name a person and is not passed on."""
+    payload = value_at(error.json_body, "error")
+    payload = payload if isinstance(payload, Mapping) else {}
+    status, code, kind = error.http_status or 0, code_of(payload.get("code")), code_of(payload.get("type"))
     what = f"stripe answered {status}: {code or kind or 'no JSON'}"
     refusal = _refusal(status, code, kind)
     if reading and (refusal not in READ_REFUSALS or status == 403):
@@ -221,19 +221,19 @@ def refuse(error: StripeError, *, reading: bool = False) -> NoReturn:
             unexpected("reading_forbidden", code=code)
         refusal = OutcomeUnknown
     if refusal is ProviderRejected and status == 402:
-        decline = decline_of(told)
-        about = {"decline_code": decline.code, "advice_code": decline.advice}
-        raise ProviderRejected("stripe", error, what, reason="DECLINED", metadata=about) from error
+        decline = decline_of(payload)
+        metadata = {"decline_code": decline.code, "advice_code": decline.advice}
+        raise ProviderRejected("stripe", error, what, reason="DECLINED", metadata=metadata) from error
     if refusal is ProviderRefusedInput:
-        field = FIELDS.get(str(told.get("param")), str(told.get("param") or ""))
+        field = FIELDS.get(str(payload.get("param")), str(payload.get("param") or ""))
         violations = [Rule.REFUSED_BY_PROVIDER.at(field, provider="stripe", code=code or kind)] if field else []
         raise ProviderRefusedInput("stripe", error, what, violations=violations) from error
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     refused = refusal("stripe", error, what, retry_after=retry_after(headers))
     if isinstance(refused, OutcomeUnknown):
         replayed = _replayed(headers)
-        refused.kept = not reading and (replayed or (status == 500 and bool(told)))
-        # A repeated answer says nothing about today.
+        refused.kept = not reading and (replayed or (status == 500 and bool(payload)))
+        # A repeated response says nothing about Stripe's current state.
         refused.provider_fault = None if replayed else not 400 <= status < 500 or status == 408
     if refusal in (ProviderBusy, ProviderKeyReused):
         refused.definite = False  # an earlier request with this key may have done it
@@ -250,19 +250,19 @@ def _refusal(status: int, code: str, kind: str) -> type[ExternalServiceError]:
 
 
 def _replayed(headers: Mapping[str, str]) -> bool:
-    """Whether Stripe repeated the stored answer to an earlier request: https://docs.stripe.com/api/idempotent_requests"""
+    """Return whether Stripe repeated a stored response: https://docs.stripe.com/api/idempotent_requests"""
     return headers.get("idempotent-replayed") == "true"
 
 
 def _method_data(request: PaymentRequest) -> dict[str, Any]:
     kind, payer = request.methods[0].lower(), request.payer
-    about = _filled({"name": payer.name, "email": payer.email, "phone": payer.phone})
+    details = _filled({"name": payer.name, "email": payer.email, "phone": payer.phone})
     if kind == "pix":
-        return {"type": kind, "billing_details": about}
-    # A boleto is printed in ASCII.
-    about["name"] = to_ascii(payer.name)
-    about["address"] = _filled({name: to_ascii(value) for name, value in vars(payer.address).items()})
-    return {"type": kind, "billing_details": about, "boleto": {"tax_id": payer.tax_id}}
+        return {"type": kind, "billing_details": details}
+    # Stripe prints a boleto in ASCII.
+    details["name"] = to_ascii(payer.name)
+    details["address"] = _filled({name: to_ascii(value) for name, value in vars(payer.address).items()})
+    return {"type": kind, "billing_details": details, "boleto": {"tax_id": payer.tax_id}}
 
 
 def _filled(values: Mapping[str, str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """
-What answers, readings and events teach about a payment, as transactions.
+The transactions that apply responses, readings and events to a payment.
 
-A payment's row is locked before a report of it is judged, so that two of them are judged one after the other.
+Each one locks the payment's row before it compares the report with the row. So two reports run one after the other.
 """
 
 import json
@@ -39,9 +39,9 @@ REMEMBER = """
 
 async def apply_creation(payment_id: str, snapshot: PaymentSnapshot, again: bool) -> None:
     """
-    Store the answer to creating it. Events may have told more by now: then it only adds what they did not know.
+    Store Stripe's response to a creation. If an event has already moved the payment on, only add what is missing.
 
-    With `again`, Stripe may have repeated an answer of long ago: what became of it since is asked for.
+    With `again`, Stripe may have repeated an old response: request a refresh.
     """
     before = await locked(payment_id)
     after = _with_snapshot(before, snapshot)
@@ -58,7 +58,7 @@ async def apply_creation(payment_id: str, snapshot: PaymentSnapshot, again: bool
 
 
 async def apply_refusal(payment_id: str, error: ExternalServiceError) -> None:
-    """Store a no, the same answer for every repetition of the key; without an original, it is ours and not Stripe's."""
+    """Store a refusal for every repetition of the key. Without `error.original` the refusal is ours, not Stripe's."""
     before = await locked(payment_id)
     outcome = pb.ATTEMPT_OUTCOME_NOT_SENT if error.original is None else pb.ATTEMPT_OUTCOME_DECLINED
     after = with_attempt(before.record, outcome)
@@ -70,20 +70,20 @@ async def apply_refusal(payment_id: str, error: ExternalServiceError) -> None:
 
 
 def must_cancel(before: Stored, snapshot: PaymentSnapshot) -> bool:
-    """Whether an unpaid payment is to be canceled: nobody will pay it any more, or we have told so already."""
+    """Return whether to cancel an unpaid payment: it has expired, or its record is closed already."""
     after = _with_snapshot(before, snapshot)
     return is_unpaid(snapshot) and (before.rank >= FINAL or rank_of(after) >= FINAL or before.now > expires_at(after))
 
 
 async def apply_reading(payment_id: str, snapshot: PaymentSnapshot, version: int, scheduled: bool) -> None:
     """
-    Store what was read. It counts as the latest only if nothing was stored since the reading began.
+    Store a reading. It is the latest state only if nothing was stored since the reading began.
 
-    With `scheduled`, the payment's next reading is scheduled for as long as it stays open.
+    With `scheduled`, schedule the payment's next reading while it stays open.
     """
     before = await locked(payment_id)
     if not before.intent_id and snapshot.payment_id != payment_id:
-        return  # an event named a PaymentIntent that is not this payment's
+        return  # the event named a PaymentIntent of another payment
     after = _with_snapshot(before, snapshot)
     verdict = compare(before.record, after)
     stored = verdict == "FORWARD" or (verdict == "UNCLEAR" and before.version == version)
@@ -97,7 +97,7 @@ async def apply_reading(payment_id: str, snapshot: PaymentSnapshot, version: int
 
 
 async def apply_report(event_id: str, snapshot: PaymentSnapshot) -> common.EventOutcome.ValueType | None:
-    """Apply what an event says of a payment; None: there is no such payment."""
+    """Apply an event's snapshot to its payment. Return None if there is no such payment."""
     before = await _locked(snapshot.intent_id, snapshot.payment_id)
     if before is None:
         return None
@@ -112,16 +112,16 @@ async def apply_report(event_id: str, snapshot: PaymentSnapshot) -> common.Event
     await maybe_one(REMEMBER, event_id=event_id)
     if verdict == "FORWARD" and after.status != pb.PAYMENT_STATUS_EXPIRED:
         await save(before, after, client_secret=before.client_secret or snapshot.client_secret)
-    else:  # a code that ran out may have been paid since
+    else:  # the payer may have paid an expired code since
         await request_refresh(before.payment_id, snapshot.intent_id)
     return common.EVENT_OUTCOME_APPLIED
 
 
 async def apply_reference(event_id: str, intent_id: str, payment_id: str) -> common.EventOutcome.ValueType | None:
     """
-    Have a payment that an event only names read again; None: there is no such payment.
+    Request a refresh of a payment that an event names without its state. Return None if there is no such payment.
 
-    An event without an id is not remembered as applied.
+    An event without an id is not stored as applied.
     """
     before = await _locked(intent_id, payment_id)
     if before is None:
@@ -137,7 +137,7 @@ async def apply_reference(event_id: str, intent_id: str, payment_id: str) -> com
 
 
 async def _locked(intent_id: str, payment_id: str) -> Stored | None:
-    """By the PaymentIntent first: anybody with our account may change its metadata."""
+    """Find by the PaymentIntent first: anybody with access to our account can change its metadata."""
     found = await find(BY_INTENT, lock=True, intent_id=intent_id)
     if found is None and payment_id:
         found = await find(GET, lock=True, payment_id=payment_id)
@@ -166,12 +166,12 @@ def refusal_of(payment_id: str, error: ExternalServiceError) -> str:
 
 
 def refusal_from(text: str) -> ServiceError:
-    told = json.loads(text)
-    return REFUSALS[told["kind"]](
+    stored = json.loads(text)
+    return REFUSALS[stored["kind"]](
         "stripe",
         None,
-        told["message"],
-        reason=told["reason"],
-        metadata=told["metadata"],
-        violations=[Violation(*violation) for violation in told["violations"]],
+        stored["message"],
+        reason=stored["reason"],
+        metadata=stored["metadata"],
+        violations=[Violation(*violation) for violation in stored["violations"]],
     )

@@ -56,7 +56,7 @@ def stripe(http: Any = None) -> StripeProvider:
 
 
 @pytest.mark.parametrize("changes", ORDERS.values(), ids=ORDERS.keys())
-def test_a_payment_is_asked_for_with_stripes_own_parameters(changes: dict[str, Any]) -> None:
+def test_create_request_has_stripes_own_parameters(changes: dict[str, Any]) -> None:
     params = json.loads(stripe().prepare("pay_1", PaymentRequest.from_request(payment_request(**changes))))
     allowed = known("POST /v1/payment_intents")
     kinds: dict[str, type | tuple[type, ...]] = {"integer": int, "boolean": bool, "string": str, "array": list}
@@ -69,7 +69,7 @@ def test_a_payment_is_asked_for_with_stripes_own_parameters(changes: dict[str, A
     assert "receipt_email" not in params  # the receipt is ours to send
 
 
-def test_a_boleto_sends_every_billing_detail_that_stripe_needs_in_ascii() -> None:
+def test_boleto_request_holds_every_billing_detail_in_ascii() -> None:
     params = json.loads(
         stripe().prepare("pay_1", PaymentRequest.from_request(payment_request(methods=["PAYMENT_METHOD_BOLETO"])))
     )
@@ -81,11 +81,11 @@ def test_a_boleto_sends_every_billing_detail_that_stripe_needs_in_ascii() -> Non
         assert sent[name].isascii()
 
 
-def test_a_search_in_time_uses_stripes_own_parameters() -> None:
+def test_list_request_has_stripes_own_parameters() -> None:
     assert {"created", "limit", "starting_after"} <= known("GET /v1/payment_intents").keys()
 
 
-async def test_the_version_the_key_and_nothing_else_of_ours_goes_along(bench: Bench) -> None:
+async def test_request_headers_hold_version_and_key_only(bench: Bench) -> None:
     async with outbound(bench.url, service="stripe") as http:
         provider = StripeProvider(http, bench.url, "sk_test_1")
         prepared = provider.prepare("pay_1", PaymentRequest.from_request(payment_request()))

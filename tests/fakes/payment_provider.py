@@ -1,4 +1,4 @@
-"""A payment provider in memory: it stands where the test puts it, and remembers what it was asked."""
+"""A payment provider in memory: it returns the state that the test sets, and records its requests."""
 
 import json
 from dataclasses import dataclass, field, replace

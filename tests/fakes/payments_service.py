@@ -121,8 +121,10 @@ def payment_request(
 
 def event(body: Any, *, age: float = 0.0, account: str = "") -> common.ProviderEvent:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    told = body if isinstance(body, dict) else {}
-    made = common.ProviderEvent(event_id=told.get("id", "evt_1"), type=told.get("type", ""), body=raw, account=account)
+    fields = body if isinstance(body, dict) else {}
+    made = common.ProviderEvent(
+        event_id=fields.get("id", "evt_1"), type=fields.get("type", ""), body=raw, account=account
+    )
     made.received_time.FromSeconds(int(time.time() - age))
     return made
 
@@ -136,7 +138,7 @@ def attempt(payment: pb.Payment) -> str:
 
 
 async def refusal(call: Awaitable[object]) -> ServiceError:
-    """What the service raised, as its caller gets it."""
+    """Return the error that the caller receives."""
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call
     return from_rpc_error(failed.value)
@@ -144,5 +146,5 @@ async def refusal(call: Awaitable[object]) -> ServiceError:
 
 async def eventually(condition: Callable[[], Awaitable[bool]], within: float = 10.0) -> None:
     async with asyncio.timeout(within):
-        while not await condition():  # noqa: ASYNC110 - what is awaited happens behind a socket
+        while not await condition():  # noqa: ASYNC110 - the condition changes behind a socket
             await asyncio.sleep(0.02)

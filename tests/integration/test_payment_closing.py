@@ -1,4 +1,4 @@
-"""How payments end without a person: read on a schedule, given up when nobody pays, and paid once an appointment."""
+"""Payments that close without a person: scheduled readings, expiry, and one paid payment per appointment."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def nothing_due(payments: Payments) -> bool:
     ("methods", "within"),
     [([], 5 * MINUTE), ([], 3 * HOUR), (["PAYMENT_METHOD_PIX"], 5 * MINUTE), (["PAYMENT_METHOD_BOLETO"], 20 * HOUR)],
 )
-async def test_a_payment_whose_only_webhook_was_lost_succeeds(
+async def test_payment_with_lost_webhook_succeeds(
     payments: Payments, bench: Bench, methods: list[str], within: int
 ) -> None:
     payment = await payments.create(methods=methods)
@@ -89,7 +89,7 @@ async def test_a_payment_whose_only_webhook_was_lost_succeeds(
     assert status(await payments.get(payment.payment_id)) == "SUCCEEDED"
 
 
-async def test_an_open_payment_is_read_in_minutes_and_then_in_hours(payments: Payments, bench: Bench) -> None:
+async def test_open_payment_is_read_after_minutes_and_then_hours(payments: Payments, bench: Bench) -> None:
     await payments.create(capture=pb.CAPTURE_METHOD_MANUAL, methods=["PAYMENT_METHOD_CARD"])
     counts = []
     for passed in (HOUR, 11 * HOUR, 11 * HOUR):
@@ -102,9 +102,7 @@ async def test_an_open_payment_is_read_in_minutes_and_then_in_hours(payments: Pa
     assert 1 <= counts[2] <= 3
 
 
-async def test_readings_go_on_after_one_that_changed_something_and_after_an_outage(
-    payments: Payments, bench: Bench
-) -> None:
+async def test_scheduled_readings_continue_after_a_change_and_an_outage(payments: Payments, bench: Bench) -> None:
     payment = await payments.create()
     await bench.ask("POST", f"/_sandbox/payments/{payment.payment_id}/decline")
     await pass_time(payments, 6 * MINUTE)
@@ -126,7 +124,7 @@ async def test_readings_go_on_after_one_that_changed_something_and_after_an_outa
         ({"methods": ["PAYMENT_METHOD_BOLETO"]}, 12 * DAY, "EXPIRED"),
     ],
 )
-async def test_a_payment_nobody_pays_is_canceled_at_stripe_and_frees_its_appointment(
+async def test_unpaid_payment_is_canceled_at_stripe_and_frees_its_appointment(
     payments: Payments, bench: Bench, changes: dict[str, Any], after: int, ended: str
 ) -> None:
     payment = await payments.create(**changes)
@@ -141,7 +139,7 @@ async def test_a_payment_nobody_pays_is_canceled_at_stripe_and_frees_its_appoint
 
 
 @pytest.mark.parametrize("path", [READ, "POST /v1/payment_intents"])
-async def test_a_payment_is_given_up_only_once_stripe_has_said_that_nobody_paid(
+async def test_payment_is_closed_only_after_stripe_confirms_it_unpaid(
     payments: Payments, bench: Bench, path: str
 ) -> None:
     payment = await payments.create()
@@ -157,7 +155,7 @@ async def test_a_payment_is_given_up_only_once_stripe_has_said_that_nobody_paid(
 
 
 @pytest.mark.parametrize("passed", [25 * HOUR, 3 * DAY, 6 * DAY])
-async def test_a_payment_whose_money_is_held_is_never_given_up(payments: Payments, bench: Bench, passed: int) -> None:
+async def test_authorized_payment_is_never_canceled(payments: Payments, bench: Bench, passed: int) -> None:
     payment = await payments.create(capture=pb.CAPTURE_METHOD_MANUAL)
     await pay(bench, payment)
     await pass_time(payments, passed)
@@ -167,7 +165,7 @@ async def test_a_payment_whose_money_is_held_is_never_given_up(payments: Payment
 
 
 @pytest.mark.parametrize("ended", ["SUCCEEDED", "CANCELED", "open"])
-async def test_an_open_payment_is_read_again_before_a_second_one_is_refused(
+async def test_open_payment_is_read_again_before_a_second_one_is_refused(
     payments: Payments, bench: Bench, ended: str
 ) -> None:
     first = await payments.create()
@@ -185,7 +183,7 @@ async def test_an_open_payment_is_read_again_before_a_second_one_is_refused(
     assert "consulta" in str(error.localized)
 
 
-async def test_an_open_payment_is_read_for_callers_at_most_once_in_30_seconds(payments: Payments, bench: Bench) -> None:
+async def test_open_payment_is_read_for_callers_at_most_once_in_30_seconds(payments: Payments, bench: Bench) -> None:
     await payments.create()
     payments.database.offset_ms = MINUTE
     refusals = await asyncio.gather(*(refusal(payments.create(f"other-{n}")) for n in range(8)))
@@ -202,7 +200,7 @@ async def test_an_open_payment_is_read_for_callers_at_most_once_in_30_seconds(pa
 @pytest.mark.parametrize(
     "fault", [{"kind": "reset"}, {"kind": "status", "status": 500}, {"kind": "delay", "seconds": 8}]
 )
-async def test_while_stripe_is_away_a_second_payment_is_refused_from_the_store(
+async def test_second_payment_during_an_outage_is_refused_from_the_store(
     payments: Payments, bench: Bench, fault: dict[str, Any]
 ) -> None:
     await payments.create()
@@ -214,7 +212,7 @@ async def test_while_stripe_is_away_a_second_payment_is_refused_from_the_store(
 
 
 @pytest.mark.parametrize("methods", [[], ["PAYMENT_METHOD_PIX"], ["PAYMENT_METHOD_BOLETO"]])
-async def test_a_paid_appointment_takes_another_payment_only_where_the_caller_says_so(
+async def test_paid_appointment_needs_allow_another_for_a_new_payment(
     payments: Payments, bench: Bench, methods: list[str]
 ) -> None:
     first = await payments.create(methods=methods)
@@ -243,18 +241,18 @@ async def give_up_here_only(payment_id: str) -> None:
 
 
 @pytest.mark.parametrize("order_of_events", ["first the late one", "first the second one", "both at once"])
-async def test_the_second_success_of_an_appointment_is_marked_and_alarmed_once(
+async def test_second_success_of_an_appointment_raises_one_alert(
     payments: Payments, bench: Bench, order_of_events: str
 ) -> None:
     before = alerts_raised()
     boleto, pix = await late_and_second(payments, bench)
     for payment in (boleto, pix):
         await pay(bench, payment)
-    told = [event for event in await events(bench) if event["type"] == "payment_intent.succeeded"]
+    received = [event for event in await events(bench) if event["type"] == "payment_intent.succeeded"]
     if order_of_events == "both at once":
-        await asyncio.gather(*(payments.apply(event) for event in told))
+        await asyncio.gather(*(payments.apply(event) for event in received))
     else:
-        await payments.apply(*(told if order_of_events == "first the late one" else reversed(told)))
+        await payments.apply(*(received if order_of_events == "first the late one" else reversed(received)))
 
     both = [await payments.until(payment.payment_id, "SUCCEEDED") for payment in (boleto, pix)]
     marked = [payment for payment in both if payment.alerts]
@@ -272,9 +270,7 @@ async def raised(times: float) -> bool:
     return alerts_raised() == times
 
 
-async def test_an_open_payment_is_canceled_when_another_has_paid_for_its_appointment(
-    payments: Payments, bench: Bench
-) -> None:
+async def test_open_payment_of_a_paid_appointment_is_canceled(payments: Payments, bench: Bench) -> None:
     boleto, pix = await late_and_second(payments, bench)
     await pay(bench, boleto)
     await payments.apply((await events(bench))[-1])
@@ -285,9 +281,7 @@ async def test_an_open_payment_is_canceled_when_another_has_paid_for_its_appoint
 
 
 @pytest.mark.parametrize("delay", range(0, 60, 4))
-async def test_a_canceled_call_leaves_no_payment_that_nobody_performs(
-    payments: Payments, bench: Bench, delay: int
-) -> None:
+async def test_canceled_call_completes_its_payment(payments: Payments, bench: Bench, delay: int) -> None:
     """Its key answers at once, or as soon as the first call's work is done: never only after a lease."""
     call = payments.stub.CreatePayment(payment_request())
     await asyncio.sleep(delay / 1000)
@@ -299,9 +293,7 @@ async def test_a_canceled_call_leaves_no_payment_that_nobody_performs(
 
 
 @pytest.mark.parametrize("seconds", [0.06, 0.08, 0.1, 0.15, 0.2])
-async def test_a_call_that_ran_out_of_time_leaves_no_payment_that_nobody_performs(
-    payments: Payments, bench: Bench, seconds: float
-) -> None:
+async def test_call_past_its_deadline_completes_its_payment(payments: Payments, bench: Bench, seconds: float) -> None:
     await bench.fault(provider="stripe", kind="delay", path=CREATE, seconds=0.3)
     with pytest.raises(grpc.aio.AioRpcError):
         await payments.stub.CreatePayment(payment_request(), timeout=seconds)
@@ -324,9 +316,7 @@ async def repeated(payments: Payments) -> pb.Payment:
 @pytest.mark.parametrize(
     "fault", [{"kind": "reset", "after": True}, {"kind": "truncate"}, {"kind": "status", "status": 500}]
 )
-async def test_an_unknown_outcome_says_when_to_repeat_the_key(
-    payments: Payments, bench: Bench, fault: dict[str, Any]
-) -> None:
+async def test_unknown_outcome_returns_a_retry_delay(payments: Payments, bench: Bench, fault: dict[str, Any]) -> None:
     await bench.fault(provider="stripe", path=CREATE, times=0, **fault)
     error = await refusal(payments.create())
     (new,) = await payments.changes(1)
@@ -336,15 +326,15 @@ async def test_an_unknown_outcome_says_when_to_repeat_the_key(
     assert status(await payments.get(new.change.payment.payment_id)) == "UNKNOWN"
 
 
-async def test_a_new_payment_is_told_as_being_created(payments: Payments, bench: Bench) -> None:
+async def test_new_payment_is_shown_as_creating(payments: Payments, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="delay", path=CREATE, seconds=0.5)
     creating = asyncio.ensure_future(payments.create())
     (new,) = await payments.changes(1)
     meanwhile = await payments.get(new.change.payment.payment_id)
     payment = await creating
-    told = [each.change.payment for each in await payments.changes(2)]
+    streamed = [each.change.payment for each in await payments.changes(2)]
 
-    assert [status(each) for each in (*told, meanwhile)] == ["CREATING", "AWAITING_METHOD", "CREATING"]
+    assert [status(each) for each in (*streamed, meanwhile)] == ["CREATING", "AWAITING_METHOD", "CREATING"]
     assert payment.payment_id == meanwhile.payment_id
     assert await payments.database.read(change_log.bounds) == (2, 0)
 
@@ -353,7 +343,7 @@ async def test_a_new_payment_is_told_as_being_created(payments: Payments, bench:
     ("passed", "methods"),
     [(6 * MINUTE, []), (12 * HOUR, ["PAYMENT_METHOD_PIX"]), (23 * HOUR, ["PAYMENT_METHOD_BOLETO"]), (20 * HOUR, [])],
 )
-async def test_the_time_of_a_payment_is_the_payers_however_late_it_is_read(
+async def test_paid_time_is_the_charges_time_after_a_late_reading(
     payments: Payments, bench: Bench, passed: int, methods: list[str]
 ) -> None:
     payment = await payments.create(methods=methods)
@@ -365,9 +355,7 @@ async def test_the_time_of_a_payment_is_the_payers_however_late_it_is_read(
 
 
 @pytest.mark.parametrize("days", [2, 10, 30])
-async def test_the_job_of_a_new_payment_outlasts_an_outage_of_its_provider(
-    payments: Payments, bench: Bench, days: int
-) -> None:
+async def test_job_of_a_new_payment_outlasts_an_outage(payments: Payments, bench: Bench, days: int) -> None:
     await bench.fault(provider="stripe", kind="reset", path=CREATE, times=0)
     await refusal(payments.create())
     (new,) = await payments.changes(1)

@@ -1,4 +1,4 @@
-"""What Stripe's events change, over the wire, with the sandbox's own events."""
+"""Changes by Stripe's events, over the wire, with the sandbox's own events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def paid(payments: Payments, bench: Bench, **changes: Any) -> pb.Payment:
     return payment
 
 
-async def test_a_paid_payment_succeeds_once(payments: Payments, bench: Bench) -> None:
+async def test_paid_payment_succeeds_once(payments: Payments, bench: Bench) -> None:
     payment = await paid(payments, bench)
     created, succeeded = await events_of(bench)
 
@@ -45,7 +45,7 @@ async def test_a_paid_payment_succeeds_once(payments: Payments, bench: Bench) ->
     assert after.paid_time.seconds == succeeded["created"]
 
 
-async def test_a_boleto_paid_is_processed_and_then_succeeds(payments: Payments, bench: Bench) -> None:
+async def test_paid_boleto_is_processing_and_then_succeeds(payments: Payments, bench: Bench) -> None:
     payment = await paid(payments, bench, methods=["PAYMENT_METHOD_BOLETO"])
     await payments.apply(*await events_of(bench))
 
@@ -55,7 +55,7 @@ async def test_a_boleto_paid_is_processed_and_then_succeeds(payments: Payments, 
     assert after.method == common.PAYMENT_METHOD_BOLETO
 
 
-async def test_a_decline_leads_back_and_is_told(payments: Payments, bench: Bench) -> None:
+async def test_declined_payment_awaits_a_method_and_holds_the_decline(payments: Payments, bench: Bench) -> None:
     payment = await payments.create()
     await bench.ask("POST", f"/_sandbox/payments/{payment.payment_id}/decline")
     (*_, failed) = await events_of(bench)
@@ -71,7 +71,7 @@ async def has_decline(payments: Payments, payment_id: str) -> bool:
     return (await payments.get(payment_id)).HasField("decline")
 
 
-async def test_a_failure_told_after_the_success_changes_nothing(payments: Payments, bench: Bench) -> None:
+async def test_failure_event_after_success_changes_nothing(payments: Payments, bench: Bench) -> None:
     payment = await payments.create()
     await bench.ask("POST", f"/_sandbox/payments/{payment.payment_id}/decline")
     await bench.ask("POST", f"/_sandbox/payments/{payment.payment_id}/pay")
@@ -81,7 +81,7 @@ async def test_a_failure_told_after_the_success_changes_nothing(payments: Paymen
     assert status(await payments.get(payment.payment_id)) == "SUCCEEDED"
 
 
-async def test_a_pix_that_ran_out_has_expired(payments: Payments, bench: Bench) -> None:
+async def test_expired_pix_becomes_expired(payments: Payments, bench: Bench) -> None:
     payment = await payments.create(methods=["PAYMENT_METHOD_PIX"])
     await bench.ask("POST", f"/_sandbox/payments/{payment.payment_id}/decline")
     await payments.apply(*await events_of(bench))
@@ -90,16 +90,14 @@ async def test_a_pix_that_ran_out_has_expired(payments: Payments, bench: Bench) 
     assert (await payments.create("key-2")).payment_id != payment.payment_id
 
 
-async def test_a_code_is_looked_at_when_it_runs_out_though_no_event_came(payments: Payments, bench: Bench) -> None:
+async def test_expired_code_without_event_is_read(payments: Payments, bench: Bench) -> None:
     payment = await paid(payments, bench, methods=["PAYMENT_METHOD_PIX"])
     payments.database.offset_ms = DAY + 120_000
 
     assert status(await payments.until(payment.payment_id, "SUCCEEDED")) == "SUCCEEDED"
 
 
-async def test_an_unpaid_code_is_read_for_days_before_it_is_given_up_and_canceled(
-    payments: Payments, bench: Bench
-) -> None:
+async def test_unpaid_code_is_read_for_days_before_it_is_canceled(payments: Payments, bench: Bench) -> None:
     payment = await payments.create(methods=["PAYMENT_METHOD_PIX"])
     expired = payment.expires_time.ToMilliseconds() - payment.create_time.ToMilliseconds()
     for day in range(1, 5):
@@ -122,7 +120,7 @@ async def at_stripe(bench: Bench, payment: pb.Payment) -> str:
     return str(intent["status"])
 
 
-async def test_an_event_before_the_answer_is_not_undone_by_it(payments: Payments, bench: Bench) -> None:
+async def test_event_before_the_response_is_kept(payments: Payments, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="hang_after_accepting", path="POST /v1/payment_intents", seconds=0.8)
     creating = payments.stub.CreatePayment(payment_request())
     await eventually(lambda: made_at_stripe(bench))
@@ -142,7 +140,7 @@ async def made_at_stripe(bench: Bench) -> bool:
     return len(await events_of(bench)) > 0
 
 
-async def test_a_thin_event_has_its_payment_read_again(payments: Payments, bench: Bench) -> None:
+async def test_thin_event_requests_a_reading(payments: Payments, bench: Bench) -> None:
     payment = await paid(payments, bench)
     thin = {
         "id": "evt_thin_1",
@@ -158,38 +156,40 @@ async def test_a_thin_event_has_its_payment_read_again(payments: Payments, bench
     assert await payments.apply({**thin, "id": "evt_thin_2", "related_object": {"id": "pi_x"}}) == ["IGNORED_FOREIGN"]
 
 
-async def test_many_unclear_events_cost_one_reading_at_a_time(payments: Payments, bench: Bench) -> None:
+async def test_many_unclear_events_cause_one_reading_at_a_time(payments: Payments, bench: Bench) -> None:
     payment = await payments.create()
     for _ in range(5):
         await bench.ask("POST", f"/_sandbox/payments/{payment.payment_id}/decline")
-    told = await events_of(bench, "payment_intent.payment_failed")
-    assert set(await payments.apply(*told)) <= {"APPLIED", "STALE"}
+    received = await events_of(bench, "payment_intent.payment_failed")
+    assert set(await payments.apply(*received)) <= {"APPLIED", "STALE"}
     await eventually(lambda: has_decline(payments, payment.payment_id))
 
     reads = [e for e in await bench.ledger() if e["method"] == "GET" and e["path"].startswith("/v1/payment_intents/")]
     assert 1 <= len(reads) <= 5
 
 
-async def test_what_is_not_ours_is_ignored(payments: Payments, bench: Bench) -> None:
+async def test_foreign_event_is_ignored(payments: Payments, bench: Bench) -> None:
     await paid(payments, bench)
     (*_, succeeded) = await events_of(bench)
     intent = succeeded["data"]["object"]
 
-    def told(event_id: str, **changes: Any) -> dict[str, Any]:
+    def event_about(event_id: str, **changes: Any) -> dict[str, Any]:
         return {**succeeded, "id": event_id, "data": {"object": {**intent, **changes}}}
 
     foreign = [
-        told("evt_a", id="pi_another", metadata={}),
-        told("evt_b", id="pi_another", metadata=None),
-        told("evt_c", id="pi_another"),
+        event_about("evt_a", id="pi_another", metadata={}),
+        event_about("evt_b", id="pi_another", metadata=None),
+        event_about("evt_c", id="pi_another"),
         {**succeeded, "id": "evt_d", "livemode": True},
         {**succeeded, "id": "evt_e", "account": "acct_1"},
         {**succeeded, "id": "evt_f", "type": "charge.succeeded"},
     ]
     assert await payments.apply(*foreign) == ["IGNORED_FOREIGN"] * len(foreign)
     assert await payments.apply({**succeeded, "id": "evt_g"}, account="acct_1") == ["IGNORED_FOREIGN"]
-    assert await payments.apply(told("evt_h", id="pi_another", metadata={"topsmile_payment_id": "pay_x"})) == ["RETRY"]
-    old = told("evt_h", id="pi_another", metadata={"topsmile_payment_id": "pay_x"})
+    assert await payments.apply(event_about("evt_h", id="pi_another", metadata={"topsmile_payment_id": "pay_x"})) == [
+        "RETRY"
+    ]
+    old = event_about("evt_h", id="pi_another", metadata={"topsmile_payment_id": "pay_x"})
     assert await payments.apply(old, age=3600) == ["IGNORED_FOREIGN"]
     assert await payments.apply(succeeded) == ["APPLIED"]
 
@@ -203,19 +203,19 @@ async def test_what_is_not_ours_is_ignored(payments: Payments, bench: Bench) -> 
         {"id": "evt_1", "livemode": False, "created": 1, "type": "payment_intent.x", "data": {"object": {"id": 7}}},
     ],
 )  # fmt: skip
-async def test_what_cannot_be_understood_is_rejected(tmp_path: Path, body: Any) -> None:
+async def test_unreadable_event_is_rejected(tmp_path: Path, body: Any) -> None:
     async with payments_service(f"sqlite:///{tmp_path}/p.db", "http://127.0.0.1:9") as payments:
         assert await payments.apply(body) == ["REJECTED"]
 
 
-async def test_too_much_at_once_is_refused_whole(tmp_path: Path) -> None:
+async def test_oversized_batch_is_refused_whole(tmp_path: Path) -> None:
     async with payments_service(f"sqlite:///{tmp_path}/p.db", "http://127.0.0.1:9") as payments:
         for events in ([], [event({})] * 101, [event(b"x" * (1 << 20))] * 3):
             error = await refusal(payments.admin.ApplyEvents(pb.ApplyEventsRequest(events=events)))
             assert isinstance(error, InvalidRequest)
 
 
-async def test_stripes_own_samples_are_understood(payments: Payments) -> None:
+async def test_stripe_sample_events_are_parsed(payments: Payments) -> None:
     if not SAMPLES.exists():
         pytest.skip("Stripe's sample events are not here: they are not tried")
     samples = json.loads(SAMPLES.read_text())
@@ -223,7 +223,7 @@ async def test_stripes_own_samples_are_understood(payments: Payments) -> None:
     assert await payments.apply(*samples) == ["IGNORED_FOREIGN"] * len(samples)
 
 
-async def test_stripes_own_samples_move_a_payment_of_ours(payments: Payments) -> None:
+async def test_stripe_sample_events_update_a_payment(payments: Payments) -> None:
     if not SAMPLES.exists():
         pytest.skip("Stripe's sample events are not here: they are not tried")
     payment = await payments.create()
@@ -243,7 +243,7 @@ def changed(event_id: str, succeeded: dict[str, Any], **changes: Any) -> dict[st
 
 
 @pytest.mark.parametrize("metadata", [{}, None, {"other": "1"}, {"topsmile_payment_id": "pay_other"}])
-async def test_money_taken_on_our_payment_intent_is_applied_whatever_its_metadata(
+async def test_captured_payment_intent_is_applied_whatever_its_metadata(
     payments: Payments, bench: Bench, metadata: Any
 ) -> None:
     payment = await paid(payments, bench)
@@ -263,7 +263,7 @@ async def test_money_taken_on_our_payment_intent_is_applied_whatever_its_metadat
         {"currency": "usd"},
     ],
 )
-async def test_another_amount_than_was_asked_for_is_applied_and_raises_an_alert(
+async def test_different_amount_is_applied_and_raises_an_alert(
     payments: Payments, bench: Bench, taken: dict[str, Any]
 ) -> None:
     before = alerts_raised("AMOUNT_DIFFERS")
@@ -287,7 +287,7 @@ async def raised(times: float, alert: str = "AMOUNT_DIFFERS") -> bool:
     return alerts_raised(alert) == times
 
 
-async def test_a_part_that_the_caller_may_capture_raises_no_alert(payments: Payments, bench: Bench) -> None:
+async def test_partial_manual_capture_raises_no_alert(payments: Payments, bench: Bench) -> None:
     payment = await payments.create(capture=pb.CAPTURE_METHOD_MANUAL)
     await bench.ask("POST", f"/_sandbox/payments/{payment.payment_id}/pay")
     (*_, held) = await events_of(bench)
@@ -323,7 +323,7 @@ GARBAGE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("wrong", GARBAGE.values(), ids=GARBAGE.keys())
-async def test_garbage_about_our_payment_is_rejected_and_has_it_read_again(
+async def test_garbage_about_a_payment_is_rejected_and_requests_a_reading(
     payments: Payments, bench: Bench, wrong: dict[str, Any]
 ) -> None:
     payment = await paid(payments, bench)
@@ -335,7 +335,7 @@ async def test_garbage_about_our_payment_is_rejected_and_has_it_read_again(
 
 
 @pytest.mark.parametrize("created", ["1e400", "-1", "1e15", '"x"', "null", "[]", "9" * 5000])
-async def test_garbage_as_the_time_of_an_event_is_rejected(payments: Payments, bench: Bench, created: str) -> None:
+async def test_event_with_a_garbage_time_is_rejected(payments: Payments, bench: Bench, created: str) -> None:
     payment = await paid(payments, bench)
     (*_, succeeded) = await events_of(bench)
     body = json.dumps({**succeeded, "id": "evt_1", "created": "CREATED"}).replace('"CREATED"', created).encode()
@@ -346,7 +346,7 @@ async def test_garbage_as_the_time_of_an_event_is_rejected(payments: Payments, b
 
 
 @pytest.mark.parametrize("event_id", ["evt_\0", "evt_\n", "x" * 300, "evt_é\u200b"])
-async def test_an_event_with_an_unfit_id_is_rejected(payments: Payments, bench: Bench, event_id: str) -> None:
+async def test_event_with_an_invalid_id_is_rejected(payments: Payments, bench: Bench, event_id: str) -> None:
     await paid(payments, bench)
     (*_, succeeded) = await events_of(bench)
 
@@ -354,14 +354,14 @@ async def test_an_event_with_an_unfit_id_is_rejected(payments: Payments, bench: 
 
 
 @pytest.mark.parametrize("related", [{"id": "pi_\0"}, {"id": {}}, {"id": "pi_' OR 1"}, {"id": None}])
-async def test_a_thin_event_of_an_impossible_object_is_rejected(payments: Payments, related: dict[str, Any]) -> None:
+async def test_thin_event_of_an_invalid_object_is_rejected(payments: Payments, related: dict[str, Any]) -> None:
     thin = {"id": "evt_1", "object": "v2.core.event", "livemode": False}
 
     assert await payments.apply({**thin, "related_object": {"type": "payment_intent", **related}}) == ["REJECTED"]
 
 
 @pytest.mark.parametrize("wrong", [{"status": None}, {"amount": "many"}, {"currency": 7}])
-async def test_a_refused_event_does_not_stand_in_the_way_of_its_good_twin(
+async def test_rejected_event_does_not_block_its_valid_repetition(
     payments: Payments, bench: Bench, wrong: dict[str, Any]
 ) -> None:
     await bench.fault(provider="stripe", kind="status", status=500, path="GET /v1/payment_intents", times=0)
@@ -375,19 +375,19 @@ async def test_a_refused_event_does_not_stand_in_the_way_of_its_good_twin(
 
 @pytest.mark.parametrize("by", ["thin", "garbage", "garbage that names the payment only"])
 @pytest.mark.parametrize("given_up", ["CANCELED", "EXPIRED", "FAILED"])
-async def test_a_payment_that_was_given_up_and_paid_is_read_again(
+async def test_closed_payment_that_was_paid_is_read_again(
     payments: Payments, bench: Bench, given_up: str, by: str
 ) -> None:
     payment = await paid(payments, bench)
     (*_, succeeded) = await events_of(bench)
     await payments.database.run(stand, payment.payment_id, given_up)
-    told = {
+    body = {
         "thin": thin_event(payment),
         "garbage": changed("evt_1", succeeded, amount=None, metadata={}),
         "garbage that names the payment only": changed("evt_1", succeeded, amount=None),
     }[by]
 
-    assert await payments.apply(told) == ["APPLIED" if by == "thin" else "REJECTED"]
+    assert await payments.apply(body) == ["APPLIED" if by == "thin" else "REJECTED"]
     await payments.until(payment.payment_id, "SUCCEEDED")
     assert await payments.apply({**thin_event(payment), "id": "evt_thin_9"}) == ["STALE"]
 
@@ -411,7 +411,7 @@ async def stand(payment_id: str, wanted: str) -> None:
     await store.save(before, after)
 
 
-async def test_a_refused_key_answers_its_payment_once_that_is_paid(payments: Payments, bench: Bench) -> None:
+async def test_refused_key_returns_its_payment_after_it_is_paid(payments: Payments, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="status", status=402, path="POST /v1/payment_intents")
     refused = await refusal(payments.create())
     intent = (await bench.stripe("POST", "/v1/payment_intents", amount=15000, currency="brl")).json
@@ -463,7 +463,7 @@ async def test_payment_is_paid_with_the_method_of_its_charge(
 
 
 @pytest.mark.parametrize("method", ["PIX", "BOLETO", "CARD"])
-async def test_payment_that_offered_one_method_is_not_read_for_it(
+async def test_payment_with_one_offered_method_is_not_read_for_it(
     payments: Payments, bench: Bench, method: str
 ) -> None:
     made = await paid(payments, bench, methods=[f"PAYMENT_METHOD_{method}"])
@@ -475,7 +475,7 @@ async def test_payment_that_offered_one_method_is_not_read_for_it(
 
 
 @pytest.mark.parametrize("trouble", [{"kind": "status", "status": 503}, {"kind": "reset"}, {"kind": "throttle"}])
-async def test_payment_whose_method_cannot_be_read_is_paid_by_an_unknown_one(
+async def test_payment_with_an_unreadable_method_succeeds_without_method(
     payments: Payments, bench: Bench, trouble: dict[str, Any]
 ) -> None:
     payment = await payments.create()
@@ -492,9 +492,7 @@ async def test_payment_whose_method_cannot_be_read_is_paid_by_an_unknown_one(
 
 
 @pytest.mark.parametrize("unknown", ["requires_reauthorization", "on_hold", "partially_paid"])
-async def test_event_with_an_unknown_status_has_its_payment_read(
-    payments: Payments, bench: Bench, unknown: str
-) -> None:
+async def test_event_with_an_unknown_status_requests_a_reading(payments: Payments, bench: Bench, unknown: str) -> None:
     payment = await paid(payments, bench)
     succeeded = (await events_of(bench))[-1]
     before = unexpected("payment_intent_status")

@@ -1,4 +1,4 @@
-"""Events in any order, repeated and mixed with answers and readings, lead to where the payment stands at Stripe."""
+"""Events in any order, repeated and mixed with responses and readings, end in Stripe's state."""
 
 from __future__ import annotations
 
@@ -29,42 +29,42 @@ from tests.fakes.payments_service import payment_request
 ID = "pay_1"
 
 
-class Moment(NamedTuple):
+class State(NamedTuple):
     status: Status
     declined: bool = False
 
 
 # Where Stripe lets a PaymentIntent go: https://docs.stripe.com/payments/paymentintents/lifecycle
-NEXT: dict[Moment, list[Moment]] = {
-    Moment("AWAITING_METHOD"): [Moment("AWAITING_CUSTOMER"), Moment("PROCESSING"), Moment("CANCELED")],
-    Moment("AWAITING_METHOD", declined=True): [Moment("AWAITING_CUSTOMER"), Moment("PROCESSING"), Moment("CANCELED")],
-    Moment("AWAITING_CUSTOMER"): [Moment("PROCESSING"), Moment("AWAITING_METHOD", declined=True), Moment("AUTHORIZED")],
-    Moment("PROCESSING"): [Moment("SUCCEEDED"), Moment("AWAITING_METHOD", declined=True)],
-    Moment("AUTHORIZED"): [Moment("SUCCEEDED"), Moment("CANCELED")],
-    Moment("SUCCEEDED"): [],
-    Moment("CANCELED"): [],
+NEXT: dict[State, list[State]] = {
+    State("AWAITING_METHOD"): [State("AWAITING_CUSTOMER"), State("PROCESSING"), State("CANCELED")],
+    State("AWAITING_METHOD", declined=True): [State("AWAITING_CUSTOMER"), State("PROCESSING"), State("CANCELED")],
+    State("AWAITING_CUSTOMER"): [State("PROCESSING"), State("AWAITING_METHOD", declined=True), State("AUTHORIZED")],
+    State("PROCESSING"): [State("SUCCEEDED"), State("AWAITING_METHOD", declined=True)],
+    State("AUTHORIZED"): [State("SUCCEEDED"), State("CANCELED")],
+    State("SUCCEEDED"): [],
+    State("CANCELED"): [],
 }
 
 
 @st.composite
-def stories(draw: st.DrawFn) -> tuple[list[Moment], list[str]]:
-    """What happened, and what of it is heard in which order: events (some twice), the answer, readings in between."""
-    story = [Moment("AWAITING_METHOD")]
+def histories(draw: st.DrawFn) -> tuple[list[State], list[str]]:
+    """Return the states of a payment, and an order of reports: events (some repeated), the response, readings."""
+    history = [State("AWAITING_METHOD")]
     for _ in range(draw(st.integers(0, 6))):
-        if following := NEXT[story[-1]]:
-            story.append(draw(st.sampled_from(following)))
-    events = [f"event {n}" for n in range(len(story))]
+        if following := NEXT[history[-1]]:
+            history.append(draw(st.sampled_from(following)))
+    events = [f"event {n}" for n in range(len(history))]
     twice = draw(st.lists(st.sampled_from(events), max_size=2))
-    return story, draw(st.permutations([*events, *twice, "answer", "reading", "reading"]))
+    return history, draw(st.permutations([*events, *twice, "response", "reading", "reading"]))
 
 
-class World:
-    """One payment that waits for its answer, on a database of its own."""
+class PaymentUnderTest:
+    """One payment that waits for its response, on its own database."""
 
-    def __init__(self, database: Database, story: list[Moment]) -> None:
+    def __init__(self, database: Database, history: list[State]) -> None:
         self.database = database
-        self.told = [snapshot(ID, status, declined=declined) for status, declined in story]
-        self.provider = FakeProvider(self.told[-1])
+        self.snapshots = [snapshot(ID, status, declined=declined) for status, declined in history]
+        self.provider = FakeProvider(self.snapshots[-1])
         sender = Sender(database, self.provider, CircuitBreaker("fake"), Retry())
         self.queue = Queue(store.QUEUE, sender.handle, store.on_discarded)
 
@@ -82,13 +82,13 @@ class World:
         )
         await self.database.run(store.open_payment, self.queue, new)
 
-    async def hear(self, what: str) -> None:
-        if what == "answer":
-            await self.database.run(transitions.apply_creation, ID, self.told[0], False)
+    async def receive(self, what: str) -> None:
+        if what == "response":
+            await self.database.run(transitions.apply_creation, ID, self.snapshots[0], False)
         elif what == "reading":
             await self.read()
         else:
-            report: PaymentSnapshot = self.told[int(what.split()[1])]
+            report: PaymentSnapshot = self.snapshots[int(what.split()[1])]
             await self.database.run(transitions.apply_report, what, report)
 
     async def read(self) -> None:
@@ -101,16 +101,16 @@ class World:
 
 
 async def mark_attempted(_seconds: float, _transaction: object = None, /, *_args: object) -> None:
-    raise AssertionError("a reading takes nothing")
+    raise AssertionError("a reading has no attempt to mark")
 
 
-async def end_of(story: list[Moment], heard: list[str], folder: Path) -> tuple[store.Stored, list[str]]:
+async def end_of(history: list[State], received: list[str], folder: Path) -> tuple[store.Stored, list[str]]:
     async with connect(f"sqlite:///{folder}/p.db", MIGRATIONS) as database:
-        world = World(database, story)
-        await world.open()
-        for what in heard:
-            await world.hear(what)
-        await world.read()
+        payment = PaymentUnderTest(database, history)
+        await payment.open()
+        for what in received:
+            await payment.receive(what)
+        await payment.read()
         seen = [row["previous_status"] for row in await database.read(rows, CHANGES)]
         return await database.read(store.get, ID), seen
 
@@ -119,13 +119,13 @@ CHANGES = "SELECT previous_status FROM payment_change ORDER BY number"
 
 
 @settings(max_examples=80)
-@given(stories())
-def test_any_order_ends_where_the_payment_stands(made: tuple[list[Moment], list[str]]) -> None:
-    story, heard = made
+@given(histories())
+def test_reports_in_any_order_end_in_stripes_state(example: tuple[list[State], list[str]]) -> None:
+    history, received = example
     with TemporaryDirectory() as folder:
-        end, previous = asyncio.run(end_of(story, heard, Path(folder)))
+        end, previous = asyncio.run(end_of(history, received, Path(folder)))
 
-    assert (status_of(end.record), end.record.HasField("decline")) == story[-1]
+    assert (status_of(end.record), end.record.HasField("decline")) == history[-1]
     assert end.client_secret == "pi_1_secret_1"
     assert end.settled
-    assert not {"SUCCEEDED", "CANCELED"} & set(previous) or story[-1].status in previous
+    assert not {"SUCCEEDED", "CANCELED"} & set(previous) or history[-1].status in previous

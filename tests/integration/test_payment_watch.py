@@ -1,4 +1,4 @@
-"""Watching payments: every change, in order, from wherever a watcher left off."""
+"""Watch payments: every change, in order, from any cursor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def payments(database_url: str, bench: Bench) -> AsyncIterator[Payments]:
         yield service
 
 
-async def test_each_change_is_told_with_what_was_before_and_without_secrets(payments: Payments) -> None:
+async def test_change_holds_the_previous_status_and_no_secret(payments: Payments) -> None:
     payment = await payments.create()
     first, second = await payments.changes(2)
 
@@ -36,7 +36,7 @@ async def test_each_change_is_told_with_what_was_before_and_without_secrets(paym
     assert second.change.payment == payment
 
 
-async def test_a_watcher_goes_on_from_its_cursor_and_hears_what_happens_later(payments: Payments) -> None:
+async def test_watch_from_a_cursor_continues_with_later_changes(payments: Payments) -> None:
     await payments.create()
     _, second = await payments.changes(2)
     later = asyncio.create_task(payments.changes(2, second.cursor))
@@ -48,7 +48,7 @@ async def test_a_watcher_goes_on_from_its_cursor_and_hears_what_happens_later(pa
     assert [each.cursor for each in await payments.changes(4)][3:] == [(await payments.changes(4))[3].cursor]
 
 
-async def test_changes_made_at_once_are_all_seen_once_in_one_order(payments: Payments) -> None:
+async def test_concurrent_changes_are_each_streamed_once_in_order(payments: Payments) -> None:
     watching = asyncio.create_task(payments.changes(60))
     await asyncio.gather(*(payments.create(f"key-{n}", appointment_id=f"apt-{n}") for n in range(20)))
     for n in range(20, 30):
@@ -60,7 +60,7 @@ async def test_changes_made_at_once_are_all_seen_once_in_one_order(payments: Pay
     assert [each.cursor for each in seen] == [each.cursor for each in await payments.changes(60)]
 
 
-async def test_another_replica_tells_what_this_one_changed(database_url: str, payments: Payments, bench: Bench) -> None:
+async def test_change_is_streamed_by_another_replica(database_url: str, payments: Payments, bench: Bench) -> None:
     if database_url.startswith("sqlite"):
         return  # one process per file
     async with payments_service(database_url, bench.url) as replica:
@@ -71,14 +71,14 @@ async def test_another_replica_tells_what_this_one_changed(database_url: str, pa
 
 
 @pytest.mark.parametrize("cursor", ["x", "c", "c-1", "c1", "1", "c٣.x", "c0.x", "c1.\0", "c1234567890123456789.x"])
-async def test_text_that_is_no_cursor_is_refused(payments: Payments, cursor: str) -> None:
+async def test_malformed_cursor_is_refused(payments: Payments, cursor: str) -> None:
     watch = payments.stub.WatchPayments(pb.WatchPaymentsRequest(cursor=cursor))
 
     assert isinstance(await refusal(watch.read()), InvalidRequest)
 
 
 @pytest.mark.parametrize("restored_to", [0, 1, 3])
-async def test_a_cursor_ahead_of_a_restored_database_is_out_of_range(payments: Payments, restored_to: int) -> None:
+async def test_cursor_ahead_of_a_restored_database_is_out_of_range(payments: Payments, restored_to: int) -> None:
     for n in range(3):
         await payments.create(f"key-{n}", appointment_id=f"apt-{n}")
     last = (await payments.changes(6))[-1]
@@ -95,7 +95,7 @@ async def test_a_cursor_ahead_of_a_restored_database_is_out_of_range(payments: P
     assert len(await payments.changes(restored_to + 8)) == restored_to + 8
 
 
-async def test_a_cursor_beyond_a_restored_database_is_out_of_range_before_anything_new(payments: Payments) -> None:
+async def test_cursor_beyond_a_restored_database_is_out_of_range_before_new_changes(payments: Payments) -> None:
     await payments.create()
     _, last = await payments.changes(2)
     await payments.database.run(restore, 1)
@@ -111,7 +111,7 @@ async def restore(number: int) -> None:
     await rows("DELETE FROM payment WHERE appointment_id > 'apt-' AND :number < 2", number=number)
 
 
-async def test_the_last_cursor_of_a_quiet_log_stays_good_when_the_rest_is_purged(payments: Payments) -> None:
+async def test_newest_cursor_stays_valid_after_a_purge(payments: Payments) -> None:
     await payments.create()
     _, last = await payments.changes(2)
     payments.database.offset_ms = 40 * DAY
@@ -124,7 +124,7 @@ async def test_the_last_cursor_of_a_quiet_log_stays_good_when_the_rest_is_purged
     assert (await later)[0].change.payment.appointment_id == "apt-2"
 
 
-async def test_a_cursor_older_than_the_log_is_said_to_be(payments: Payments) -> None:
+async def test_cursor_older_than_the_log_is_out_of_range(payments: Payments) -> None:
     await payments.create()
     first, _ = await payments.changes(2)
     payments.database.offset_ms = 31 * DAY
@@ -139,7 +139,7 @@ async def test_a_cursor_older_than_the_log_is_said_to_be(payments: Payments) -> 
     assert (await payments.changes(1))[0].change.payment.appointment_id == "apt-2"
 
 
-async def test_a_drain_ends_the_watches_so_that_they_connect_elsewhere(payments: Payments) -> None:
+async def test_drain_ends_the_watches(payments: Payments) -> None:
     watch = payments.stub.WatchPayments(pb.WatchPaymentsRequest())
     reading = asyncio.ensure_future(watch.read())
     await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Creating payments, over the wire: callers on one side, the sandbox's Stripe on the other, on both databases."""
+"""Create payments over the wire, between a caller and the sandbox's Stripe, on both databases."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def accepted(bench: Bench) -> list[dict[str, Any]]:
     return [entry for entry in await bench.ledger() if entry["outcome"] == "accepted" and entry["method"] == "POST"]
 
 
-async def test_a_payment_is_opened_with_all_that_its_payer_needs(payments: Payments, bench: Bench) -> None:
+async def test_new_payment_holds_what_its_payer_needs(payments: Payments, bench: Bench) -> None:
     payment = await payments.create()
     (made,) = await accepted(bench)
 
@@ -69,7 +69,7 @@ async def test_a_payment_is_opened_with_all_that_its_payer_needs(payments: Payme
     assert await payments.get(payment.payment_id) == payment
 
 
-async def test_pix_alone_answers_its_code(payments: Payments) -> None:
+async def test_single_pix_returns_its_code(payments: Payments) -> None:
     payment = await payments.create(methods=["PAYMENT_METHOD_PIX"])
 
     assert status(payment) == "AWAITING_CUSTOMER"
@@ -79,7 +79,7 @@ async def test_pix_alone_answers_its_code(payments: Payments) -> None:
     assert payment.client_secret == ""
 
 
-async def test_boleto_alone_answers_its_line(payments: Payments) -> None:
+async def test_single_boleto_returns_its_line(payments: Payments) -> None:
     payment = await payments.create(methods=["PAYMENT_METHOD_BOLETO"])
 
     assert payment.method == common.PAYMENT_METHOD_BOLETO
@@ -148,7 +148,7 @@ async def test_expiry_of_a_code_or_voucher_is_always_sent(
     assert [violation.field for violation in error.violations] == ["expiry"]
 
 
-async def test_two_clicks_with_two_keys_open_one_payment(payments: Payments, bench: Bench) -> None:
+async def test_concurrent_calls_with_two_keys_open_one_payment(payments: Payments, bench: Bench) -> None:
     clicks = await asyncio.gather(payments.create("left"), payments.create("right"), return_exceptions=True)
     opened = [payment for payment in clicks if isinstance(payment, pb.Payment)]
     again = await refusal(payments.create("third"))
@@ -159,7 +159,7 @@ async def test_two_clicks_with_two_keys_open_one_payment(payments: Payments, ben
     assert (again.reason, again.metadata) == ("PAYMENT_OPEN", {"payment_id": opened[0].payment_id})
 
 
-async def test_another_payment_is_opened_where_the_caller_says_so(payments: Payments, bench: Bench) -> None:
+async def test_second_payment_with_allow_another_is_opened(payments: Payments, bench: Bench) -> None:
     first = await payments.create("left")
     second = await payments.create("right", allow_another=True)
 
@@ -167,9 +167,7 @@ async def test_another_payment_is_opened_where_the_caller_says_so(payments: Paym
     assert len(await accepted(bench)) == 2
 
 
-async def test_an_appointment_may_be_charged_again_after_its_payment_is_closed(
-    payments: Payments, bench: Bench
-) -> None:
+async def test_closed_payment_frees_its_appointment(payments: Payments, bench: Bench) -> None:
     first = await payments.create("left")
     await bench.stripe("POST", f"/v1/payment_intents/{first.stripe_payment_intent_id}/cancel")
     await payments.apply(await newest_event(bench))
@@ -178,7 +176,7 @@ async def test_an_appointment_may_be_charged_again_after_its_payment_is_closed(
     assert (await payments.create("right")).payment_id != first.payment_id
 
 
-async def test_repeating_a_key_answers_the_same_payment_as_it_stands_by_then(payments: Payments, bench: Bench) -> None:
+async def test_repeated_key_returns_the_payment_in_its_current_status(payments: Payments, bench: Bench) -> None:
     first = await payments.create()
     await bench.ask("POST", f"/_sandbox/payments/{first.payment_id}/pay")
     await payments.apply(await newest_event(bench))
@@ -189,7 +187,7 @@ async def test_repeating_a_key_answers_the_same_payment_as_it_stands_by_then(pay
     assert len(await accepted(bench)) == 1
 
 
-async def test_the_same_key_with_another_amount_names_the_field(payments: Payments, bench: Bench) -> None:
+async def test_same_key_with_another_amount_names_the_field(payments: Payments, bench: Bench) -> None:
     await payments.create()
     error = await refusal(payments.create(amount=15001))
 
@@ -198,7 +196,7 @@ async def test_the_same_key_with_another_amount_names_the_field(payments: Paymen
     assert len(await accepted(bench)) == 1
 
 
-async def test_saying_a_default_is_the_same_request_as_leaving_it_out(payments: Payments) -> None:
+async def test_explicit_default_equals_the_omitted_field(payments: Payments) -> None:
     first = await payments.create()
     same = payer(
         name=" Ana Souza",
@@ -212,7 +210,7 @@ async def test_saying_a_default_is_the_same_request_as_leaving_it_out(payments: 
     assert again == first
 
 
-async def test_the_same_key_while_the_first_call_runs_is_told_to_come_again(payments: Payments, bench: Bench) -> None:
+async def test_same_key_during_the_first_call_is_in_progress(payments: Payments, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="delay", path=CREATE, seconds=1.0)
     first = asyncio.create_task(payments.create())
     await asyncio.sleep(0.3)
@@ -224,7 +222,7 @@ async def test_the_same_key_while_the_first_call_runs_is_told_to_come_again(paym
     assert len(await accepted(bench)) == 1
 
 
-async def test_a_lost_answer_is_asked_for_again_with_the_same_key(payments: Payments, bench: Bench) -> None:
+async def test_lost_response_is_requested_again_with_the_same_key(payments: Payments, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="truncate", path=CREATE, times=2)
     payment = await payments.create()
 
@@ -246,7 +244,7 @@ async def test_create_payment_while_stripe_is_busy_is_retried_within_the_deadlin
 
 
 @pytest.mark.parametrize("busy", [{"status": 409}, LOCKED, {**LOCKED, "retry_after": 3}])
-async def test_create_payment_while_stripe_stays_busy_says_when_to_come_back(
+async def test_create_payment_while_stripe_stays_busy_returns_a_retry_delay(
     tmp_path: Path, bench: Bench, busy: dict[str, Any]
 ) -> None:
     await bench.fault(provider="stripe", kind="status", path=CREATE, times=0, **busy)
@@ -257,11 +255,11 @@ async def test_create_payment_while_stripe_stays_busy_says_when_to_come_back(
     assert error.retry_after == busy.get("retry_after", 1.0)
 
 
-@pytest.mark.parametrize("told", ["31536000", "Fri, 01 Jan 2100 00:00:00 GMT", "864000.5"])
+@pytest.mark.parametrize("retry_after", ["31536000", "Fri, 01 Jan 2100 00:00:00 GMT", "864000.5"])
 async def test_stripe_throttle_with_a_huge_retry_after_pauses_ten_minutes_at_most(
-    database_url: str, bench: Bench, told: str
+    database_url: str, bench: Bench, retry_after: str
 ) -> None:
-    await bench.fault(provider="stripe", kind="throttle", path=CREATE, retry_after=told)
+    await bench.fault(provider="stripe", kind="throttle", path=CREATE, retry_after=retry_after)
     async with payments_service(database_url, bench.url) as payments:
         error = await refusal(payments.create())
         blocked = await refusal(payments.create("key-2", appointment_id="apt-2"))
@@ -281,7 +279,7 @@ async def alone(payments: Payments) -> str:
 @pytest.mark.parametrize(
     "failure", [{"status": 500}, {"status": 500, "code": "api_error"}, {"status": 500, "stored": False, "times": 3}]
 )
-async def test_one_keys_replayed_failure_leaves_stripe_open_for_others(
+async def test_replayed_failure_of_one_key_does_not_open_the_breaker(
     tmp_path: Path, bench: Bench, failure: dict[str, Any]
 ) -> None:
     await bench.fault(provider="stripe", kind="status", path=CREATE, **failure)
@@ -295,7 +293,7 @@ async def test_one_keys_replayed_failure_leaves_stripe_open_for_others(
 
 
 @pytest.mark.parametrize("failures", [5, 7])
-async def test_stripe_failing_for_many_keys_opens_the_breaker(tmp_path: Path, bench: Bench, failures: int) -> None:
+async def test_stripe_failures_of_many_keys_open_the_breaker(tmp_path: Path, bench: Bench, failures: int) -> None:
     await bench.fault(provider="stripe", kind="status", status=500, stored=False, times=0)
     async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
         for n in range(failures):
@@ -303,7 +301,7 @@ async def test_stripe_failing_for_many_keys_opens_the_breaker(tmp_path: Path, be
         assert payments.parts.breaker.state == "OPEN"
 
 
-async def test_a_replayed_failure_as_a_trial_call_does_not_reopen_the_breaker(tmp_path: Path, bench: Bench) -> None:
+async def test_replayed_failure_as_trial_call_does_not_reopen_the_breaker(tmp_path: Path, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="status", status=500, path=CREATE)
     async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
         await refusal(payments.create())
@@ -313,9 +311,7 @@ async def test_a_replayed_failure_as_a_trial_call_does_not_reopen_the_breaker(tm
         assert payments.parts.breaker.state == "CLOSED"
 
 
-async def test_a_payment_that_stripe_made_before_a_stored_failure_is_found_by_reading(
-    payments: Payments, bench: Bench
-) -> None:
+async def test_payment_made_before_a_stored_failure_is_found_by_reading(payments: Payments, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="status", status=500, path=CREATE)
     await refusal(payments.create())
     payment_id = await alone(payments)
@@ -326,7 +322,7 @@ async def test_a_payment_that_stripe_made_before_a_stored_failure_is_found_by_re
     assert (payment.stripe_payment_intent_id, payment.client_secret) == (made["id"], made["client_secret"])
 
 
-async def test_a_stored_failure_is_settled_within_minutes(payments: Payments, bench: Bench) -> None:
+async def test_stored_failure_is_resolved_within_minutes(payments: Payments, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="status", status=500, path=CREATE)
     error = await refusal(payments.create())
     payment_id = await alone(payments)
@@ -341,7 +337,7 @@ async def test_a_stored_failure_is_settled_within_minutes(payments: Payments, be
     assert status(await payments.create("key-2")) == "AWAITING_METHOD"
 
 
-async def test_a_stored_failure_is_not_settled_while_stripe_cannot_be_read(payments: Payments, bench: Bench) -> None:
+async def test_stored_failure_is_not_resolved_while_stripe_cannot_be_read(payments: Payments, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="status", status=500, path=CREATE)
     await bench.fault(provider="stripe", kind="status", status=503, path="GET", times=0)
     await refusal(payments.create())
@@ -396,9 +392,7 @@ async def was_read(bench: Bench) -> bool:
 
 
 @pytest.mark.parametrize("later", [0, 4 * 3600], ids=["first claim", "a claim hours later"])
-async def test_a_lost_payment_is_found_among_five_thousand_others_of_its_day(
-    tmp_path: Path, bench: Bench, later: int
-) -> None:
+async def test_lost_payment_is_found_among_five_thousand_others(tmp_path: Path, bench: Bench, later: int) -> None:
     async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
         await bench.fault(provider="stripe", kind="reset", path=CREATE, times=0)
         await refusal(payments.create())
@@ -440,7 +434,7 @@ def fill(database: Path, payment_id: str, made: int, others: int) -> None:
             put(db, "payment_intent", intent, id=id, label=label)
 
 
-async def test_a_caller_with_little_time_is_told_in_time_and_the_queue_goes_on(
+async def test_call_with_a_short_deadline_ends_in_time_and_the_queue_continues(
     payments: Payments, bench: Bench
 ) -> None:
     await bench.fault(provider="stripe", kind="delay", path=CREATE, seconds=3)
@@ -452,7 +446,7 @@ async def test_a_caller_with_little_time_is_told_in_time_and_the_queue_goes_on(
     assert len(await accepted(bench)) == 1
 
 
-async def test_twins_of_one_call_are_one_payment_or_in_progress(payments: Payments, bench: Bench) -> None:
+async def test_concurrent_calls_with_one_key_make_one_payment(payments: Payments, bench: Bench) -> None:
     for n in range(5):
         call = payment_request(f"twin-{n}", appointment_id=f"apt-{n}")
         answers = await asyncio.gather(*(payments.stub.CreatePayment(call) for _ in range(8)), return_exceptions=True)
@@ -467,7 +461,7 @@ async def settled(payments: Payments) -> bool:
     return (await payments.changes(3))[2].change.payment.stripe_payment_intent_id != ""
 
 
-async def test_an_outcome_that_stays_unknown_is_said_and_then_found_out(payments: Payments, bench: Bench) -> None:
+async def test_unknown_outcome_is_reported_and_then_resolved(payments: Payments, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="reset", after=True, path=CREATE, times=3)
     error = await refusal(payments.create())
     (first,) = await payments.changes(1)
@@ -478,14 +472,14 @@ async def test_an_outcome_that_stays_unknown_is_said_and_then_found_out(payments
     assert len(await accepted(bench)) == 1
 
 
-async def test_a_repeated_key_does_not_wait_out_a_back_off(payments: Payments, bench: Bench) -> None:
+async def test_repeated_key_does_not_wait_for_the_backoff(payments: Payments, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="reset", path=CREATE, times=3)
     await refusal(payments.create())
 
     assert status(await payments.create()) == "AWAITING_METHOD"
 
 
-async def test_what_never_reached_stripe_is_said_to_be_not_sent(database_url: str) -> None:
+async def test_request_that_never_reached_stripe_is_not_sent(database_url: str) -> None:
     async with payments_service(database_url, "http://127.0.0.1:9") as payments:
         error = await refusal(payments.create())
         first, second = await payments.changes(2)
@@ -495,7 +489,7 @@ async def test_what_never_reached_stripe_is_said_to_be_not_sent(database_url: st
         assert (attempt(first.change.payment), attempt(second.change.payment)) == ("UNSPECIFIED", "NOT_SENT")
 
 
-async def test_a_decline_is_an_answer_and_repeats_itself(payments: Payments, bench: Bench) -> None:
+async def test_declined_key_returns_the_same_decline(payments: Payments, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="status", status=402, path=CREATE)
     errors = [await refusal(payments.create()) for _ in range(2)]
     for error in errors:
@@ -511,14 +505,14 @@ async def test_a_decline_is_an_answer_and_repeats_itself(payments: Payments, ben
     assert status(await payments.create("key-2")) == "AWAITING_METHOD"
 
 
-async def test_what_stripe_finds_wrong_is_named_by_our_field(payments: Payments) -> None:
+async def test_parameter_refused_by_stripe_is_named_by_our_field(payments: Payments) -> None:
     errors = [await refusal(payments.create(amount=10)) for _ in range(2)]
     for error in errors:
         assert isinstance(error, ProviderRefusedInput)
         assert [violation.field for violation in error.violations] == ["amount.amount_minor"]
 
 
-async def test_a_refused_key_pauses_the_queue_and_loses_nothing(database_url: str, bench: Bench) -> None:
+async def test_refused_api_key_pauses_the_queue_and_loses_nothing(database_url: str, bench: Bench) -> None:
     async with payments_service(database_url, bench.url, key="sk_test_revoked") as payments:
         error = await refusal(payments.create())
         (first,) = await payments.changes(1)
@@ -535,7 +529,7 @@ async def test_a_refused_key_pauses_the_queue_and_loses_nothing(database_url: st
         assert status(await payments.create("key-2", appointment_id="apt-2")) == "AWAITING_METHOD"
 
 
-async def test_stripes_pace_is_kept_before_anything_is_stored(database_url: str, bench: Bench) -> None:
+async def test_rate_limit_refuses_before_anything_is_stored(database_url: str, bench: Bench) -> None:
     async with payments_service(database_url, bench.url, stripe_per_second=1.0) as payments:
         await payments.create()
         error = await refusal(payments.create("key-2", appointment_id="apt-2"))
@@ -547,7 +541,7 @@ async def test_stripes_pace_is_kept_before_anything_is_stored(database_url: str,
         assert len(await accepted(bench)) == 1
 
 
-async def test_after_a_day_a_payment_is_looked_for_and_never_sent_again(payments: Payments, bench: Bench) -> None:
+async def test_payment_older_than_its_key_is_read_and_never_sent_again(payments: Payments, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="reset", after=True, path=CREATE, times=0)
     await refusal(payments.create())
     await bench.ask("DELETE", "/_sandbox/faults")
@@ -560,7 +554,7 @@ async def test_after_a_day_a_payment_is_looked_for_and_never_sent_again(payments
     assert len([entry for entry in await bench.ledger() if entry["method"] == "POST"]) == posts
 
 
-async def test_a_day_later_what_never_arrived_is_refused_for_good(payments: Payments, bench: Bench) -> None:
+async def test_payment_older_than_its_key_that_never_arrived_is_refused(payments: Payments, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="reset", path=CREATE, times=0)
     await refusal(payments.create())
     (first,) = await payments.changes(1)
@@ -648,7 +642,7 @@ WRONG: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 
 @pytest.mark.parametrize(("changes", "fields"), WRONG.values(), ids=WRONG.keys())
-async def test_every_wrong_field_is_named_at_once(
+async def test_invalid_request_names_every_wrong_field(
     tmp_path: Path, bench: Bench, changes: dict[str, Any], fields: set[str]
 ) -> None:
     async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
@@ -663,7 +657,7 @@ async def test_every_wrong_field_is_named_at_once(
     "amount",
     [(1500, "JPY"), (100, "ISK"), (1000, "KWD"), (99_999_999, "BRL"), (500, "XCG"), (300, "UGX"), (150, "SLE")],
 )
-async def test_what_stripes_minor_units_can_say_is_sent_as_it_is(
+async def test_amount_in_stripes_minor_units_is_sent_unchanged(
     tmp_path: Path, bench: Bench, amount: tuple[int, str]
 ) -> None:
     async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
@@ -672,14 +666,14 @@ async def test_what_stripes_minor_units_can_say_is_sent_as_it_is(
     assert (payment.amount.amount_minor, payment.amount.currency) == amount
 
 
-async def test_a_cnpj_may_hold_letters(tmp_path: Path, bench: Bench) -> None:
+async def test_cnpj_with_letters_is_accepted(tmp_path: Path, bench: Bench) -> None:
     async with payments_service(f"sqlite:///{tmp_path}/p.db", bench.url) as payments:
         payment = await payments.create(payer=pb.Payer(name="Clínica", tax_id="12.ABC.345/01DE-35"))
 
     assert payment.payer.tax_id == "12ABC34501DE35"
 
 
-async def test_a_payment_is_found_by_either_id_and_an_unknown_one_is_not(payments: Payments) -> None:
+async def test_payment_is_found_by_either_id(payments: Payments) -> None:
     payment = await payments.create()
     by_stripe = pb.GetPaymentRequest(stripe_payment_intent_id=payment.stripe_payment_intent_id)
 

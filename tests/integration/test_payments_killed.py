@@ -1,4 +1,4 @@
-"""kill -9 of the payments service between Stripe's acceptance and its answer: one charge, and the payment is found."""
+"""kill -9 of the payments service between Stripe's acceptance and its response: one charge, found again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def end_leases(database_url: str) -> None:
         await database.run(rows, "UPDATE job SET due_at = now_ms() WHERE state = 'running'")
 
 
-async def test_killed_after_stripe_accepted_one_charge_is_found_again(database_url: str, bench: Bench) -> None:
+async def test_service_killed_after_stripe_accepted_finds_its_charge(database_url: str, bench: Bench) -> None:
     settings = {
         "PAYMENTS_LISTEN": "127.0.0.1:0",
         "PAYMENTS_OPERATIONS_LISTEN": "127.0.0.1:0",
@@ -70,7 +70,7 @@ async def accepted(bench: Bench) -> bool:
 
 
 async def found(stub: rpc.PaymentServiceAsyncStub) -> pb.CreatePaymentResponse:
-    """Repeat the call as a caller would, as long as it is told to."""
+    """Repeat the call as a caller would, while the error says that it may."""
     async with asyncio.timeout(20):
         while True:
             try:

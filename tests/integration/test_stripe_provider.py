@@ -62,7 +62,7 @@ async def create(stripe: StripeProvider, key: str = "key-1", **changes: Any) -> 
 
 
 @pytest.mark.parametrize(("fault", "kind"), ROWS)
-async def test_each_refusal_has_its_word(
+async def test_stripe_refusal_maps_to_its_error(
     stripe: StripeProvider, bench: Bench, fault: dict[str, Any], kind: type[ExternalServiceError]
 ) -> None:
     await bench.fault(provider="stripe", path="POST", **fault)
@@ -90,7 +90,7 @@ READINGS: list[tuple[dict[str, Any], type[ExternalServiceError], bool]] = [
 
 
 @pytest.mark.parametrize(("fault", "kind", "is_fault"), READINGS)
-async def test_a_refused_reading_is_about_its_object_alone(
+async def test_refused_reading_concerns_its_object_only(
     stripe: StripeProvider, bench: Bench, fault: dict[str, Any], kind: type[ExternalServiceError], is_fault: bool
 ) -> None:
     made = await create(stripe)
@@ -119,7 +119,7 @@ async def test_a_refused_reading_is_about_its_object_alone(
         {"a_new_field": {"of": ["any", "shape"]}},
     ],
 )  # fmt: skip
-async def test_a_payment_intent_with_optional_fields_missing_is_read(
+async def test_payment_intent_without_optional_fields_is_parsed(
     stripe: StripeProvider, bench: Bench, fields: dict[str, Any]
 ) -> None:
     await bench.fault(provider="stripe", path="POST", kind="alter", fields=fields)
@@ -144,7 +144,7 @@ async def test_a_payment_intent_with_optional_fields_missing_is_read(
         ({"object": None}, True),
     ],
 )
-async def test_a_payment_intent_that_cannot_be_read_is_no_fault_of_stripes(
+async def test_unreadable_payment_intent_is_no_provider_fault(
     stripe: StripeProvider, bench: Bench, fields: dict[str, Any], is_fault: bool
 ) -> None:
     await bench.fault(provider="stripe", path="POST", kind="alter", fields=fields)
@@ -158,7 +158,7 @@ async def test_a_payment_intent_that_cannot_be_read_is_no_fault_of_stripes(
     "fields",
     [{"data": None}, {"data": {"of": "another form"}}, {"data": "x"}, {"data": [None, 1, "x", []]}, {"data": []}],
 )
-async def test_a_list_that_cannot_be_read_is_no_bug_and_no_fault_of_stripes(
+async def test_unreadable_list_is_outcome_unknown_and_no_provider_fault(
     stripe: StripeProvider, bench: Bench, fields: dict[str, Any]
 ) -> None:
     await bench.fault(provider="stripe", path="GET", kind="alter", fields={"has_more": None, **fields})
@@ -176,7 +176,7 @@ async def test_a_list_that_cannot_be_read_is_no_bug_and_no_fault_of_stripes(
         *((error, ProviderRefusedInput) for error in ({}, {"code": ["a"], "type": 5, "param": {}}, {"code": None})),
     ],
 )
-async def test_a_refusal_in_another_form_is_no_bug(
+async def test_refusal_in_another_form_is_outcome_unknown(
     stripe: StripeProvider, bench: Bench, error: object, kind: type[ExternalServiceError]
 ) -> None:
     await bench.fault(provider="stripe", path="POST", kind="alter", fields={"error": error}, times=0)
@@ -186,7 +186,7 @@ async def test_a_refusal_in_another_form_is_no_bug(
     assert type(refused.value) is kind
 
 
-async def test_a_replayed_failure_is_no_fault_of_stripes_today(stripe: StripeProvider, bench: Bench) -> None:
+async def test_replayed_failure_is_no_provider_fault(stripe: StripeProvider, bench: Bench) -> None:
     await bench.fault(provider="stripe", path="POST", kind="status", status=500)
     faults = []
     for _ in range(3):
@@ -197,7 +197,7 @@ async def test_a_replayed_failure_is_no_fault_of_stripes_today(stripe: StripePro
     assert faults == [(True, True), (None, True), (None, True)]
 
 
-async def test_a_throttle_says_when_to_come_again(stripe: StripeProvider, bench: Bench) -> None:
+async def test_throttle_returns_a_retry_delay(stripe: StripeProvider, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="throttle", retry_after=7)
     with pytest.raises(ProviderThrottled) as refused:
         await create(stripe)
@@ -205,7 +205,7 @@ async def test_a_throttle_says_when_to_come_again(stripe: StripeProvider, bench:
     assert refused.value.retry_after == 7.0
 
 
-async def test_a_key_with_another_request_is_no_proof_that_nothing_was_done(stripe: StripeProvider) -> None:
+async def test_reused_key_is_not_definite(stripe: StripeProvider) -> None:
     await create(stripe)
     with pytest.raises(ProviderKeyReused) as refused:
         await create(stripe, amount=20000)
@@ -213,7 +213,7 @@ async def test_a_key_with_another_request_is_no_proof_that_nothing_was_done(stri
     assert not refused.value.definite
 
 
-async def test_what_stripe_says_of_a_person_stays_here(stripe: StripeProvider, bench: Bench) -> None:
+async def test_stripes_text_about_a_person_is_not_passed_on(stripe: StripeProvider, bench: Bench) -> None:
     await bench.fault(provider="stripe", kind="status", status=400, message="Invalid email: ana@example.com")
     with pytest.raises(ProviderRefusedInput) as refused:
         await create(stripe)
@@ -221,7 +221,7 @@ async def test_what_stripe_says_of_a_person_stays_here(stripe: StripeProvider, b
     assert "ana@example.com" not in refused.value.message
 
 
-async def test_a_payment_is_found_by_its_time_behind_a_page_of_others(stripe: StripeProvider, bench: Bench) -> None:
+async def test_payment_on_a_later_page_is_found_by_its_time(stripe: StripeProvider, bench: Bench) -> None:
     made = await create(stripe)
     for _ in range(101):
         await bench.stripe("POST", "/v1/payment_intents", amount=100, currency="brl")
