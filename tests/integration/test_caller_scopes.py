@@ -1,4 +1,4 @@
-"""What a caller may do, told to the services themselves and through the gateway, which has a token of its own."""
+"""The scopes of callers, at the services and through the gateway, which has its own token."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from topsmile.payments.v1 import payments_pb2 as pb
 
 
 def entry(name: str, scopes: str, token: str = "") -> str:
-    """The caller's token is its name, unless another is given."""
+    """Return a token entry. The token is the caller's name, unless another is given."""
     return f"{name}:{scopes}:{hashlib.sha256((token or name).encode()).hexdigest()}"
 
 
@@ -78,34 +78,36 @@ async def ask(gateway: House, method: str, path: str, token: str, body: object =
         return answer.status, await answer.json(content_type=None)
 
 
-@pytest.mark.parametrize(("token", "told"), [("reader", False), ("auditor", False), ("clinic", True)])
-async def test_a_client_secret_is_told_to_callers_that_may_send_only(guarded: Payments, token: str, told: bool) -> None:
+@pytest.mark.parametrize(("token", "returned"), [("reader", False), ("auditor", False), ("clinic", True)])
+async def test_client_secret_is_returned_to_callers_with_send_only(
+    guarded: Payments, token: str, returned: bool
+) -> None:
     payment = await created(guarded)
 
-    asked = pb.GetPaymentRequest(payment_id=payment.payment_id)
-    answer: pb.GetPaymentResponse = await guarded.stub.GetPayment(asked, metadata=bearer(token))
+    request = pb.GetPaymentRequest(payment_id=payment.payment_id)
+    answer: pb.GetPaymentResponse = await guarded.stub.GetPayment(request, metadata=bearer(token))
 
     assert payment.client_secret
-    assert answer.payment.client_secret == (payment.client_secret if told else "")
+    assert answer.payment.client_secret == (payment.client_secret if returned else "")
 
 
-@pytest.mark.parametrize(("token", "told"), [("reader", False), ("clinic", True)])
-async def test_the_gateway_s_caller_is_told_what_its_own_scopes_allow(
-    guarded: Payments, gateway: House, token: str, told: bool
+@pytest.mark.parametrize(("token", "returned"), [("reader", False), ("clinic", True)])
+async def test_gateway_caller_receives_what_its_scopes_allow(
+    guarded: Payments, gateway: House, token: str, returned: bool
 ) -> None:
     status, made = await ask(gateway, "POST", "/v1/payments", "clinic", PAYMENT)
     code, answer = await ask(gateway, "GET", f"/v1/payments/{made['payment']['payment_id']}", token)
 
     assert (status, code) == (201, 200)
     assert made["payment"]["client_secret"]
-    assert bool(answer["payment"].get("client_secret")) is told
+    assert bool(answer["payment"].get("client_secret")) is returned
 
 
 @pytest.mark.parametrize(
     ("token", "refused"),
     [("feed", False), ("gateway", False), ("auditor", False), ("clinic", True), ("reader", True), ("desk", True)],
 )
-async def test_events_are_taken_from_callers_with_their_scope(guarded: Payments, token: str, refused: bool) -> None:
+async def test_events_are_accepted_with_their_scope_only(guarded: Payments, token: str, refused: bool) -> None:
     call = guarded.admin.ApplyEvents(
         pb.ApplyEventsRequest(events=[common.ProviderEvent(event_id="evt_1")]), metadata=bearer(token)
     )
@@ -126,7 +128,7 @@ def references(payment: pb.Payment) -> list[pb.GetPaymentRequest]:
 @pytest.mark.parametrize(
     ("token", "found"), [("clinic", True), ("reader", True), ("auditor", True), ("other", False), ("gateway", False)]
 )
-async def test_a_payment_is_found_by_its_caller_and_by_admins_only(guarded: Payments, token: str, found: bool) -> None:
+async def test_payment_is_visible_to_its_caller_and_admins_only(guarded: Payments, token: str, found: bool) -> None:
     payment = await created(guarded)
 
     for reference in references(payment):
@@ -137,9 +139,9 @@ async def test_a_payment_is_found_by_its_caller_and_by_admins_only(guarded: Paym
             assert (await refusal(call)).reason == "NOT_FOUND"
 
 
-# Nobody is an admin through a gateway whose own token is none.
+# The gateway's token lacks the scope admin, so no caller has it through the gateway.
 @pytest.mark.parametrize(("token", "found"), [("clinic", 200), ("reader", 200), ("auditor", 404), ("other", 404)])
-async def test_a_payment_is_found_over_http_by_its_caller_only(
+async def test_payment_over_http_is_visible_to_its_caller_only(
     guarded: Payments, gateway: House, token: str, found: int
 ) -> None:
     _, made = await ask(gateway, "POST", "/v1/payments", "clinic", PAYMENT)
@@ -151,9 +153,7 @@ async def test_a_payment_is_found_over_http_by_its_caller_only(
         assert found == 200 or answer["reason"] == "NOT_FOUND"
 
 
-async def test_the_appointment_and_the_key_of_one_caller_are_not_those_of_another(
-    guarded: Payments, gateway: House
-) -> None:
+async def test_appointments_and_keys_of_callers_are_separate(guarded: Payments, gateway: House) -> None:
     first = await created(guarded)
     second = await created(guarded, "other")
     codes = [(await ask(gateway, "POST", "/v1/payments", token, PAYMENT))[0] for token in ("clinic", "other", "clinic")]
@@ -175,48 +175,48 @@ async def test_the_appointment_and_the_key_of_one_caller_are_not_those_of_anothe
         ("gateway", ["clinic", "clinic", "other", "other"]),
     ],
 )
-async def test_a_watch_tells_the_payments_of_its_caller_and_everybodys_to_admins_and_the_gateway(
+async def test_watch_streams_the_callers_payments_and_all_to_admins_and_the_gateway(
     guarded: Payments, token: str, seen: list[str]
 ) -> None:
     watch = guarded.stub.WatchPayments(pb.WatchPaymentsRequest(), metadata=bearer(token))
     await created(guarded)
     await created(guarded, "other")
-    told = [await heard(watch) for _ in seen]
-    again = guarded.stub.WatchPayments(pb.WatchPaymentsRequest(cursor=told[1].cursor), metadata=bearer(token))
+    changes = [await next_change(watch) for _ in seen]
+    again = guarded.stub.WatchPayments(pb.WatchPaymentsRequest(cursor=changes[1].cursor), metadata=bearer(token))
     await created(guarded, "other", "last", appointment_id="last")
     await created(guarded, "clinic", "last", appointment_id="last")
 
-    assert [each.change.payment.caller for each in told] == seen
-    assert [each.change.payment.caller for each in told[2:]] == [
-        (await heard(again)).change.payment.caller for _ in told[2:]
+    assert [each.change.payment.caller for each in changes] == seen
+    assert [each.change.payment.caller for each in changes[2:]] == [
+        (await next_change(again)).change.payment.caller for _ in changes[2:]
     ]
-    assert (await heard(again)).change.payment.appointment_id == "last"
+    assert (await next_change(again)).change.payment.appointment_id == "last"
 
 
-async def heard(watch: Any) -> pb.WatchPaymentsResponse:
+async def next_change(watch: Any) -> pb.WatchPaymentsResponse:
     async with asyncio.timeout(10):
         response = await watch.read()
     assert isinstance(response, pb.WatchPaymentsResponse)
     return response
 
 
-async def test_a_quiet_callers_cursor_stays_good_while_others_are_busy(guarded: Payments) -> None:
+async def test_cursor_of_an_idle_caller_stays_valid_while_others_are_busy(guarded: Payments) -> None:
     await created(guarded)
     cursor = ""
     for n in range(3):
         await created(guarded, "other", f"busy-{n}", appointment_id=f"busy-{n}")
     guarded.database.offset_ms = 31 * 86_400_000
     watch = guarded.stub.WatchPayments(pb.WatchPaymentsRequest(cursor=cursor), metadata=bearer("clinic"))
-    assert [(await heard(watch)).change.payment.caller for _ in range(2)] == ["clinic"] * 2
+    assert [(await next_change(watch)).change.payment.caller for _ in range(2)] == ["clinic"] * 2
     await guarded.database.run(change_log.purge)
     await created(guarded, "clinic", "late", appointment_id="late")
 
-    # The clinic's own last change is purged; this watch has seen all that came after it.
-    assert (await heard(watch)).change.payment.appointment_id == "late"
+    # The clinic's last change is purged. This watch has received all later changes.
+    assert (await next_change(watch)).change.payment.appointment_id == "late"
 
 
 @pytest.mark.parametrize("kind", ["paid", "paid by another way", "paid late"])
-async def test_a_receipt_belongs_to_the_payments_caller(
+async def test_receipt_belongs_to_the_caller_of_the_payment(
     guarded: Payments, tmp_path: Path, bench: Bench, kind: str
 ) -> None:
     async with house(

@@ -1,4 +1,4 @@
-"""Repeated idempotency keys while an installation changes its secret, told over the wire and counted at Stripe."""
+"""Repeated idempotency keys while the fingerprint key rotates, over the wire and counted at Stripe."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ OLD, NEW, OTHER = ("o" * 32, "n" * 32, "x" * 32)
 
 
 @pytest.mark.parametrize("then", [f"{NEW},{OLD}", f"{NEW},{OTHER},{OLD}", NEW, ""])
-async def test_a_key_repeated_after_a_rotation_answers_the_same_payment(
-    database_url: str, bench: Bench, then: str
-) -> None:
+async def test_repeated_key_after_rotation_returns_the_same_payment(database_url: str, bench: Bench, then: str) -> None:
     async with payments_service(database_url, bench.url, fingerprint_keys=OLD) as payments:
         first = await payments.create()
     async with payments_service(database_url, bench.url, **({"fingerprint_keys": then} if then else {})) as payments:

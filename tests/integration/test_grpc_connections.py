@@ -1,4 +1,4 @@
-"""Connections and streams of gRPC: how many, for how long, and that nobody's keep anybody else out."""
+"""Limits of gRPC connections and streams, and that no caller can block another."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from services.chassis.rpc.server import (
 )
 from tests.fakes.echo_service import NAME, EchoServicer, FakeStore, Settings, Stub, add_echo
 
-#: Channels to one target share a connection otherwise.
+#: Without it, channels to one target share a connection.
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"  # and empty SETTINGS
 
@@ -45,7 +45,7 @@ def bearer(token: str) -> tuple[tuple[str, str]]:
 
 @asynccontextmanager
 async def served(*, arrival: float = 10.0, beat: float = 60.0, callers: str = "", **options: int) -> AsyncIterator[str]:
-    """A server with the real options, but for those that would take minutes."""
+    """Serve with the real options, except for those that take minutes."""
     chosen = {**dict(OPTIONS), **{f"grpc.{name}": value for name, value in options.items()}}
     settings = Settings.model_validate({"listen": "127.0.0.1:0", **({"auth_tokens": callers} if callers else {})})
     server = grpc.aio.server(options=tuple(chosen.items()))
@@ -63,12 +63,12 @@ async def served(*, arrival: float = 10.0, beat: float = 60.0, callers: str = ""
 
 
 def begun(channel: grpc.aio.Channel, method: str = "SendEcho") -> Any:
-    """A call of a unary method whose request is not sent."""
+    """Begin a unary call without its request."""
     return channel.stream_unary(f"/{NAME}/{method}")()
 
 
 @pytest.mark.parametrize("method", ["SendEcho", "GetEcho", "WatchEchoes"])
-async def test_a_request_that_never_arrives_ends_and_keeps_nobody_out(method: str) -> None:
+async def test_request_that_never_arrives_ends_and_blocks_no_other(method: str) -> None:
     async with served(arrival=1.0) as target, grpc.aio.insecure_channel(target) as idle:
         calls = [begun(idle, method) for _ in range(1_000)]
         await asyncio.sleep(0.5)
@@ -85,7 +85,7 @@ async def test_a_request_that_never_arrives_ends_and_keeps_nobody_out(method: st
     assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED: 1_000}
 
 
-async def test_a_call_that_ends_without_a_request_is_invalid() -> None:
+async def test_call_without_a_message_is_invalid() -> None:
     async with served() as target, grpc.aio.insecure_channel(target) as channel:
         call = begun(channel)
         await call.done_writing()
@@ -96,7 +96,7 @@ async def test_a_call_that_ends_without_a_request_is_invalid() -> None:
 
 
 @pytest.mark.parametrize("at_once", [300, 1_000, 3_000])
-async def test_a_client_with_more_calls_than_a_connection_takes_waits_and_loses_none(at_once: int) -> None:
+async def test_client_with_more_calls_than_a_connection_allows_loses_none(at_once: int) -> None:
     async with served() as target, grpc.aio.insecure_channel(target) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         answers = await asyncio.gather(*(check(health_pb2.HealthCheckRequest()) for _ in range(at_once)))
@@ -105,14 +105,14 @@ async def test_a_client_with_more_calls_than_a_connection_takes_waits_and_loses_
 
 
 async def opened(stub: Stub, count: int, caller: str = "") -> tuple[list[Any], list[grpc.aio.AioRpcError]]:
-    """Open so many watches, over one connection; those that answer, and what the others are told."""
+    """Open watches over one connection, and return the open ones and the errors of the others."""
     calls = [stub.WatchEchoes(StringValue(), metadata=bearer(caller) if caller else None) for _ in range(count)]
     answers = await asyncio.gather(*(call.read() for call in calls), return_exceptions=True)
     refused = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
     return [call for call, answer in zip(calls, answers, strict=True) if answer not in refused], refused
 
 
-async def test_one_caller_s_watches_keep_out_neither_others_watches_nor_any_call() -> None:
+async def test_watches_of_one_caller_block_no_other_watch_or_call() -> None:
     async with served(callers=tokens("a", "b")) as target, grpc.aio.insecure_channel(target) as channel:
         watching, refused = await opened(Stub(channel), MAX_STREAMS_PER_CALLER + 40, "a")
         error = from_rpc_error(refused[0])
@@ -129,15 +129,15 @@ async def test_one_caller_s_watches_keep_out_neither_others_watches_nor_any_call
     assert error.retry_after is not None
 
 
-async def test_streams_of_all_callers_together_are_bounded() -> None:
+async def test_streams_of_all_callers_are_limited() -> None:
     names = [f"caller-{number}" for number in range(MAX_STREAMS // MAX_STREAMS_PER_CALLER + 1)]
     watching, refused = 0, []
     async with served(callers=tokens(*names)) as target:
         channels = [grpc.aio.insecure_channel(target, OWN_CONNECTION) for _ in names]
         for name, channel in zip(names, channels, strict=True):
-            taken, told = await opened(Stub(channel), MAX_STREAMS_PER_CALLER, name)
+            taken, errors = await opened(Stub(channel), MAX_STREAMS_PER_CALLER, name)
             watching += len(taken)
-            refused += told
+            refused += errors
         await Stub(channels[0]).SendEcho(StringValue(), metadata=bearer(names[-1]), timeout=5)
         await asyncio.gather(*(channel.close() for channel in channels))
 
@@ -146,7 +146,7 @@ async def test_streams_of_all_callers_together_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("count", [50, 200, 240])
-async def test_health_watches_of_one_connection_are_bounded_and_of_another_still_answered(count: int) -> None:
+async def test_health_watches_are_limited_per_connection(count: int) -> None:
     async with served(callers=tokens("a")) as target, grpc.aio.insecure_channel(target) as crowded:
         watch = health_pb2_grpc.HealthStub(crowded).Watch
         calls = [watch(health_pb2.HealthCheckRequest()) for _ in range(count)]
@@ -161,7 +161,7 @@ async def test_health_watches_of_one_connection_are_bounded_and_of_another_still
 
 
 @pytest.mark.parametrize("sent", [PREFACE, b"", b"GET / HTTP/1.1\r\n\r\n", PREFACE[:10]])
-async def test_an_idle_connection_is_closed(sent: bytes) -> None:
+async def test_idle_connection_is_closed(sent: bytes) -> None:
     async with served(max_connection_idle_ms=1_000, server_handshake_timeout_ms=1_000) as target:
         reader, writer = await asyncio.open_connection(*target.split(":"))
         writer.write(sent)
@@ -171,7 +171,7 @@ async def test_an_idle_connection_is_closed(sent: bytes) -> None:
         writer.close()
 
 
-async def test_an_old_connection_is_replaced_without_losing_a_call() -> None:
+async def test_old_connection_is_replaced_without_losing_a_call() -> None:
     async with (
         served(max_connection_age_ms=500, max_connection_age_grace_ms=500) as target,
         grpc.aio.insecure_channel(target) as channel,
@@ -195,7 +195,7 @@ async def test_an_old_connection_is_replaced_without_losing_a_call() -> None:
     assert "max connection age" in (ended.value.details() or "")
 
 
-def test_the_server_s_own_limits_end_idle_and_old_connections() -> None:
+def test_server_options_end_idle_and_old_connections() -> None:
     options = dict(OPTIONS)
 
     assert 60_000 <= options["grpc.max_connection_idle_ms"] <= 600_000
@@ -204,7 +204,7 @@ def test_the_server_s_own_limits_end_idle_and_old_connections() -> None:
     assert options["grpc.max_concurrent_streams"] >= MAX_STREAMS_PER_CALLER
 
 
-async def test_a_server_of_the_chassis_has_these_options() -> None:
+async def test_server_has_the_required_options() -> None:
     settings = Settings.model_validate({"listen": "127.0.0.1:0"})
     async with (
         listening(settings, Readiness(FakeStore()), [Service(NAME, add_echo, EchoServicer())]) as address,

@@ -1,4 +1,4 @@
-"""The whole chain around real RPCs, called by a real client."""
+"""All interceptors, around real RPCs of a real client."""
 
 from __future__ import annotations
 
@@ -82,25 +82,25 @@ async def refused(call: Any) -> grpc.aio.AioRpcError:
     return raised.value
 
 
-async def told(lines: Sequence[EventDict]) -> list[EventDict]:
-    """What the log tells of RPCs, once it does: a refused caller has its answer before the line is written."""
+async def logged(lines: Sequence[EventDict]) -> list[EventDict]:
+    """Return the RPC log lines once there are any: a refused caller has its response before the line."""
     async with asyncio.timeout(5):
         while not (found := [line for line in lines if line["event"] == "rpc"]):  # noqa: ASYNC110 - a list tells nobody that it grows
             await asyncio.sleep(0.01)
     return found
 
 
-async def test_the_story_of_the_caller_goes_on(stub: Stub) -> None:
-    call = stub.SendEcho(text(), metadata=(("x-correlation-id", "story-1"), ("traceparent", TRACE)))
+async def test_correlation_id_and_trace_of_the_caller_are_continued(stub: Stub) -> None:
+    call = stub.SendEcho(text(), metadata=(("x-correlation-id", "request-1"), ("traceparent", TRACE)))
 
     known = json.loads((await call).value)
-    assert known["correlation_id"] == "story-1"
+    assert known["correlation_id"] == "request-1"
     assert known["traceparent"].startswith(f"00-{'a' * 32}-")
     assert known["traceparent"] != TRACE
-    assert (await call.trailing_metadata())["x-correlation-id"] == "story-1"
+    assert (await call.trailing_metadata())["x-correlation-id"] == "request-1"
 
 
-async def test_a_caller_without_a_story_begins_one(stub: Stub) -> None:
+async def test_call_without_correlation_id_gets_one(stub: Stub) -> None:
     first, second = [json.loads((await stub.SendEcho(text())).value) for _ in range(2)]
 
     assert len(first["correlation_id"]) == 32
@@ -109,13 +109,13 @@ async def test_a_caller_without_a_story_begins_one(stub: Stub) -> None:
 
 
 @pytest.mark.parametrize("offered", ["two words", "a" * 129, ""])
-async def test_an_unfit_correlation_id_is_replaced(stub: Stub, offered: str) -> None:
+async def test_invalid_correlation_id_is_replaced(stub: Stub, offered: str) -> None:
     known = json.loads((await stub.SendEcho(text(), metadata=(("x-correlation-id", offered),))).value)
 
     assert len(known["correlation_id"]) == 32
 
 
-async def test_an_error_crosses_as_the_same_class_with_everything_it_knows(stub: Stub, servicer: EchoServicer) -> None:
+async def test_error_arrives_as_the_same_class_with_all_details(stub: Stub, servicer: EchoServicer) -> None:
     servicer.fail_with = InvalidRequest([Violation("recipient", "is no number"), Violation("body", "is empty")])
 
     error = from_rpc_error(await refused(stub.SendEcho(text())))
@@ -135,7 +135,7 @@ LONG_ERRORS = [
 
 
 @pytest.mark.parametrize("error", LONG_ERRORS, ids=range(len(LONG_ERRORS)))
-async def test_an_error_that_says_a_lot_keeps_its_status_and_its_first_field(
+async def test_long_error_keeps_its_status_and_first_field(
     stub: Stub, servicer: EchoServicer, error: InvalidRequest
 ) -> None:
     servicer.fail_with = error
@@ -148,8 +148,8 @@ async def test_an_error_that_says_a_lot_keeps_its_status_and_its_first_field(
     trailers = dict(seen.trailing_metadata() or ())
     assert len(base64.b64encode(trailers[DETAILS_KEY])) + len(quote(seen.details() or "")) + 400 < 8_192
     assert back.violations[0].field[:4] == error.violations[0].field[:4]
-    told = len(back.violations)
-    assert told == len(error.violations) or f"and {len(error.violations) - told + 1} more" in (
+    named = len(back.violations)
+    assert named == len(error.violations) or f"and {len(error.violations) - named + 1} more" in (
         back.violations[-1].description
     )
 
@@ -160,15 +160,15 @@ async def test_retry_info_arrives_in_seconds(stub: Stub, servicer: EchoServicer)
     assert from_rpc_error(await refused(stub.SendEcho(text()))).retry_after == 1.0
 
 
-async def test_a_bug_is_internal_and_keeps_its_text_to_itself(stub: Stub, servicer: EchoServicer) -> None:
+async def test_bug_is_internal_without_its_text(stub: Stub, servicer: EchoServicer) -> None:
     servicer.fail_with = KeyError("+5511912345678")
 
     with capture_logs() as lines:
-        error = await refused(stub.SendEcho(text(), metadata=(("x-correlation-id", "story-1"),)))
-        (line,) = await told(lines)
+        error = await refused(stub.SendEcho(text(), metadata=(("x-correlation-id", "request-1"),)))
+        (line,) = await logged(lines)
 
     assert error.code() is grpc.StatusCode.INTERNAL
-    assert error.details() == "internal error, correlation id story-1"
+    assert error.details() == "internal error, correlation id request-1"
     assert "+5511912345678" not in str(error)
     assert line["log_level"] == "error"
     assert line["exc_info"] is servicer.fail_with
@@ -187,17 +187,17 @@ async def test_unknown_never_reaches_a_caller(stub: Stub, servicer: EchoServicer
     assert (await refused(stub.SendEcho(text()))).code() is grpc.StatusCode.INTERNAL
 
 
-async def test_an_answer_of_the_wrong_type_is_internal(stub: Stub, servicer: EchoServicer) -> None:
+async def test_response_of_wrong_type_is_internal(stub: Stub, servicer: EchoServicer) -> None:
     servicer.answer_with = "no message"
 
     assert (await refused(stub.SendEcho(text()))).code() is grpc.StatusCode.INTERNAL
 
 
-async def test_bytes_that_are_no_request_are_invalid(stub: Stub) -> None:
+async def test_unparsable_request_is_invalid(stub: Stub) -> None:
     assert type(from_rpc_error(await refused(stub.SendBytes(b"\xff\xff\xff")))) is InvalidRequest
 
 
-async def test_errors_of_streams_have_details_too(stub: Stub, servicer: EchoServicer) -> None:
+async def test_stream_error_has_details(stub: Stub, servicer: EchoServicer) -> None:
     servicer.fail_with = NotSent("twilio", None, "twilio was not reached", retry_after=3.0)
 
     with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -206,7 +206,7 @@ async def test_errors_of_streams_have_details_too(stub: Stub, servicer: EchoServ
     assert type(from_rpc_error(raised.value)) is NotSent
 
 
-async def test_a_service_that_has_given_up_tells_channels_not_to_retry(servicer: EchoServicer) -> None:
+async def test_unavailable_service_stops_channel_retries(servicer: EchoServicer) -> None:
     servicer.fail_with = Unavailable("the provider is down")
     policy = {
         "methodConfig": [{
@@ -222,23 +222,23 @@ async def test_a_service_that_has_given_up_tells_channels_not_to_retry(servicer:
     ):
         with capture_logs() as lines:
             await refused(Stub(channel).SendEcho(text()))
-            assert len(await told(lines)) == 1
+            assert len(await logged(lines)) == 1
 
 
-async def test_the_deadline_is_handed_on_minus_a_margin(stub: Stub) -> None:
+async def test_deadline_is_passed_on_minus_a_margin(stub: Stub) -> None:
     known = json.loads((await stub.SendEcho(text(), timeout=3.0)).value)
 
     assert 2.5 < known["remaining"] < 2.96
 
 
-async def test_a_caller_without_a_deadline_gets_ten_seconds_and_a_stream_none(stub: Stub) -> None:
+async def test_call_without_deadline_gets_ten_seconds_and_a_stream_none(stub: Stub) -> None:
     assert 9.5 < json.loads((await stub.SendEcho(text())).value)["remaining"] < 10.0
     async for answer in stub.WatchEchoes(text()):
         assert json.loads(answer.value)["remaining"] is None
         break
 
 
-async def test_work_that_cannot_be_finished_is_not_begun(stub: Stub, servicer: EchoServicer) -> None:
+async def test_call_with_too_little_time_is_refused(stub: Stub, servicer: EchoServicer) -> None:
     servicer.fail_with = AssertionError("begun")
     error = await refused(stub.SendEcho(text(), timeout=0.09))
 
@@ -246,33 +246,33 @@ async def test_work_that_cannot_be_finished_is_not_begun(stub: Stub, servicer: E
     assert from_rpc_error(error).reason == "DEADLINE_TOO_SHORT"
 
 
-async def test_a_deadline_that_passes_stops_the_work_and_is_told_in_the_log(stub: Stub, servicer: EchoServicer) -> None:
+async def test_expired_deadline_cancels_the_call_and_is_logged(stub: Stub, servicer: EchoServicer) -> None:
     with capture_logs() as lines:
         error = await refused(stub.SendEcho(text("5"), timeout=0.2))
-        (line,) = await told(lines)
+        (line,) = await logged(lines)
 
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert servicer.running == 0
     assert line["code"] == "DEADLINE_EXCEEDED"
 
 
-async def test_a_cancelled_stream_is_cleaned_up_at_once(stub: Stub, servicer: EchoServicer) -> None:
+async def test_cancelled_stream_is_closed_at_once(stub: Stub, servicer: EchoServicer) -> None:
     with capture_logs() as lines:
         call = stub.WatchEchoes(text())
         async for _ in call:
             call.cancel()
             break
-        (line,) = await told(lines)
+        (line,) = await logged(lines)
 
     assert (servicer.running, servicer.closed_streams) == (0, 1)
     assert line["code"] == "CANCELLED"
 
 
-async def test_one_line_for_each_rpc_names_method_code_reason_and_caller(stub: Stub, servicer: EchoServicer) -> None:
+async def test_access_log_line_has_method_code_reason_and_caller(stub: Stub, servicer: EchoServicer) -> None:
     servicer.fail_with = Throttled("later")
     with capture_logs() as lines:
         await refused(stub.SendEcho(text()))
-        await told(lines)
+        await logged(lines)
 
     (line,) = lines
     assert line.pop("seconds") < 1
@@ -306,7 +306,7 @@ def bearer(token: str, **more: str) -> tuple[tuple[str, str], ...]:
         ("Bearer t1", "SendEcho", True, "PERMISSION_DENIED"),
     ],
 )
-async def test_refused_credentials_are_a_warning_with_a_reason_and_counted(
+async def test_refused_credentials_are_logged_and_counted_with_a_reason(
     servicer: EchoServicer, authorization: str, method: str, admin: bool, reason: str
 ) -> None:
     def counted() -> float:
@@ -317,7 +317,7 @@ async def test_refused_credentials_are_a_warning_with_a_reason_and_counted(
         with capture_logs() as lines:
             call = getattr(Stub(channel, ADMIN_NAME if admin else NAME), method)
             await call(text(), metadata=(("authorization", authorization),)).code()
-            await told(lines)
+            await logged(lines)
 
     [line] = [line for line in lines if line["event"] == "rpc"]
     assert (line["log_level"], line["code"], line["reason"]) == ("warning", reason, reason)
@@ -325,7 +325,7 @@ async def test_refused_credentials_are_a_warning_with_a_reason_and_counted(
     assert not {"wrong", "dDE=", "t1", "t2"} & set(map(str, line.values()))
 
 
-async def test_where_tokens_are_set_only_health_is_open(servicer: EchoServicer) -> None:
+async def test_service_with_tokens_serves_only_health_without_one(servicer: EchoServicer) -> None:
     async with echoing(servicer, auth_tokens=TOKENS) as channel:
         stub = Stub(channel)
         check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
@@ -350,7 +350,7 @@ async def test_where_tokens_are_set_only_health_is_open(servicer: EchoServicer) 
         ("t4", "GetEcho", False, "UNAUTHENTICATED"),
     ],
 )
-async def test_a_token_opens_what_its_scopes_say(
+async def test_token_grants_its_scopes_only(
     servicer: EchoServicer, token: str, method: str, admin: bool, code: str
 ) -> None:
     async with echoing(servicer, auth_tokens=TOKENS) as channel:
@@ -368,7 +368,7 @@ async def test_a_token_opens_what_its_scopes_say(
         ("t1", "read+send+admin", ("clinic", ["read", "send"])),
     ],
 )
-async def test_a_call_made_for_another_has_its_name_and_the_scopes_of_both(
+async def test_forwarded_call_has_the_callers_name_and_the_scopes_of_both(
     servicer: EchoServicer, token: str, scopes: str | None, known: tuple[str, list[str]]
 ) -> None:
     forwarded = {"x_topsmile_caller": "other"} | ({} if scopes is None else {"x_topsmile_scopes": scopes})
@@ -379,7 +379,7 @@ async def test_a_call_made_for_another_has_its_name_and_the_scopes_of_both(
 
 
 @pytest.mark.parametrize("scopes", ["read", "events+admin", "", "SEND", "send,read"])
-async def test_a_call_made_for_another_that_may_not_is_refused(servicer: EchoServicer, scopes: str) -> None:
+async def test_forwarded_call_without_the_needed_scope_is_refused(servicer: EchoServicer, scopes: str) -> None:
     async with echoing(servicer, auth_tokens=TOKENS) as channel:
         metadata = bearer("t5", x_topsmile_caller="other", x_topsmile_scopes=scopes)
         error = from_rpc_error(await refused(Stub(channel).SendEcho(text(), metadata=metadata)))
@@ -387,14 +387,14 @@ async def test_a_call_made_for_another_that_may_not_is_refused(servicer: EchoSer
     assert type(error) is PermissionDenied
 
 
-async def test_an_anonymous_loopback_may_call_for_another(stub: Stub) -> None:
+async def test_loopback_without_tokens_may_forward_calls(stub: Stub) -> None:
     metadata = (("x-topsmile-caller", "other"), ("x-topsmile-scopes", "send"))
     known = json.loads((await stub.SendEcho(text(), metadata=metadata)).value)
 
     assert (known["caller"], known["scopes"]) == ("other", ["send"])
 
 
-async def test_a_caller_over_its_limit_is_told_when_to_come_back_and_others_go_on(servicer: EchoServicer) -> None:
+async def test_caller_over_its_limit_gets_retry_after_and_others_are_served(servicer: EchoServicer) -> None:
     async with echoing(servicer, auth_tokens=TOKENS, caller_limit="2/minute") as channel:
         stub = Stub(channel)
         for _ in range(2):
@@ -407,7 +407,7 @@ async def test_a_caller_over_its_limit_is_told_when_to_come_back_and_others_go_o
     assert 0 < error.retry_after <= 60
 
 
-async def test_above_so_many_at_once_calls_are_shed_but_health_is_answered(servicer: EchoServicer) -> None:
+async def test_calls_above_the_concurrency_limit_are_shed_except_health(servicer: EchoServicer) -> None:
     server = grpc.aio.server()
     methods = Interceptors(server, [ConcurrencyLimit(1)])
     add_echo(servicer, methods)

@@ -1,4 +1,4 @@
-"""The operator's listener, called over real HTTP."""
+"""The operations listener over real HTTP."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def operator(store: FakeStore, **settings: str) -> AsyncIterator[aiohttp.C
         yield http
 
 
-async def test_ready_is_whether_it_can_store_and_a_provider_is_only_a_fact() -> None:
+async def test_readiness_depends_on_the_database_and_not_on_providers() -> None:
     store = FakeStore()
     async with operator(store) as http:
         ready = await http.get("/readyz")
@@ -49,7 +49,7 @@ async def test_ready_is_whether_it_can_store_and_a_provider_is_only_a_fact() -> 
 
 
 @pytest.mark.parametrize(("askers", "takes"), [(300, 0.0), (50, 0.3), (1, 0.0)])
-async def test_readiness_is_checked_once_a_second_however_many_ask(askers: int, takes: float) -> None:
+async def test_readiness_is_checked_once_a_second_for_all_callers(askers: int, takes: float) -> None:
     store = FakeStore()
     store.takes = takes
     async with operator(store) as http:
@@ -63,7 +63,7 @@ async def test_readiness_is_checked_once_a_second_however_many_ask(askers: int, 
     assert store.checks == 2
 
 
-async def test_one_who_goes_away_does_not_end_the_check_for_the_others() -> None:
+async def test_cancelled_caller_does_not_cancel_the_readiness_check_of_others() -> None:
     store = FakeStore()
     store.takes = 0.5
     readiness = Readiness(store)
@@ -88,7 +88,7 @@ async def test_one_who_goes_away_does_not_end_the_check_for_the_others() -> None
         ("/nothing", None, TOKENS, 401),
     ],
 )
-async def test_off_loopback_all_but_health_needs_an_admin(
+async def test_operations_off_loopback_need_an_admin_except_health(
     path: str, token: str | None, tokens: str | None, status: int
 ) -> None:
     settings = {"operations_listen": "0.0.0.0:0"} | ({"auth_tokens": tokens} if tokens else {})
@@ -99,6 +99,6 @@ async def test_off_loopback_all_but_health_needs_an_admin(
         assert (await http.get(path, headers=headers)).status == status
 
 
-async def test_on_loopback_it_is_open() -> None:
+async def test_operations_on_loopback_need_no_token() -> None:
     async with operator(FakeStore(), auth_tokens=TOKENS) as http:
         assert (await http.get("/metrics")).status == 200

@@ -1,4 +1,4 @@
-"""What the one way out makes of servers that misbehave: real sockets, real aiohttp."""
+"""The HTTP client against faulty servers, over real sockets."""
 
 import asyncio
 import socket
@@ -20,7 +20,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
 class Server:
-    """Speaks raw bytes and counts the requests it has read."""
+    """A server of raw bytes that counts the requests it has read."""
 
     def __init__(self, behaviour: Callable[["Server"], Conversation]) -> None:
         self._converse = behaviour(self)
@@ -90,7 +90,7 @@ def unused_port() -> int:
         return port
 
 
-async def test_an_answer_is_status_headers_and_body_whatever_the_status() -> None:
+async def test_response_has_status_headers_and_body_for_every_status() -> None:
     async with (
         serving(
             says(b"HTTP/1.1 402 Payment Required\r\nRetry-After: 7\r\nContent-Length: 8\r\n\r\n", b'{"a": 1}')
@@ -103,7 +103,7 @@ async def test_an_answer_is_status_headers_and_body_whatever_the_status() -> Non
     assert up.requests[0].endswith(b"\r\n\r\namount=1099")
 
 
-async def test_headers_credentials_query_and_json_are_sent() -> None:
+async def test_request_has_headers_credentials_query_and_json() -> None:
     async with (
         serving(says(OK)) as up,
         outbound(f"{up.url}/base/", service="twilio", headers={"X-Ours": "1"}, auth=("sid", "token")) as http,
@@ -118,19 +118,19 @@ async def test_headers_credentials_query_and_json_are_sent() -> None:
     assert head.endswith(b'{"x": 1}')
 
 
-async def test_a_refused_connection_is_not_sent() -> None:
+async def test_refused_connection_is_not_sent() -> None:
     async with outbound(f"http://127.0.0.1:{unused_port()}", service="stripe") as http:
         with pytest.raises(NotSent):
             await http.request("POST", "/")
 
 
-async def test_an_unknown_host_is_not_sent() -> None:
+async def test_unknown_host_is_not_sent() -> None:
     async with outbound("http://provider.invalid", service="stripe") as http:
         with pytest.raises(NotSent):
             await http.request("POST", "/")
 
 
-async def test_a_failed_tls_handshake_is_not_sent() -> None:
+async def test_failed_tls_handshake_is_not_sent() -> None:
     async with (
         serving(lambda _server: lambda reader, _writer: _ignore(reader)) as up,
         outbound(up.url.replace("http:", "https:"), service="stripe") as http,
@@ -143,7 +143,7 @@ async def _ignore(reader: asyncio.StreamReader) -> None:
     await reader.read(10)
 
 
-async def test_a_tls_handshake_that_never_ends_is_not_sent() -> None:
+async def test_endless_tls_handshake_is_not_sent() -> None:
     async with (
         serving(lambda _server: lambda reader, _writer: _until_closed(reader)) as up,
         outbound(up.url.replace("http:", "https:"), service="stripe", timeout=0.2) as http,
@@ -157,7 +157,7 @@ async def _until_closed(reader: asyncio.StreamReader) -> None:
         pass
 
 
-async def test_waiting_in_vain_for_a_free_connection_is_not_sent() -> None:
+async def test_timeout_while_waiting_for_a_connection_is_not_sent() -> None:
     async with serving(hang) as up, outbound(up.url, service="stripe") as http:
         holders = [asyncio.create_task(http.request("POST", "/")) for _ in range(MAX_CONNECTIONS)]
         await asyncio.sleep(0)
@@ -186,7 +186,7 @@ async def test_waiting_in_vain_for_a_free_connection_is_not_sent() -> None:
         ),
     ],
 )
-async def test_once_a_byte_may_have_left_the_outcome_is_unknown_and_nothing_is_sent_twice(
+async def test_failure_after_the_first_byte_is_outcome_unknown_without_repetition(
     trouble: Callable[[Server], Conversation],
 ) -> None:
     async with serving(trouble) as up, outbound(up.url, service="twilio", timeout=0.5) as http:
@@ -199,7 +199,7 @@ async def test_once_a_byte_may_have_left_the_outcome_is_unknown_and_nothing_is_s
     assert raised.value.definite is False
 
 
-async def test_a_kept_connection_that_dies_under_a_post_is_not_tried_again() -> None:
+async def test_post_on_a_dying_connection_is_not_repeated() -> None:
     def once_well(server: Server) -> Conversation:
         async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await server.read_request(reader)
@@ -216,7 +216,7 @@ async def test_a_kept_connection_that_dies_under_a_post_is_not_tried_again() -> 
     assert (up.connections, len(up.requests)) == (1, 2)
 
 
-async def test_a_kept_connection_that_was_closed_in_peace_is_replaced() -> None:
+async def test_closed_idle_connection_is_replaced() -> None:
     async with serving(says(OK)) as up, outbound(up.url, service="twilio") as http:
         for _ in range(3):
             await http.request("POST", "/", data=b"1")
@@ -225,7 +225,7 @@ async def test_a_kept_connection_that_was_closed_in_peace_is_replaced() -> None:
     assert (up.connections, len(up.requests)) == (3, 3)
 
 
-async def test_redirects_are_answers() -> None:
+async def test_redirect_is_returned_as_response() -> None:
     async with (
         serving(says(b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n")) as up,
         outbound(up.url, service="sendgrid") as http,
@@ -235,7 +235,7 @@ async def test_redirects_are_answers() -> None:
     assert (answer.status, len(up.requests)) == (302, 1)
 
 
-async def test_the_deadline_is_kept_to_the_tenth_of_a_second() -> None:
+async def test_deadline_is_kept_within_a_tenth_of_a_second() -> None:
     async with serving(hang) as up, outbound(up.url, service="stripe", timeout=30) as http:
         started = time.monotonic()
         with deadline.within(0.3), pytest.raises(OutcomeUnknown):
@@ -244,7 +244,7 @@ async def test_the_deadline_is_kept_to_the_tenth_of_a_second() -> None:
     assert 0.25 < time.monotonic() - started < 0.6
 
 
-async def test_with_no_time_left_nothing_is_sent_and_nobody_is_blamed() -> None:
+async def test_expired_deadline_sends_nothing_and_is_no_provider_fault() -> None:
     async with serving(says(OK)) as up, outbound(up.url, service="stripe") as http:
         with deadline.within(0), pytest.raises(DeadlineExceeded):
             await http.request("POST", "/")
@@ -252,7 +252,7 @@ async def test_with_no_time_left_nothing_is_sent_and_nobody_is_blamed() -> None:
     assert up.connections == 0
 
 
-async def test_a_success_that_is_no_json_is_an_unknown_outcome_and_an_error_page_says_nothing() -> None:
+async def test_success_without_json_is_outcome_unknown_and_an_error_page_is_empty() -> None:
     async with (
         serving(says(b"HTTP/1.1 201 Created\r\nContent-Length: 6\r\n\r\n<html>")) as created,
         serving(says(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>")) as broken,
@@ -266,7 +266,7 @@ async def test_a_success_that_is_no_json_is_an_unknown_outcome_and_an_error_page
     assert error.json() == {}
 
 
-async def test_connections_are_kept_and_cookies_are_not() -> None:
+async def test_connections_are_reused_and_cookies_are_not() -> None:
     seen: list[tuple[str, str | None]] = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -292,7 +292,7 @@ async def test_connections_are_kept_and_cookies_are_not() -> None:
     assert seen[0][1] is None
 
 
-async def test_cancelling_a_call_is_no_error_of_the_providers() -> None:
+async def test_cancelled_call_is_no_provider_error() -> None:
     async with serving(hang) as up, outbound(up.url, service="stripe") as http:
         call = asyncio.create_task(http.request("POST", "/"))
         await asyncio.sleep(0.05)
@@ -326,5 +326,5 @@ NOW = 1_790_000_000.0  # Mon, 21 Sep 2026 14:13:20 GMT
         ({}, None),
     ],
 )
-def test_a_wait_asked_for_is_read_and_limited_whatever_its_form(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_of_every_form_is_read_and_limited(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers, NOW) == seconds

@@ -1,4 +1,4 @@
-"""How long each provider may make a queue wait: its header over real HTTP, read in one way for all three."""
+"""The Retry-After of each provider over real HTTP, read by one parser and limited."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def twilio(url: str) -> AsyncIterator[Send]:
 
 @pytest.mark.parametrize("provider", [stripe, sendgrid, twilio])
 @pytest.mark.parametrize(
-    ("asked", "waited"),
+    ("retry_after", "waited"),
     [
         ("45", 45.0),
         ("0", 1.0),
@@ -59,11 +59,11 @@ async def twilio(url: str) -> AsyncIterator[Send]:
         ("Wed, 21 Oct 2015 07:28:00 GMT", 1.0),
     ],
 )
-async def test_a_throttled_call_waits_as_asked_but_ten_minutes_at_most(
-    tmp_path: Path, provider: Callable[[str], AbstractAsyncContextManager[Send]], asked: str, waited: float
+async def test_throttled_call_waits_for_retry_after_up_to_ten_minutes(
+    tmp_path: Path, provider: Callable[[str], AbstractAsyncContextManager[Send]], retry_after: str, waited: float
 ) -> None:
     async with sandbox_bench(tmp_path / "sandbox.db") as bench, provider(bench.url) as send:
-        await bench.fault(provider=provider.__name__, kind="throttle", retry_after=asked)
+        await bench.fault(provider=provider.__name__, kind="throttle", retry_after=retry_after)
         with pytest.raises(ProviderThrottled) as throttled:
             await send()
 
@@ -72,7 +72,7 @@ async def test_a_throttled_call_waits_as_asked_but_ten_minutes_at_most(
 
 @pytest.mark.parametrize("provider", [stripe, sendgrid, twilio])
 @pytest.mark.parametrize("nonsense", ["soon", "-5", "inf", "nan", "1e9", "Mon, 99 Foo 2026"])
-async def test_a_throttled_call_asked_for_nonsense_waits_as_if_nothing_was_said(
+async def test_throttled_call_with_invalid_retry_after_waits_the_default(
     tmp_path: Path, provider: Callable[[str], AbstractAsyncContextManager[Send]], nonsense: str
 ) -> None:
     async with sandbox_bench(tmp_path / "sandbox.db") as bench, provider(bench.url) as send:

@@ -1,4 +1,4 @@
-"""Processes that are really started, signalled and stopped."""
+"""Real processes that start, receive signals and stop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 def refusal(**settings: str) -> tuple[int, str]:
-    """Start a process that is expected not to come up: its exit code and what it says."""
+    """Start a process that must fail, and return its exit code and output."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", MODULE],
         cwd=ROOT,
@@ -61,18 +61,18 @@ async def test_sigterm_lets_running_calls_finish_and_refuses_new_ones() -> None:
             grpc.aio.insecure_channel(running.listening["grpc"]) as watching,
         ):
             watch = aiter(health_pb2_grpc.HealthStub(watching).Watch(health_pb2.HealthCheckRequest(service=NAME)))
-            told = [(await anext(watch)).status]
+            statuses = [(await anext(watch)).status]
             slow = asyncio.ensure_future(Stub(channel).SendEcho(StringValue(value="1")))
             await asyncio.sleep(0.2)
             started = time.monotonic()
             ended = asyncio.ensure_future(asyncio.to_thread(running.end, signal.SIGTERM))
-            told += [answer.status async for answer in watch]
+            statuses += [answer.status async for answer in watch]
             late = await Stub(channel).SendEcho(StringValue(value="0")).code()
 
             assert json.loads((await slow).value)["caller"] == "local"
             assert await ended == 0
 
-    assert told == [SERVING, NOT_SERVING]
+    assert statuses == [SERVING, NOT_SERVING]
     assert late is grpc.StatusCode.UNAVAILABLE
     assert time.monotonic() - started < 4  # an open health watch does not hold it for the whole grace
     assert [json.loads(line)["event"] for line in running.lines if "draining" in line or "stopped" in line][-1] == (
@@ -80,7 +80,7 @@ async def test_sigterm_lets_running_calls_finish_and_refuses_new_ones() -> None:
     )
 
 
-def test_an_idle_process_stops_at_once_and_in_silence() -> None:
+def test_idle_process_stops_at_once_without_errors() -> None:
     with process(MODULE, ANYWHERE) as running:
         started = time.monotonic()
 
@@ -90,32 +90,32 @@ def test_an_idle_process_stops_at_once_and_in_silence() -> None:
     assert [line for line in running.lines if not line.startswith("{")] == []
 
 
-def test_a_worker_that_dies_takes_the_process_with_it_and_its_text_is_not_told() -> None:
-    code, said = refusal(ECHO_WORKER="die")
+def test_failed_worker_ends_the_process_without_logging_its_text() -> None:
+    code, output = refusal(ECHO_WORKER="die")
 
     assert code == 1
-    assert "worker.ended" in said
-    assert "RuntimeError" in said
-    assert "5511912345678" not in said
+    assert "worker.ended" in output
+    assert "RuntimeError" in output
+    assert "5511912345678" not in output
 
 
 @pytest.mark.parametrize("name", ["ECHO_LISTEN", "ECHO_OPERATIONS_LISTEN"])
-def test_a_taken_port_is_said_plainly(name: str) -> None:
+def test_port_in_use_is_reported(name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, said = refusal(**{name: f"127.0.0.1:{port}"})
+        code, output = refusal(**{name: f"127.0.0.1:{port}"})
 
     assert code == 1
-    assert f"cannot listen on 127.0.0.1:{port}" in said
-    assert "Traceback" not in said
+    assert f"cannot listen on 127.0.0.1:{port}" in output
+    assert "Traceback" not in output
 
 
-def test_an_open_door_to_the_world_is_refused_with_the_names_that_would_close_it() -> None:
-    code, said = refusal(ECHO_LISTEN="0.0.0.0:0")
+def test_listener_off_loopback_without_tokens_is_refused_with_the_variables_to_set() -> None:
+    code, output = refusal(ECHO_LISTEN="0.0.0.0:0")
 
     assert code == 2
-    assert "ECHO_AUTH_TOKENS: must be set" in said
-    assert "ECHO_LISTEN=0.0.0.0:0" in said
+    assert "ECHO_AUTH_TOKENS: must be set" in output
+    assert "ECHO_LISTEN=0.0.0.0:0" in output
 
 
 @asynccontextmanager
@@ -130,25 +130,25 @@ async def answered(store: FakeStore, **settings: str) -> AsyncIterator[tuple[grp
         yield channel, readiness
 
 
-async def test_health_follows_whether_the_process_can_store() -> None:
+async def test_health_follows_the_database() -> None:
     store = FakeStore()
     async with answered(store) as (channel, readiness):
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest())
-        told = [(await watch.read()).status]
+        statuses = [(await watch.read()).status]
         for failure in (Unavailable("disk full", reason="STORE_FULL"), None):
             store.fail_with = failure
             await asyncio.gather(readiness.check(), return_exceptions=True)
-            told.append((await watch.read()).status)
+            statuses.append((await watch.read()).status)
         named = await health.Check(health_pb2.HealthCheckRequest(service=NAME))
         unknown = await health.Check(health_pb2.HealthCheckRequest(service="no.Such")).code()
         foreign = await health.Watch(health_pb2.HealthCheckRequest(service="no.Such")).read()
 
-    assert told == [SERVING, NOT_SERVING, SERVING]
+    assert statuses == [SERVING, NOT_SERVING, SERVING]
     assert (named.status, unknown, foreign.status) == (SERVING, grpc.StatusCode.NOT_FOUND, SERVICE_UNKNOWN)
 
 
-async def test_reflection_lists_the_services() -> None:
+async def test_reflection_lists_services() -> None:
     for stub, path in (
         (reflection_pb2_grpc.ServerReflectionStub, "v1alpha"),
         (VersionOne, "v1"),
@@ -166,7 +166,7 @@ async def test_reflection_lists_the_services() -> None:
 
 
 class VersionOne:
-    """grpcio-reflection has no stub of version 1, whose messages are those of 1alpha."""
+    """Call version 1 by hand: grpcio-reflection has a stub of 1alpha only, with the same messages."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.ServerReflectionInfo: Any = channel.stream_stream(
@@ -199,24 +199,24 @@ async def test_reflection_finds_services_methods_messages_fields_and_values_with
         answer = await call.read()
         await call.done_writing()
 
-    told = list(map(FileDescriptorProto.FromString, answer.file_descriptor_response.file_descriptor_proto))
+    found = list(map(FileDescriptorProto.FromString, answer.file_descriptor_response.file_descriptor_proto))
     if symbol not in SYMBOLS:
         assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
         return
-    assert told[0].name == SYMBOLS[symbol]
-    assert {name for file in told for name in file.dependency} <= {file.name for file in told}
+    assert found[0].name == SYMBOLS[symbol]
+    assert {name for file in found for name in file.dependency} <= {file.name for file in found}
     if symbol.startswith("topsmile."):
-        assert any(location.leading_comments for location in told[0].source_code_info.location)
+        assert any(location.leading_comments for location in found[0].source_code_info.location)
 
 
-async def test_a_method_that_does_not_exist_is_unimplemented() -> None:
+async def test_unknown_method_is_unimplemented() -> None:
     async with answered(FakeStore()) as (channel, _):
         nothing: Any = channel.unary_unary(f"/{NAME}/Nothing")
 
         assert await nothing(b"").code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_message_over_four_mebibytes_is_refused() -> None:
+async def test_message_over_four_mebibytes_is_refused() -> None:
     async with answered(FakeStore()) as (channel, _):
         call = Stub(channel).SendEcho(StringValue(value="0" * (5 << 20)))
 
@@ -257,7 +257,7 @@ CERTIFIED = "gateway:read+send+forward:san=spiffe://clinic/gateway,reader:read:s
         ([x509.UniformResourceIdentifier("reader.clinic.example/")], "GetEcho", "UNAUTHENTICATED"),
     ],
 )
-async def test_a_certificate_s_name_gives_the_scopes_of_its_entry(
+async def test_certificate_grants_the_scopes_of_its_entry(
     tmp_path: Path, names: list[x509.GeneralName], method: str, code: str
 ) -> None:
     authority = Authority()
@@ -272,7 +272,7 @@ async def test_a_certificate_s_name_gives_the_scopes_of_its_entry(
         assert (await call.code()).name == code
 
 
-async def test_a_client_without_a_certificate_of_the_authority_gets_no_connection(tmp_path: Path) -> None:
+async def test_client_without_certificate_of_the_authority_is_disconnected(tmp_path: Path) -> None:
     authority, other = Authority(), Authority()
     settings = certified(tmp_path, authority, CERTIFIED)
     stranger = other.issue("client", [x509.UniformResourceIdentifier("spiffe://clinic/gateway")])
@@ -285,7 +285,7 @@ async def test_a_client_without_a_certificate_of_the_authority_gets_no_connectio
     assert codes == [grpc.StatusCode.UNAVAILABLE] * 2
 
 
-async def test_the_operators_listener_tells_alive_ready_and_metrics() -> None:
+async def test_operations_listener_serves_health_readiness_and_metrics() -> None:
     with process(MODULE, ANYWHERE) as running:
         async with (
             grpc.aio.insecure_channel(running.listening["grpc"]) as channel,

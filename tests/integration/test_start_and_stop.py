@@ -1,4 +1,4 @@
-"""A process that is told to stop while it starts leaves at once, with exit code 0."""
+"""A process that receives SIGTERM while it starts exits at once with code 0."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def until(look: Callable[[], object], within: float = 20.0) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("module", MODULES)
-def test_process_that_waits_for_a_database_that_refuses_stops_at_once(
+def test_process_waiting_for_a_refusing_database_stops_at_once(
     start: Callable[..., subprocess.Popen[str]], module: str, number: int
 ) -> None:
     process = start(module, "postgresql://postgres@127.0.0.1:1/none")
@@ -91,7 +91,7 @@ def test_process_that_waits_for_a_database_that_refuses_stops_at_once(
 
 
 @pytest.mark.parametrize("hosts", [1, 3])
-def test_process_that_waits_for_a_silent_database_stops_at_once(
+def test_process_waiting_for_a_silent_database_stops_at_once(
     start: Callable[..., subprocess.Popen[str]], hosts: int
 ) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
@@ -107,7 +107,7 @@ def test_process_that_waits_for_a_silent_database_stops_at_once(
 
 
 @pytest.mark.parametrize("module", MODULES)
-async def test_process_that_waits_for_its_migrations_stops(
+async def test_process_waiting_for_its_migrations_stops(
     start: Callable[..., subprocess.Popen[str]], postgres: Cluster, module: str
 ) -> None:
     url = postgres.database()
@@ -131,9 +131,7 @@ async def test_process_that_waits_for_its_migrations_stops(
 
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/usr/bin/unshare").exists(), reason="only root makes a namespace")
 @pytest.mark.parametrize("module", MODULES)
-def test_process_with_pid_1_stops_before_its_imports_are_done(
-    start: Callable[..., subprocess.Popen[str]], module: str
-) -> None:
+def test_process_with_pid_1_stops_during_its_imports(start: Callable[..., subprocess.Popen[str]], module: str) -> None:
     """The kernel drops a signal that PID 1 does not handle."""
     process = start(module, "", ("/usr/bin/unshare", "--pid", "--fork", "--kill-child"))
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

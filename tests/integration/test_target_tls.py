@@ -1,4 +1,4 @@
-"""The gateway's way to a service over TLS, and the service's operations listener behind the same certificate."""
+"""TLS between the gateway and a service, and TLS of the operations listener."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def ask(client: Client) -> Any:
 
 
 @pytest.mark.parametrize(("identity", "name"), [("echo", ""), ("echo", "localhost"), ("named", "only.clinic.example")])
-async def test_a_service_is_called_over_mutual_tls_under_its_certificate_s_name(
+async def test_service_is_called_over_mutual_tls_by_the_name_in_its_certificate(
     files: Path, identity: str, name: str
 ) -> None:
     settings = Settings.model_validate({"listen": "127.0.0.1:0", **serving(files, identity)})
@@ -96,7 +96,7 @@ async def test_a_service_is_called_over_mutual_tls_under_its_certificate_s_name(
         ("echo", {"ca": None}),
     ],
 )
-async def test_a_service_that_is_not_the_one_expected_is_not_called(
+async def test_service_with_another_certificate_is_not_called(
     files: Path, identity: str, change: dict[str, str | None]
 ) -> None:
     changes = {name: files / value if value and name != "name" else value for name, value in change.items()}
@@ -112,7 +112,7 @@ async def test_a_service_that_is_not_the_one_expected_is_not_called(
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-async def test_the_operations_listener_speaks_tls_where_the_process_has_a_certificate(files: Path, path: str) -> None:
+async def test_operations_listener_of_a_process_with_certificate_speaks_tls(files: Path, path: str) -> None:
     own = {f"ECHO_{name.upper()}": value for name, value in serving(files).items()}
     verified = ssl.create_default_context(cafile=files / "gateway" / "ca.pem")
     listen = {"ECHO_LISTEN": "127.0.0.1:0", "ECHO_OPERATIONS_LISTEN": "127.0.0.1:0"}
@@ -145,7 +145,7 @@ SECRETS = {
         ({"PAYMENTS_TARGET_CA": "absent.pem"}, {"CA"}),
     ],
 )
-def test_half_a_target_s_tls_is_refused_by_name(
+def test_incomplete_tls_of_a_target_is_refused_by_name(
     files: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -164,7 +164,7 @@ def test_half_a_target_s_tls_is_refused_by_name(
 
 
 @pytest.mark.parametrize("token", ["two words", "ação", "a\nb", "a\tb", "\x7f"])
-def test_a_token_that_no_metadata_can_carry_is_refused(
+def test_token_that_metadata_cannot_hold_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], token: str
 ) -> None:
     for name, value in {**SECRETS, "GATEWAY_TOKEN": token}.items():
@@ -172,6 +172,6 @@ def test_a_token_that_no_metadata_can_carry_is_refused(
     with pytest.raises(SystemExit):
         load(GatewaySettings)
 
-    told = capsys.readouterr().err
-    assert told.startswith("GATEWAY_TOKEN: must be")
-    assert token not in told
+    output = capsys.readouterr().err
+    assert output.startswith("GATEWAY_TOKEN: must be")
+    assert token not in output

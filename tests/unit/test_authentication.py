@@ -20,20 +20,24 @@ def entry(name: str, scopes: str, token: str) -> str:
     return f"{name}:{scopes}:{hashlib.sha256(token.encode()).hexdigest()}"
 
 
-def test_a_rotated_token_is_the_same_caller() -> None:
-    door = Authenticator(parse_tokens(f"{entry('clinic', 'read', 'old')}, {entry('clinic', 'read', 'new')}"))
+def test_rotated_token_is_the_same_caller() -> None:
+    authenticator = Authenticator(parse_tokens(f"{entry('clinic', 'read', 'old')}, {entry('clinic', 'read', 'new')}"))
 
-    assert door.authenticate("Bearer old") == door.authenticate("bearer new") == Caller("clinic", frozenset({"read"}))
+    assert (
+        authenticator.authenticate("Bearer old")
+        == authenticator.authenticate("bearer new")
+        == Caller("clinic", frozenset({"read"}))
+    )
 
 
 @pytest.mark.parametrize(
     "authorization", ["", "Bearer", "Bearer ", "Bearer nope", "Basic right", "right", "Bearer ção"]
 )
-def test_no_other_credential_opens(authorization: str) -> None:
-    door = Authenticator(parse_tokens(entry("clinic", "read", "right")))
+def test_wrong_credential_is_refused(authorization: str) -> None:
+    authenticator = Authenticator(parse_tokens(entry("clinic", "read", "right")))
 
     with pytest.raises(Unauthenticated):
-        door.authenticate(authorization)
+        authenticator.authenticate(authorization)
 
 
 CERTIFICATES = parse_tokens("gateway:read+forward:san=spiffe://clinic/gateway,sms:send:san=sms.clinic.example")
@@ -47,7 +51,7 @@ CERTIFICATES = parse_tokens("gateway:read+forward:san=spiffe://clinic/gateway,sm
         (["sms.clinic.example", "spiffe://clinic/gateway"], Caller("gateway", frozenset({"read", "forward"}))),
     ],
 )
-def test_a_certificate_with_a_known_name_has_the_scopes_of_its_entry(identities: list[str], caller: Caller) -> None:
+def test_certificate_with_a_known_name_has_the_scopes_of_its_entry(identities: list[str], caller: Caller) -> None:
     assert Authenticator(CERTIFICATES).authenticate("", identities) == caller
 
 
@@ -55,18 +59,18 @@ def test_a_certificate_with_a_known_name_has_the_scopes_of_its_entry(identities:
     "identities",
     [[], ["clinic.example"], ["*.clinic.example"], ["SMS.clinic.example."], ["spiffe://clinic/gateway/x"], [""]],
 )
-def test_a_certificate_without_a_known_name_has_no_access(identities: list[str]) -> None:
+def test_certificate_without_a_known_name_is_refused(identities: list[str]) -> None:
     with pytest.raises(Unauthenticated):
         Authenticator(CERTIFICATES).authenticate("", identities)
 
 
 @pytest.mark.parametrize("authorization", ["Bearer wrong", "Bearer ", "Basic x", "Bearer san=sms.clinic.example"])
-def test_a_wrong_token_does_not_fall_back_to_the_certificate(authorization: str) -> None:
+def test_wrong_token_beside_a_known_certificate_is_refused(authorization: str) -> None:
     with pytest.raises(Unauthenticated):
         Authenticator(CERTIFICATES).authenticate(authorization, ["sms.clinic.example"])
 
 
-def test_without_entries_everybody_is_local_with_all_scopes() -> None:
+def test_caller_without_token_entries_is_local_with_all_scopes() -> None:
     assert Authenticator().authenticate("") == Caller("local", SCOPES)
     assert {"read", "send", "events", "forward", "admin"} == SCOPES
 
@@ -80,14 +84,14 @@ def test_without_entries_everybody_is_local_with_all_scopes() -> None:
         "other:send:" + hashlib.sha256(b"t").hexdigest(),
     ],
 )  # fmt: skip
-def test_a_wrong_entry_is_named_by_its_number_and_not_quoted(text: str) -> None:
+def test_wrong_entry_is_named_by_number_and_not_quoted(text: str) -> None:
     with pytest.raises(ValueError, match="entry 2 must") as refusal:
         parse_tokens(f"{entry('ok', 'read+send', 't')},{text}")
 
     assert len(text) < 2 or text not in str(refusal.value)
 
 
-def test_all_wrong_entries_are_named_at_once() -> None:
+def test_all_wrong_entries_are_named_together() -> None:
     empty = hashlib.sha256(b"").hexdigest()
     with pytest.raises(ValueError, match=r"entry 1 .*entry 3 .*entry 5 ") as refusal:
         parse_tokens(f"a:read:{empty},b:read:san=x,c:owner:san=y,d:send:san=z,e:send:san=x")
@@ -95,7 +99,7 @@ def test_all_wrong_entries_are_named_at_once() -> None:
     assert "entry 2 must" not in str(refusal.value)
 
 
-def test_admin_includes_events_and_nothing_else() -> None:
+def test_admin_scope_includes_events_only() -> None:
     (token,) = parse_tokens(entry("operator", "admin", "t"))
 
     assert token.caller.scopes == {"admin", "events"}
@@ -115,7 +119,7 @@ def test_admin_includes_events_and_nothing_else() -> None:
         ("send", "front-end", "send+admin", Caller("gateway", frozenset({"send"}))),
     ],
 )
-def test_a_forwarded_call_has_the_scopes_that_both_callers_have(
+def test_forwarded_call_has_the_scopes_of_both_callers(
     granted: str, name: str, scopes: str | None, expected: Caller
 ) -> None:
     (token,) = parse_tokens(entry("gateway", granted, "t"))
@@ -124,7 +128,7 @@ def test_a_forwarded_call_has_the_scopes_that_both_callers_have(
 
 
 @pytest.mark.parametrize("name", ["no name\n", "a,b", "-", "é", "a" * 101])
-def test_a_forwarded_name_that_is_none_is_refused(name: str) -> None:
+def test_invalid_forwarded_name_is_refused(name: str) -> None:
     with pytest.raises(Unauthenticated):
         on_behalf_of(Caller("gateway", SCOPES), name, "read")
 
@@ -147,10 +151,10 @@ def test_a_forwarded_name_that_is_none_is_refused(name: str) -> None:
         ("/x.Y/Getaway", "send"),
     ],
 )
-def test_each_method_needs_the_scope_of_its_verb(method: str, scope: str | None) -> None:
+def test_method_needs_the_scope_of_its_verb(method: str, scope: str | None) -> None:
     assert scope_of(method) == scope
 
 
-def test_loopback_is_recognised_and_nothing_else_is() -> None:
+def test_loopback_addresses_are_recognised() -> None:
     assert [is_loopback(host) for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost")] == [True] * 4
     assert [is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "db.internal", "")] == [False] * 5

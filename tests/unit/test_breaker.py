@@ -1,4 +1,4 @@
-"""Rules of the circuit breaker, under a clock that only the tests move."""
+"""The circuit breaker, with a clock that only the tests move."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -55,7 +55,7 @@ def silent() -> OutcomeUnknown:
 
 
 class Gate:
-    """A provider that answers when told to."""
+    """A provider that responds when the test releases it."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -72,7 +72,7 @@ class Gate:
         self._answer.set_exception(outage())
 
 
-async def test_five_failures_in_a_row_open_it_and_the_fifth_error_is_seen_as_it_is(breaker: CircuitBreaker) -> None:
+async def test_five_failures_in_a_row_open_the_breaker_and_the_fifth_error_is_raised(breaker: CircuitBreaker) -> None:
     await fail(breaker, 4)
     assert breaker.state == "CLOSED"
 
@@ -81,9 +81,7 @@ async def test_five_failures_in_a_row_open_it_and_the_fifth_error_is_seen_as_it_
     assert breaker.state == "OPEN"
 
 
-async def test_while_open_nothing_is_attempted_and_the_error_tells_when_to_come_back(
-    breaker: CircuitBreaker, clock: Clock
-) -> None:
+async def test_open_breaker_attempts_nothing_and_returns_retry_after(breaker: CircuitBreaker, clock: Clock) -> None:
     await fail(breaker, 5)
     clock.now += 10
     gate = Gate()
@@ -97,7 +95,7 @@ async def test_while_open_nothing_is_attempted_and_the_error_tells_when_to_come_
     assert breaker.capacity() == 0
 
 
-async def test_a_success_in_between_starts_the_row_again(breaker: CircuitBreaker) -> None:
+async def test_success_resets_the_failures_in_a_row(breaker: CircuitBreaker) -> None:
     await fail(breaker, 4)
     await breaker.call(answering)
     await fail(breaker, 4)
@@ -105,7 +103,7 @@ async def test_a_success_in_between_starts_the_row_again(breaker: CircuitBreaker
     assert breaker.state == "CLOSED"
 
 
-async def test_half_of_ten_calls_failing_open_it_though_never_five_in_a_row(breaker: CircuitBreaker) -> None:
+async def test_half_of_ten_calls_failing_opens_the_breaker(breaker: CircuitBreaker) -> None:
     for _ in range(4):
         await breaker.call(answering)
         await fail(breaker)
@@ -117,7 +115,7 @@ async def test_half_of_ten_calls_failing_open_it_though_never_five_in_a_row(brea
     assert breaker.state == "OPEN"
 
 
-async def test_failures_older_than_the_window_are_forgotten(breaker: CircuitBreaker, clock: Clock) -> None:
+async def test_failures_older_than_the_window_do_not_count(breaker: CircuitBreaker, clock: Clock) -> None:
     for _ in range(4):
         await breaker.call(answering)
         await fail(breaker)
@@ -128,7 +126,7 @@ async def test_failures_older_than_the_window_are_forgotten(breaker: CircuitBrea
     assert breaker.state == "CLOSED"
 
 
-async def test_a_refusal_is_an_answer_and_breaks_a_row_of_failures(breaker: CircuitBreaker) -> None:
+async def test_refusal_counts_as_success(breaker: CircuitBreaker) -> None:
     await fail(breaker, 4)
     with pytest.raises(ProviderRejected):
         await breaker.call(raising(ProviderRejected("stripe", None, "declined")))
@@ -138,9 +136,7 @@ async def test_a_refusal_is_an_answer_and_breaks_a_row_of_failures(breaker: Circ
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), DeadlineExceeded("too late to try"), asyncio.CancelledError()])
-async def test_bugs_and_calls_that_never_reached_the_provider_count_as_nothing(
-    breaker: CircuitBreaker, error: BaseException
-) -> None:
+async def test_bugs_and_unsent_calls_do_not_count(breaker: CircuitBreaker, error: BaseException) -> None:
     await fail(breaker, 4)
     with pytest.raises(type(error)):
         await breaker.call(raising(error))
@@ -151,7 +147,7 @@ async def test_bugs_and_calls_that_never_reached_the_provider_count_as_nothing(
     assert breaker.state == "OPEN"
 
 
-async def test_one_of_a_hundred_concurrent_calls_is_the_trial(breaker: CircuitBreaker, clock: Clock) -> None:
+async def test_half_open_breaker_passes_one_of_a_hundred_calls(breaker: CircuitBreaker, clock: Clock) -> None:
     await fail(breaker, 5)
     clock.now += 61
     assert breaker.capacity() == 1
@@ -169,7 +165,7 @@ async def test_one_of_a_hundred_concurrent_calls_is_the_trial(breaker: CircuitBr
     assert breaker.state == "CLOSED"
 
 
-async def test_a_cancelled_trial_frees_the_place_for_another(breaker: CircuitBreaker, clock: Clock) -> None:
+async def test_cancelled_trial_allows_another(breaker: CircuitBreaker, clock: Clock) -> None:
     await fail(breaker, 5)
     clock.now += 61
     trial = asyncio.create_task(breaker.call(Gate()))
@@ -184,7 +180,7 @@ async def test_a_cancelled_trial_frees_the_place_for_another(breaker: CircuitBre
     assert breaker.state == "CLOSED"
 
 
-async def test_each_failed_trial_doubles_the_open_period_up_to_the_most_and_a_success_resets_it(
+async def test_failed_trial_doubles_the_open_period_up_to_the_maximum_and_success_resets_it(
     breaker: CircuitBreaker, clock: Clock
 ) -> None:
     await fail(breaker, 5)
@@ -200,9 +196,7 @@ async def test_each_failed_trial_doubles_the_open_period_up_to_the_most_and_a_su
     assert 48 <= breaker.retry_after() <= 60
 
 
-async def test_the_last_failure_of_an_outage_does_not_reopen_what_a_trial_has_closed(
-    breaker: CircuitBreaker, clock: Clock
-) -> None:
+async def test_late_failure_does_not_reopen_a_closed_breaker(breaker: CircuitBreaker, clock: Clock) -> None:
     straggler = Gate()
     late = [asyncio.create_task(breaker.call(straggler)) for _ in range(10)]
     await asyncio.sleep(0)
@@ -216,7 +210,7 @@ async def test_the_last_failure_of_an_outage_does_not_reopen_what_a_trial_has_cl
     assert breaker.state == "CLOSED"
 
 
-async def test_an_older_success_does_not_close_a_circuit_that_has_opened_since(breaker: CircuitBreaker) -> None:
+async def test_late_success_does_not_close_an_open_breaker(breaker: CircuitBreaker) -> None:
     straggler = Gate()
     late = asyncio.create_task(breaker.call(straggler))
     await asyncio.sleep(0)
@@ -228,7 +222,7 @@ async def test_an_older_success_does_not_close_a_circuit_that_has_opened_since(b
     assert breaker.state == "OPEN"
 
 
-async def test_slow_answers_count_as_failures(clock: Clock) -> None:
+async def test_slow_call_counts_as_failure(clock: Clock) -> None:
     breaker = CircuitBreaker("twilio", slow_after=2.0, clock=clock)
 
     async def slow() -> str:
@@ -240,9 +234,7 @@ async def test_slow_answers_count_as_failures(clock: Clock) -> None:
     assert (answers, breaker.state) == (["answer"] * 5, "OPEN")
 
 
-async def test_an_operator_holds_it_open_until_it_is_released_to_one_trial(
-    breaker: CircuitBreaker, clock: Clock
-) -> None:
+async def test_forced_breaker_stays_open_until_released_to_one_trial(breaker: CircuitBreaker, clock: Clock) -> None:
     breaker.force_open()
     clock.now += 100_000
     with pytest.raises(BreakerOpen):
@@ -256,16 +248,14 @@ async def test_an_operator_holds_it_open_until_it_is_released_to_one_trial(
     assert breaker.state == "CLOSED"
 
 
-async def test_releasing_what_is_not_open_changes_nothing(breaker: CircuitBreaker) -> None:
+async def test_release_of_a_closed_breaker_changes_nothing(breaker: CircuitBreaker) -> None:
     breaker.release()
 
     assert breaker.state == "CLOSED"
 
 
 @pytest.mark.parametrize("times", [1, 4, 20])
-async def test_an_error_that_says_nothing_neither_counts_nor_ends_a_row_of_failures(
-    breaker: CircuitBreaker, times: int
-) -> None:
+async def test_neutral_error_neither_counts_nor_resets_failures(breaker: CircuitBreaker, times: int) -> None:
     await fail(breaker, 4)
     for _ in range(times):
         with pytest.raises(OutcomeUnknown):
@@ -276,7 +266,7 @@ async def test_an_error_that_says_nothing_neither_counts_nor_ends_a_row_of_failu
 
 
 @pytest.mark.parametrize("times", [1, 2, 5])
-async def test_a_trial_that_says_nothing_leaves_the_trial_to_the_next_call(
+async def test_neutral_trial_leaves_the_trial_to_the_next_call(
     breaker: CircuitBreaker, clock: Clock, times: int
 ) -> None:
     await fail(breaker, 5)

@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, a few things stay true of a breaker."""
+"""Invariants of the circuit breaker under random orders of calls, time and operators."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
@@ -21,7 +21,7 @@ ENDINGS: dict[str, Callable[[], BaseException]] = {
 
 
 class Pause:
-    """What a call waits for; the machine below sends or throws the end of it, so no event loop is needed."""
+    """The end of a call. The state machine sends or throws it, so no event loop is needed."""
 
     def __await__(self) -> Generator[None, None, None]:
         yield

@@ -1,4 +1,4 @@
-"""The committed descriptor file is that of the contracts: after a change of a .proto or a merge, run `make protos`."""
+"""The committed descriptor file matches the contracts. After a change of a .proto, run `make protos`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROTOS = Path(__file__).parents[2] / "protos"
 
 
 def comments(file: FileDescriptorProto) -> set[str]:
-    """Return the lines of all comments, but for those behind a definition."""
+    """Return the lines of all comments, except those after a definition."""
     found = [
         text
         for location in file.source_code_info.location
@@ -31,7 +31,7 @@ def comments(file: FileDescriptorProto) -> set[str]:
 @pytest.mark.parametrize(
     "module", [common_pb2, queue_admin_pb2, email_pb2, payments_pb2, sms_pb2], ids=lambda module: module.__name__
 )
-def test_the_descriptor_file_is_that_of_the_generated_code(module: Any) -> None:
+def test_descriptor_file_matches_the_generated_code(module: Any) -> None:
     written = FileDescriptorSet.FromString(files("topsmile").joinpath("descriptors.binpb").read_bytes())
     (file,) = [file for file in written.file if file.name == module.DESCRIPTOR.name]
     assert comments(file) == set(re.findall(r"^ *// ?(.*?) *$", (PROTOS / file.name).read_text(), re.MULTILINE)) - {""}

@@ -1,4 +1,4 @@
-"""Every reason that the code raises is one that the contract documents, with the status that it documents for it."""
+"""Every reason that the code raises is in the contract, with its status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Raised(NamedTuple):
 
 
 def documented() -> dict[str, str]:
-    """Read the values of ErrorReason, and what the contract says of each."""
+    """Return the values of ErrorReason with their comments in the contract."""
     written = FileDescriptorSet.FromString(files("topsmile").joinpath("descriptors.binpb").read_bytes())
     (file,) = [file for file in written.file if file.name == "topsmile/common/v1/common.proto"]
     (number,) = [n for n, enum in enumerate(file.enum_type) if enum.name == "ErrorReason"]
@@ -46,7 +46,7 @@ def texts(node: ast.AST) -> list[str]:
 
 
 def named(module: ast.Module, variable: str) -> Iterator[str]:
-    """Name what a module assigns to a variable, or passes to a parameter of its own functions of that name."""
+    """Yield the texts that a module assigns to a variable or passes to a parameter of that name."""
     positions = {
         function.name: [*(each.arg for each in function.args.args if each.arg != "self"), variable].index(variable)
         for function in ast.walk(module)
@@ -68,7 +68,7 @@ def named(module: ast.Module, variable: str) -> Iterator[str]:
 
 
 def raised(module: ast.Module, place: str) -> Iterator[Raised]:
-    """Name the reasons that the module gives to errors, and those of the errors that it holds in tables."""
+    """Yield the reasons of the errors that a module raises or holds in tables."""
     calls = [node for node in ast.walk(module) if isinstance(node, ast.Call)]
     tables = [node.value for node in module.body if isinstance(node, ast.Assign | ast.AnnAssign) and node.value]
     for name in (node for value in tables for node in ast.walk(value) if isinstance(node, ast.Name)):
@@ -97,7 +97,7 @@ def everything_raised() -> list[Raised]:
 RAISED = everything_raised()
 
 
-def test_what_is_raised_is_found() -> None:
+def test_raised_reasons_are_found() -> None:
     reasons = {each.reason for each in RAISED}
 
     assert len(RAISED) > 60
@@ -105,15 +105,17 @@ def test_what_is_raised_is_found() -> None:
 
 
 @pytest.mark.parametrize("reason", sorted({each.reason for each in RAISED}))
-def test_a_reason_that_is_raised_is_documented_with_its_status(reason: str) -> None:
+def test_raised_reason_is_documented_with_its_status(reason: str) -> None:
     assert reason in DOCUMENTED, [each.place for each in RAISED if each.reason == reason]
-    told = DOCUMENTED[reason]
+    comment = DOCUMENTED[reason]
     over_grpc = [each for each in RAISED if each.reason == reason and each.place.startswith("services/")]
-    assert [each for each in over_grpc if each.code not in told and not told.startswith(" Of a message")] == [], told
+    assert [each for each in over_grpc if each.code not in comment and not comment.startswith(" Of a message")] == [], (
+        comment
+    )
 
 
 @pytest.mark.parametrize("reason", sorted(DOCUMENTED.keys() - {"UNSPECIFIED"}))
-def test_a_documented_reason_is_raised(reason: str) -> None:
+def test_documented_reason_is_raised(reason: str) -> None:
     assert reason in {each.reason for each in RAISED}
 
 
@@ -129,5 +131,5 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_reasons_are_found_however_they_are_given(source: str) -> None:
+def test_reason_in_every_form_is_found(source: str) -> None:
     assert SOURCES[source] in list(raised(ast.parse(source), "x"))

@@ -38,7 +38,7 @@ def over_the_wire(error: ServiceError) -> grpc.aio.AioRpcError:
 
 
 @pytest.mark.parametrize("kind", every_kind(), ids=lambda kind: kind.__name__)
-def test_every_error_comes_back_as_the_same_class_with_its_details(kind: type[ServiceError]) -> None:
+def test_every_error_is_rebuilt_as_the_same_class_with_its_details(kind: type[ServiceError]) -> None:
     sent = made(kind)
 
     back = from_rpc_error(over_the_wire(sent))
@@ -50,7 +50,7 @@ def test_every_error_comes_back_as_the_same_class_with_its_details(kind: type[Se
 
 
 @pytest.mark.parametrize("kind", every_kind(), ids=lambda kind: kind.__name__)
-def test_every_error_has_words_for_people_and_room_in_the_trailers(kind: type[ServiceError]) -> None:
+def test_every_error_has_a_localized_message_and_fits_the_trailers(kind: type[ServiceError]) -> None:
     status = to_status(made(kind))
 
     texts = [error_details_pb2.LocalizedMessage() for detail in status.details]
@@ -58,19 +58,19 @@ def test_every_error_has_words_for_people_and_room_in_the_trailers(kind: type[Se
     assert len(status.SerializeToString()) < 4096
 
 
-def test_a_hundred_violations_still_fit_into_the_trailers() -> None:
+def test_hundred_violations_fit_the_trailers() -> None:
     error = InvalidRequest([Violation(f"appointments[{n}].start_time", "está no passado " * 20) for n in range(100)])
 
     assert len(to_status(error).SerializeToString()) + len(to_status(error).message) < 6000
 
 
-def test_the_original_error_stays_at_home() -> None:
+def test_original_error_does_not_cross_the_wire() -> None:
     status = to_status(NotSent("twilio", RuntimeError("+5511912345678"), "twilio was not reached"))
 
     assert b"5511912345678" not in status.SerializeToString()
 
 
-def test_a_reason_only_one_service_knows_keeps_its_class() -> None:
+def test_unknown_reason_keeps_its_class() -> None:
     back = from_rpc_error(over_the_wire(ProviderRejected("stripe", None, "declined", reason="DECLINED")))
 
     assert (type(back), back.reason) == (ProviderRejected, "DECLINED")
@@ -79,20 +79,20 @@ def test_a_reason_only_one_service_knows_keeps_its_class() -> None:
 @pytest.mark.parametrize(
     ("reason", "definite"), [("OUTCOME_UNKNOWN", False), ("DEADLINE_TOO_SHORT", True), ("SOMETHING_NEW", True)]
 )
-def test_a_deadline_error_is_definite_unless_its_reason_is_outcome_unknown(reason: str, definite: bool) -> None:
+def test_deadline_error_is_definite_unless_its_reason_is_outcome_unknown(reason: str, definite: bool) -> None:
     sent = DeadlineExceeded("10 s are over", reason=reason)
     back = from_rpc_error(over_the_wire(sent))
 
     assert (type(back), back.reason, back.definite, sent.definite) == (DeadlineExceeded, reason, definite, definite)
 
 
-def test_an_unknown_reason_of_unavailable_promises_nothing() -> None:
+def test_unknown_reason_of_unavailable_is_outcome_unknown() -> None:
     back = from_rpc_error(over_the_wire(NotSent("stripe", None, "?", reason="SOMETHING_NEW")))
 
     assert type(back) is OutcomeUnknown
 
 
-def test_what_a_live_service_reports_does_not_count_against_it_but_a_broken_call_does() -> None:
+def test_reported_error_is_no_provider_fault_and_a_broken_call_is() -> None:
     reported = from_rpc_error(over_the_wire(OutcomeUnknown("stripe", None, "no answer")))
     broken = from_rpc_error(grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, details="reset"))
     bug = from_rpc_error(grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, details="internal error"))
@@ -101,7 +101,7 @@ def test_what_a_live_service_reports_does_not_count_against_it_but_a_broken_call
     assert [reported.definite, broken.definite, bug.definite] == [False, False, False]
 
 
-def test_details_of_another_domain_are_no_answer_of_ours() -> None:
+def test_details_of_another_domain_are_ignored() -> None:
     status = status_pb2.Status(code=5, message="x")
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason="NOT_FOUND", domain="example.com"))
     foreign = grpc.aio.AioRpcError(
@@ -111,7 +111,7 @@ def test_details_of_another_domain_are_no_answer_of_ours() -> None:
     assert type(from_rpc_error(foreign)) is OutcomeUnknown
 
 
-def test_the_picture_names_every_error() -> None:
+def test_docstring_names_every_error() -> None:
     drawn = errors.__doc__ or ""
 
     assert [kind.__name__ for kind in every_kind() if f"x {kind.__name__} " not in drawn] == []

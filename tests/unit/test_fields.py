@@ -1,4 +1,4 @@
-"""A request is read to its end, and everything wrong with it is told at once."""
+"""Parsing of requests, which reports all wrong fields together."""
 
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -36,14 +36,14 @@ def read(message: email_pb2.SendPaymentNoticeRequest) -> list[object]:
     return values
 
 
-def test_a_right_request_is_read_into_values() -> None:
+def test_valid_request_is_parsed_into_values() -> None:
     paid_at = datetime(2026, 3, 12, tzinfo=UTC)
 
     assert ["k", "SUCCEEDED", "ana@example.com.br", "", (15000, "BRL"), paid_at] == read(request())
 
 
 @pytest.mark.parametrize("key", ["notice:", "notice:pay_1:SUCCEEDED", " notice:x"])
-def test_a_notices_key_is_refused_for_anything_else(key: str) -> None:
+def test_notice_key_is_refused_for_other_requests(key: str) -> None:
     notice = request()
     notice.idempotency_key = key
     assert read(notice)[0] == key.strip()
@@ -56,7 +56,7 @@ def test_a_notices_key_is_refused_for_anything_else(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["notice", "Notice:1", "my-notice:1"])
-def test_a_key_that_only_resembles_a_notices_key_is_taken(key: str) -> None:
+def test_key_similar_to_a_notice_key_is_accepted(key: str) -> None:
     fields = Fields(email_pb2.SendAppointmentReminderRequest(idempotency_key=key))
 
     assert fields.key() == key
@@ -106,7 +106,7 @@ UNCLEAR_ZONES = [
 
 
 @pytest.mark.parametrize("name", ["Mars/Olympus", "../etc/passwd", "America", "America/", "x" * 65, *UNCLEAR_ZONES])
-def test_a_time_zone_that_is_not_a_place_s_is_refused(name: str) -> None:
+def test_time_zone_that_is_no_place_is_refused(name: str) -> None:
     fields = Fields(common.Appointment(time_zone=name))
 
     assert fields.zone("time_zone") == ZoneInfo("America/Sao_Paulo")
@@ -115,7 +115,7 @@ def test_a_time_zone_that_is_not_a_place_s_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["America/Noronha", "America/Argentina/Buenos_Aires", "Europe/Lisbon", "UTC"])
-def test_a_time_zone_of_a_place_is_read(name: str) -> None:
+def test_time_zone_of_a_place_is_accepted(name: str) -> None:
     fields = Fields(common.Appointment(time_zone=name))
 
     assert fields.zone("time_zone") == ZoneInfo(name)
@@ -123,7 +123,7 @@ def test_a_time_zone_of_a_place_is_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("seconds", [-62135596800, 253402300799, -1, 0, 946684799, 7258118400, -(2**63), 2**63 - 1])
-def test_a_time_outside_the_years_of_this_system_is_refused(seconds: int) -> None:
+def test_time_outside_the_allowed_years_is_refused(seconds: int) -> None:
     fields = Fields(common.Appointment(start_time=Timestamp(seconds=seconds)))
 
     assert fields.time("start_time") is None
@@ -148,7 +148,7 @@ def test_a_time_outside_the_years_of_this_system_is_refused(seconds: int) -> Non
         ("👩\u200d", "👩"),
     ],
 )
-def test_one_line_text_is_read_as_a_person_sees_it(typed: str, seen: str) -> None:
+def test_one_line_text_is_normalized(typed: str, seen: str) -> None:
     fields = Fields(email_pb2.Recipient(name=typed))
 
     assert fields.text("name", max_length=200) == seen
@@ -166,7 +166,7 @@ def test_one_line_text_is_read_as_a_person_sees_it(typed: str, seen: str) -> Non
         ("🫨 🪽", "🫨 🪽"),
     ],
 )
-def test_notes_keep_their_lines_and_their_emoji(typed: str, seen: str) -> None:
+def test_multiline_text_keeps_its_lines_and_emoji(typed: str, seen: str) -> None:
     fields = Fields(common.Appointment(notes=typed))
 
     assert fields.text("notes", max_length=1000, multiline=True) == seen
@@ -174,7 +174,7 @@ def test_notes_keep_their_lines_and_their_emoji(typed: str, seen: str) -> None:
 
 
 @pytest.mark.parametrize("garbage", ["a\0b", "\x1b[2J", "a\x7f", "\ufdd0", "x\U0010ffff", "\x1c"])
-def test_characters_that_nobody_can_see_or_type_are_refused(garbage: str) -> None:
+def test_unprintable_characters_are_refused(garbage: str) -> None:
     fields = Fields(common.Appointment(notes=f"a{garbage}b"))
 
     fields.text("notes", max_length=1000, multiline=True)
@@ -183,12 +183,12 @@ def test_characters_that_nobody_can_see_or_type_are_refused(garbage: str) -> Non
 
 
 @given(text(max_size=60))
-def test_normalizing_twice_changes_nothing(typed: str) -> None:
+def test_normalizing_twice_equals_once(typed: str) -> None:
     assert normalized(normalized(typed)) == normalized(typed)
 
 
 @pytest.mark.parametrize("typed", ["Ana\r\nBcc: todos@example.com", "Ana\rSouza", "Ana\u2028Souza"])
-def test_a_line_break_inside_one_line_text_is_refused(typed: str) -> None:
+def test_line_break_in_one_line_text_is_refused(typed: str) -> None:
     fields = Fields(email_pb2.Recipient(name=typed))
 
     fields.text("name", max_length=200)
@@ -196,7 +196,7 @@ def test_a_line_break_inside_one_line_text_is_refused(typed: str) -> None:
         fields.check()
 
 
-def test_reading_replaces_the_text_in_the_request_and_leaves_an_identifier_as_given() -> None:
+def test_normalized_text_is_stored_in_the_request_and_an_identifier_is_unchanged() -> None:
     message = common.Appointment(appointment_id="apt\u00ad 1", clinic="Clínica\u00a0Luz")
     fields = Fields(message)
 
@@ -217,7 +217,7 @@ def test_reading_replaces_the_text_in_the_request_and_leaves_an_identifier_as_gi
         ("\u200eana@example.com\u00a0", "ana@example.com"),
     ],
 )
-def test_an_address_has_the_ascii_form_of_its_domain(typed: str, address: str) -> None:
+def test_email_address_has_its_domain_in_ascii(typed: str, address: str) -> None:
     message = email_pb2.Recipient(address=typed)
     fields = Fields(message)
 

@@ -26,26 +26,26 @@ def keys(*names: str) -> Fingerprints:
     ],
 )
 @pytest.mark.parametrize("first", ["new", "old", "oldest"])
-def test_a_repeated_request_is_compared_under_the_key_that_its_fingerprint_names(
+def test_repeated_request_is_compared_under_the_key_of_its_fingerprint(
     first: str, change: dict[str, object], differing: list[str]
 ) -> None:
     stored = keys(first)(REQUEST).stored
-    asked = keys("new", "old", "oldest")({**REQUEST, **change})
+    repeated = keys("new", "old", "oldest")({**REQUEST, **change})
 
-    assert asked.differing(stored) == differing
-    assert stored.startswith(asked.stored.split(":")[0]) is (first == "new")
+    assert repeated.differing(stored) == differing
+    assert stored.startswith(repeated.stored.split(":")[0]) is (first == "new")
 
 
 @pytest.mark.parametrize("change", [{}, {"payer.tax_id": "11144477735"}, {"amount.amount_minor": 1}])
-def test_a_fingerprint_of_a_key_that_is_gone_never_refuses_a_repeated_request(change: dict[str, object]) -> None:
-    asked = keys("new")({**REQUEST, **change})
+def test_fingerprint_of_a_removed_key_refuses_no_request(change: dict[str, object]) -> None:
+    repeated = keys("new")({**REQUEST, **change})
 
-    assert asked.differing(keys("gone")(REQUEST).stored) == []
-    assert asked.differing(Fingerprints()(REQUEST).stored) == []
-    assert asked.differing('{"payer.tax_id":"0123"}') == []  # as it was before keys had names
+    assert repeated.differing(keys("gone")(REQUEST).stored) == []
+    assert repeated.differing(Fingerprints()(REQUEST).stored) == []
+    assert repeated.differing('{"payer.tax_id":"0123"}') == []  # as it was before keys had names
 
 
-def test_another_request_under_a_key_is_refused_with_the_fields_that_differ() -> None:
+def test_another_request_under_a_key_is_refused_with_the_differing_fields() -> None:
     fingerprints = keys("new")
 
     fingerprints(REQUEST).check(fingerprints(REQUEST).stored)
@@ -56,7 +56,7 @@ def test_another_request_under_a_key_is_refused_with_the_fields_that_differ() ->
 
 
 @pytest.mark.parametrize("guessed", ["topsmile", "", "0123456789abcdef"])
-def test_a_cpf_cannot_be_found_without_the_installation_s_key(guessed: str) -> None:
+def test_cpf_cannot_be_found_without_the_key(guessed: str) -> None:
     for stored in (Fingerprints()(REQUEST).stored, keys("new")(REQUEST).stored):
         found = hmac.new(guessed.encode(), repr("52998224725").encode(), hashlib.sha256).hexdigest()
 
@@ -64,5 +64,5 @@ def test_a_cpf_cannot_be_found_without_the_installation_s_key(guessed: str) -> N
         assert "52998224725" not in stored
 
 
-def test_two_processes_without_a_key_have_different_ones() -> None:
+def test_processes_without_a_key_have_different_random_keys() -> None:
     assert Fingerprints()(REQUEST).stored != Fingerprints()(REQUEST).stored

@@ -27,15 +27,19 @@ def restored_logging() -> Iterator[None]:
     root.handlers[:], root.level = handlers, level
 
 
-def test_a_line_is_one_json_object_that_joins_its_story(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_line_is_one_json_object_with_the_correlation_id(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("sms", "INFO")
-    with context.restored(f"story-1 00-{'a' * 32}-{'b' * 16}-01"):
+    with context.restored(f"request-1 00-{'a' * 32}-{'b' * 16}-01"):
         structlog.get_logger().info("job", queue="sms", outcome="done")
 
     line = json.loads(capsys.readouterr().out)
-    assert {"event": "job", "process": "sms", "level": "info", "queue": "sms", "correlation_id": "story-1"}.items() <= (
-        line.items()
-    )
+    assert {
+        "event": "job",
+        "process": "sms",
+        "level": "info",
+        "queue": "sms",
+        "correlation_id": "request-1",
+    }.items() <= (line.items())
     assert line["trace_id"] == "a" * 32
     assert "span_id" not in line
 
@@ -49,7 +53,7 @@ def test_a_line_is_one_json_object_that_joins_its_story(capsys: pytest.CaptureFi
         ("appointment-7", f"00-{'c' * 32}-{'d' * 16}-00", "appointment-7", "c" * 32),
     ],
 )
-def test_line_tells_the_trace_only_where_it_is_not_the_correlation_id(
+def test_log_line_has_the_trace_only_where_it_differs_from_the_correlation_id(
     capsys: pytest.CaptureFixture[str], offered: str, parent: str, correlation_id: str | None, trace_id: str | None
 ) -> None:
     logs.configure("sms", "INFO")
@@ -65,7 +69,7 @@ def test_line_tells_the_trace_only_where_it_is_not_the_correlation_id(
     }  # fmt: skip
 
 
-def test_the_libraries_speak_the_same_way_and_the_loquacious_are_silenced(capsys: pytest.CaptureFixture[str]) -> None:
+def test_library_logs_have_the_same_form_and_noisy_ones_are_silenced(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("email", "DEBUG")
     logging.getLogger("python_http_client").info("POST body: ana@example.com")
     logging.getLogger("twilio.http_client").info("To: +5511912345678")
@@ -76,7 +80,7 @@ def test_the_libraries_speak_the_same_way_and_the_loquacious_are_silenced(capsys
     assert json.loads(line)["logger"] == "somebody"
 
 
-def test_of_an_exception_the_classes_and_frames_are_told_but_never_the_text(
+def test_exception_is_logged_by_classes_and_frames_without_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("sms", "INFO")
@@ -89,16 +93,16 @@ def test_of_an_exception_the_classes_and_frames_are_told_but_never_the_text(
         structlog.get_logger().error("rpc", exc_info=error)
         logging.getLogger("somebody").exception("again")
 
-    told = capsys.readouterr().out
-    first, second = map(json.loads, told.splitlines())
+    output = capsys.readouterr().out
+    first, second = map(json.loads, output.splitlines())
     assert first["exception"] == second["exception"] == ["KeyError", "ValueError"]
     assert "test_logs.py" in first["frames"][-1]
-    assert "ana@example.com" not in told
-    assert "91234" not in told
+    assert "ana@example.com" not in output
+    assert "91234" not in output
 
 
-def test_a_log_that_nobody_reads_any_more_stops_nobodys_work() -> None:
-    """The supervisor that read it was killed: the pipe is broken."""
+def test_closed_log_pipe_does_not_stop_the_process() -> None:
+    """The pipe is broken when the supervisor that reads it is killed."""
     reader, writer = os.pipe()
     os.close(reader)
     broken = os.fdopen(writer, "w", buffering=1)
@@ -114,7 +118,7 @@ def test_a_log_that_nobody_reads_any_more_stops_nobodys_work() -> None:
 
 @pytest.fixture
 def file_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Stand in for a disk with so many bytes left: the kernel takes part of a write, as a full disk does."""
+    """A disk with a number of bytes left, which takes a part of the last write."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
@@ -129,7 +133,7 @@ def file_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 @pytest.mark.parametrize("mode", ["w", "a"])
 @pytest.mark.parametrize("left", [1, 150, 999, 1_024])
-def test_line_on_a_full_disk_is_whole_or_absent(file_of: Callable[[int], Path], left: int, mode: str) -> None:
+def test_log_line_on_a_full_disk_is_whole_or_absent(file_of: Callable[[int], Path], left: int, mode: str) -> None:
     line = json.dumps({"event": "job", "of": "x" * 80}) + "\n"
     path = file_of(left)
     with path.open(mode) as file:

@@ -1,4 +1,4 @@
-"""Rules of retrying: what is repeated, how often, and when not."""
+"""Which errors are retried, how often, and when not."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from services.chassis.outbound.retry import Retry, RetryBudget
 
 
 class FakeProvider:
-    """Fails with each error in turn, then answers; asked too often, it answers again."""
+    """A provider that fails with each error in turn, then succeeds."""
 
     def __init__(self, *errors: BaseException) -> None:
         self.errors = list(errors)
@@ -41,14 +41,14 @@ def retry() -> Retry:
     return Retry(initial_backoff=0.001, max_backoff=0.01)
 
 
-async def test_what_was_not_sent_is_sent_again(retry: Retry) -> None:
+async def test_not_sent_is_retried(retry: Retry) -> None:
     provider = FakeProvider(not_sent(), not_sent())
 
     assert await retry.call(provider.send, "hello") == "sent hello"
     assert provider.calls == 3
 
 
-async def test_after_the_last_attempt_the_error_itself_is_raised(retry: Retry) -> None:
+async def test_last_attempt_raises_its_error(retry: Retry) -> None:
     provider = FakeProvider(not_sent(), not_sent(), last := not_sent())
 
     with pytest.raises(NotSent) as raised:
@@ -58,7 +58,7 @@ async def test_after_the_last_attempt_the_error_itself_is_raised(retry: Retry) -
     assert provider.calls == 3
 
 
-async def test_an_unknown_outcome_is_not_repeated_unless_the_call_says_that_it_is_safe(retry: Retry) -> None:
+async def test_outcome_unknown_is_retried_only_where_the_call_allows_it(retry: Retry) -> None:
     provider = FakeProvider(lost())
     with pytest.raises(OutcomeUnknown):
         await retry.call(provider.send, "hello")
@@ -69,7 +69,7 @@ async def test_an_unknown_outcome_is_not_repeated_unless_the_call_says_that_it_i
     assert provider.calls == 2
 
 
-async def test_bugs_are_not_repeated(retry: Retry) -> None:
+async def test_bug_is_not_retried(retry: Retry) -> None:
     provider = FakeProvider(KeyError("sid"))
     with pytest.raises(KeyError):
         await retry.call(provider.send, "hello")
@@ -77,7 +77,7 @@ async def test_bugs_are_not_repeated(retry: Retry) -> None:
     assert provider.calls == 1
 
 
-async def test_cancelling_ends_an_attempt_and_a_wait_alike() -> None:
+async def test_cancellation_ends_an_attempt_and_a_wait() -> None:
     async def for_ever() -> None:
         await asyncio.Event().wait()
 
@@ -91,7 +91,7 @@ async def test_cancelling_ends_an_attempt_and_a_wait_alike() -> None:
     assert provider.calls == 1
 
 
-async def test_retry_after_is_waited_out(retry: Retry) -> None:
+async def test_retry_after_is_respected(retry: Retry) -> None:
     provider = FakeProvider(throttled(0.2))
     started = time.monotonic()
 
@@ -100,7 +100,7 @@ async def test_retry_after_is_waited_out(retry: Retry) -> None:
     assert 0.2 <= time.monotonic() - started < 0.5
 
 
-async def test_a_retry_after_beyond_the_deadline_ends_the_call_at_once(retry: Retry) -> None:
+async def test_retry_after_beyond_the_deadline_raises_at_once(retry: Retry) -> None:
     provider = FakeProvider(throttled(2))
     started = time.monotonic()
     with deadline.within(1), pytest.raises(ProviderThrottled):
@@ -110,13 +110,13 @@ async def test_a_retry_after_beyond_the_deadline_ends_the_call_at_once(retry: Re
     assert provider.calls == 1
 
 
-async def test_without_a_deadline_nobody_waits_for_an_hour(retry: Retry) -> None:
+async def test_retry_without_deadline_is_limited(retry: Retry) -> None:
     provider = FakeProvider(throttled(3600))
     with pytest.raises(ProviderThrottled):
         await asyncio.wait_for(retry.call(provider.send, "hello"), 1)
 
 
-async def test_waits_are_anywhere_between_nothing_and_the_doubling_limit() -> None:
+async def test_backoff_is_between_zero_and_the_doubling_limit() -> None:
     waits: list[float] = []
 
     async def call() -> None:
@@ -133,7 +133,7 @@ async def test_waits_are_anywhere_between_nothing_and_the_doubling_limit() -> No
     assert max(pauses) > 0.01
 
 
-async def test_an_empty_budget_ends_retries_and_successes_fill_it_again() -> None:
+async def test_empty_budget_stops_retries_and_successes_refill_it() -> None:
     budget = RetryBudget(ratio=0.5, max_tokens=1)
     retry = Retry(budget=budget, initial_backoff=0.001, max_backoff=0.001)
     first, second, third = FakeProvider(not_sent()), FakeProvider(not_sent()), FakeProvider(not_sent())
@@ -148,7 +148,7 @@ async def test_an_empty_budget_ends_retries_and_successes_fill_it_again() -> Non
     assert (first.calls, second.calls, third.calls) == (2, 1, 2)
 
 
-async def test_three_layers_of_retries_do_not_multiply_an_outage() -> None:
+async def test_three_layers_of_retries_do_not_multiply() -> None:
     calls = 0
 
     async def down() -> None:

@@ -30,7 +30,7 @@ def test_defaults_belong_to_the_process(complete: pytest.MonkeyPatch) -> None:
     assert settings.database_url == "sqlite:///var/sms.db"
 
 
-def test_own_names_carry_the_prefix_and_shared_ones_do_not(complete: pytest.MonkeyPatch) -> None:
+def test_own_variables_have_the_prefix_and_shared_ones_do_not(complete: pytest.MonkeyPatch) -> None:
     complete.setenv("SMS_LISTEN", "[::1]:0")
     complete.setenv("LISTEN", "127.0.0.1:1")
     complete.setenv("LOG_LEVEL", "WARNING")
@@ -38,7 +38,7 @@ def test_own_names_carry_the_prefix_and_shared_ones_do_not(complete: pytest.Monk
     assert (load(Settings).listen, load(Settings).log_level) == (Address("::1", 0), "WARNING")
 
 
-def test_a_secret_may_come_from_a_file_and_several_may_be_valid(complete: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_secrets_are_read_from_a_file_and_several_are_valid(complete: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("old,new\n")
     complete.delenv("TWILIO_AUTH_TOKEN")
     complete.setenv("TWILIO_AUTH_TOKEN_FILE", str(tmp_path / "token"))
@@ -46,13 +46,13 @@ def test_a_secret_may_come_from_a_file_and_several_may_be_valid(complete: pytest
     assert [secret.get_secret_value() for secret in load(Settings).twilio_auth_token] == ["old", "new"]
 
 
-def test_the_environment_goes_before_the_file(complete: pytest.MonkeyPatch) -> None:
+def test_variable_takes_precedence_over_its_file(complete: pytest.MonkeyPatch) -> None:
     complete.setenv("TWILIO_AUTH_TOKEN_FILE", "/does/not/exist")
 
     assert load(Settings).twilio_auth_token == (SecretStr("first"), SecretStr("second"))
 
 
-def test_all_problems_are_told_at_once_by_name_and_without_values(
+def test_all_errors_are_reported_together_by_name_without_values(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SMS_AUTH_TOKENS", "very-secret")
@@ -65,16 +65,16 @@ def test_all_problems_are_told_at_once_by_name_and_without_values(
     with pytest.raises(SystemExit) as left:
         load(Settings)
 
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert left.value.code == 2
-    assert sorted(line.split(":")[0] for line in told.splitlines()) == [
+    assert sorted(line.split(":")[0] for line in output.splitlines()) == [
         "SMS_AUTH_TOKENS", "SMS_CALLER_LIMIT", "SMS_LISTEN", "TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN", "TWILIO_TIMEOUT"
     ]  # fmt: skip
-    assert "very-secret" not in told
+    assert "very-secret" not in output
 
 
 def problems(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """Load settings that are wrong: what is said, by the variable's name."""
+    """Load wrong settings, and return the messages by variable."""
     with pytest.raises(SystemExit) as left:
         load(Settings)
     assert left.value.code == 2
@@ -85,7 +85,7 @@ def problems(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     ("given", "named"),
     [("SMS_TLS_CERT", "SMS_TLS_KEY"), ("SMS_TLS_KEY", "SMS_TLS_KEY"), ("SMS_TLS_CLIENT_CA", "SMS_TLS_CLIENT_CA")],
 )
-def test_half_a_tls_setting_is_refused(
+def test_incomplete_tls_settings_are_refused(
     complete: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str, named: str
 ) -> None:
     complete.setenv(given, __file__)
@@ -125,7 +125,7 @@ def test_half_a_tls_setting_is_refused(
         ("LOG_LEVEL", "LOUD"),
     ],
 )
-def test_a_setting_that_is_out_of_its_range_is_named(
+def test_setting_out_of_range_is_named(
     complete: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
 ) -> None:
     complete.setenv(name, value)
@@ -141,7 +141,7 @@ def test_a_setting_that_is_out_of_its_range_is_named(
         ("::1:80", Address("::1", 80)),
     ],
 )
-def test_an_address_may_be_of_either_family_or_a_name(value: str, address: Address) -> None:
+def test_address_is_ipv4_ipv6_or_a_name(value: str, address: Address) -> None:
     tokens = f"clinic:read:{hashlib.sha256(b't').hexdigest()}"
     given = {
         "fingerprint_keys": "k" * 16,
@@ -155,17 +155,17 @@ def test_an_address_may_be_of_either_family_or_a_name(value: str, address: Addre
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:1", "[::]:1", "10.1.2.3:1", "sms.internal:1"])
-def test_a_listener_off_loopback_needs_callers(
+def test_listener_off_loopback_needs_tokens(
     complete: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], listen: str
 ) -> None:
     complete.setenv("SMS_LISTEN", listen)
 
-    told = problems(capsys)
-    assert listen in told["SMS_AUTH_TOKENS"]
-    assert "SMS_FINGERPRINT_KEYS" in told
+    reported = problems(capsys)
+    assert listen in reported["SMS_AUTH_TOKENS"]
+    assert "SMS_FINGERPRINT_KEYS" in reported
 
 
-def test_rules_between_settings_are_told_in_the_same_round_as_the_rest(
+def test_rules_between_settings_are_reported_with_the_others(
     complete: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     complete.setenv("SMS_LISTEN", "0.0.0.0:50053")
@@ -178,7 +178,7 @@ def test_rules_between_settings_are_told_in_the_same_round_as_the_rest(
     }  # fmt: skip
 
 
-def test_client_certificates_need_entries_that_say_who_they_are(
+def test_client_certificates_need_token_entries(
     complete: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("SMS_TLS_CERT", "SMS_TLS_KEY", "SMS_TLS_CLIENT_CA"):
@@ -187,7 +187,7 @@ def test_client_certificates_need_entries_that_say_who_they_are(
     assert "san=" in problems(capsys)["SMS_AUTH_TOKENS"]
 
 
-def test_settings_neither_change_nor_print_secrets(complete: pytest.MonkeyPatch) -> None:
+def test_settings_are_frozen_and_print_no_secrets(complete: pytest.MonkeyPatch) -> None:
     complete.setenv("SMS_DATABASE_URL", "postgresql://sms:hunter2@localhost/sms")
     settings = load(Settings)
 

@@ -1,4 +1,4 @@
-"""What is wrong with a field is said by one table, in two languages."""
+"""The rules for fields, with messages in two languages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def places(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("rule", Rule, ids=lambda rule: rule.name)
-def test_a_rule_has_a_reason_and_whole_sentences_in_both_languages(rule: Rule) -> None:
+def test_rule_has_a_reason_and_sentences_in_both_languages(rule: Rule) -> None:
     assert re.fullmatch("[A-Z][A-Z0-9_]+[A-Z0-9]", rule.name)
     assert len(rule.name) <= 63
     assert places(rule.portuguese) <= places(rule.english)
@@ -37,15 +37,15 @@ def test_a_rule_has_a_reason_and_whole_sentences_in_both_languages(rule: Rule) -
     assert rule.portuguese[-1] in ".}"
 
 
-def test_every_rule_is_a_documented_reason_of_the_contract() -> None:
-    """A rule that is missing here is added at the end of ViolationReason in common.proto."""
+def test_rule_is_documented_in_the_contract() -> None:
+    """Add a missing rule at the end of ViolationReason in common.proto."""
     documented = {name.removeprefix("VIOLATION_REASON_") for name in common.ViolationReason.keys()}  # noqa: SIM118 - no dict
 
     assert {rule.name for rule in Rule} == documented - {"UNSPECIFIED"}
 
 
 @pytest.mark.parametrize("rule", Rule, ids=lambda rule: rule.name)
-def test_a_violation_crosses_the_wire_with_its_reason_and_its_portuguese(rule: Rule) -> None:
+def test_violation_crosses_the_wire_with_reason_and_portuguese(rule: Rule) -> None:
     violation = rule.at("appointment.notes", **dict.fromkeys(places(rule.english), "7"))
 
     (sent,) = violations(InvalidRequest([violation]))
@@ -55,7 +55,7 @@ def test_a_violation_crosses_the_wire_with_its_reason_and_its_portuguese(rule: R
 
 
 @pytest.mark.parametrize("count", [1, 12, 40, 500])
-def test_violations_beyond_the_room_are_counted_and_none_is_cut(count: int) -> None:
+def test_violations_that_do_not_fit_are_counted_and_none_is_cut(count: int) -> None:
     rules = [Rule.TOO_LONG.at(f"appointments[{n}].notes", limit=1000, length=4711) for n in range(count)]
 
     sent = violations(InvalidRequest(rules))
@@ -68,7 +68,7 @@ def test_violations_beyond_the_room_are_counted_and_none_is_cut(count: int) -> N
 
 
 @pytest.mark.parametrize("given", ["OTHER", "UNSPECIFIED", "PAYMENT_METHOD_OTHER", "BITCOIN", 7, ""])
-def test_an_enum_over_http_names_legal_values_only(given: object) -> None:
+def test_enum_over_http_names_allowed_values_only(given: object) -> None:
     wrong: list[Violation] = []
 
     fill(payments_pb2.CreatePaymentRequest(), {"methods": [given]}, wrong)
@@ -78,7 +78,7 @@ def test_an_enum_over_http_names_legal_values_only(given: object) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 5, 99, -1])
-def test_an_enum_over_grpc_names_legal_values_only(number: int) -> None:
+def test_enum_over_grpc_names_allowed_values_only(number: int) -> None:
     fields = Fields(payments_pb2.CreatePaymentRequest())
 
     fields.choice("methods", value=number)
@@ -88,7 +88,7 @@ def test_an_enum_over_grpc_names_legal_values_only(number: int) -> None:
 
 
 @pytest.mark.parametrize("seconds", [-62_135_596_800, 253_402_300_799, 946_684_799, 7_258_118_400, 10**17, -(10**17)])
-def test_a_time_outside_the_years_2000_to_2199_is_named(seconds: int) -> None:
+def test_time_outside_the_years_2000_to_2199_is_named(seconds: int) -> None:
     request = sms_pb2.SendSmsRequest()
     request.send_time.seconds = seconds
     fields = Fields(request)
@@ -99,7 +99,7 @@ def test_a_time_outside_the_years_2000_to_2199_is_named(seconds: int) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 3660 * 86_400 + 1, 315_576_000_000, 10**18, -(10**18)])
-def test_a_duration_that_is_not_up_to_ten_years_is_named(seconds: int) -> None:
+def test_duration_beyond_ten_years_is_named(seconds: int) -> None:
     request = sms_pb2.SendAppointmentReminderRequest()
     request.before.seconds = seconds
     fields = Fields(request)
@@ -120,14 +120,14 @@ def test_a_duration_that_is_not_up_to_ten_years_is_named(seconds: int) -> None:
         (60_000.0, "em um dia"),
     ],
 )
-def test_words_for_people_fit_the_wait(seconds: float, words: str) -> None:
+def test_localized_message_matches_the_wait(seconds: float, words: str) -> None:
     message = error_details_pb2.LocalizedMessage()
 
     assert any(detail.Unpack(message) for detail in to_status(Throttled("later", retry_after=seconds)).details)
     assert message.message == f"Há muitos pedidos agora. Tente de novo {words}."
 
 
-def test_an_unknown_outcome_says_when_to_ask_again() -> None:
+def test_outcome_unknown_has_a_retry_after() -> None:
     retry = error_details_pb2.RetryInfo()
 
     assert any(detail.Unpack(retry) for detail in to_status(OutcomeUnknown("stripe", None, "no answer")).details)
