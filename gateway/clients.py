@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from gateway.settings import Settings, Target
 from services.chassis import context
 from services.chassis.errors import CredentialsRefused, PermissionDenied, Unauthenticated
-from services.chassis.log_response import log_response
+from services.chassis.logs import log_response
 from services.chassis.outbound import deadline
 from services.chassis.outbound.breaker import CircuitBreaker
 from services.chassis.rpc.error_details import from_rpc_error

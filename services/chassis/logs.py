@@ -17,12 +17,21 @@ from types import TracebackType
 from typing import Any, TextIO, cast
 
 import structlog
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 from structlog.typing import EventDict, Processor
 
 from services.chassis import context
 
 # These log requests and bodies at INFO and DEBUG.
 NOISY_LOGGERS = ("python_http_client", "twilio", "stripe", "aiohttp", "asyncio", "urllib3", "uvicorn", "grpc")
+
+#: Ids of a response that its log line shows.
+IDS = frozenset({"payment_id", "email_id", "sms_id", "event_id", "subject"})
+#: Characters. Longer ids are hashes that the gateway makes of events without an id, and identify nothing.
+MAX_ID_LENGTH = 60
+#: Field → the enum's prefix, which the log omits, and the key in the log. `outcome` alone is a job's.
+ENUMS = {"status": ("STATUS_", "status"), "outcome": ("OUTCOME_", "event_outcome")}
 
 #: Without tokens every caller has this name, so the log omits it.
 ANONYMOUS = ("caller", "local")
@@ -124,3 +133,28 @@ def add_exception(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 def _frames(trace: TracebackType | None) -> list[str]:
     return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(trace)][-12:]
+
+
+def log_response(message: Message) -> None:
+    """Add the fields of a response and of the messages in it to the log line. A list counts if it has one element."""
+    context.note(**_fields(message))
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE and not _is_map(field):
+            one: Any = value if isinstance(value, Message) else value[0] if len(value) == 1 else None
+            if isinstance(one, Message):
+                context.note(**_fields(one))
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
+def _fields(message: Message) -> dict[str, str]:
+    found = {}
+    for field, value in message.ListFields():
+        if field.name in IDS and len(value) <= MAX_ID_LENGTH:
+            found[field.name] = value
+        elif field.name in ENUMS and field.enum_type and value in field.enum_type.values_by_number:
+            prefix, key = ENUMS[field.name]
+            found[key] = field.enum_type.values_by_number[value].name.rpartition(prefix)[2]
+    return found

@@ -148,13 +148,11 @@ class CircuitBreaker:
         window: float = 30.0,
         open_for: float = 60.0,
         max_open_for: float = 600.0,
-        slow_after: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.max_failures, self.failure_rate, self.minimum_calls = max_failures, failure_rate, minimum_calls
         self.window, self.open_for, self.max_open_for = window, open_for, max_open_for
-        self.slow_after = slow_after  #: Seconds; a call that takes longer counts as failed, whatever it returns.
         self.clock = clock
         self.next_period = open_for
         self.generation: _Generation = _Closed(self)
@@ -171,7 +169,7 @@ class CircuitBreaker:
             raise BreakerOpen(f"{self.name} was not called: its circuit is open", retry_after=self.retry_after())
         if isinstance(self.generation, _Open):
             self.half_open()
-        generation, started = self.generation, self.clock()
+        generation = self.generation
         generation.before_call(function)
         failed: bool | None = None  # a cancelled call says nothing
         try:
@@ -183,8 +181,6 @@ class CircuitBreaker:
         else:
             return result
         finally:
-            if failed is False and self.slow_after is not None:
-                failed = self.clock() - started > self.slow_after
             generation.after_call()
             if failed is not None and self.generation is generation:
                 generation.on_failure(None) if failed else generation.on_success()

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 
 from services.chassis import context, metrics
 from services.chassis.errors import DeadlineExceeded, InvalidRequest, ServiceError, Throttled
-from services.chassis.log_response import log_response
+from services.chassis.logs import log_response
 from services.chassis.outbound import deadline
 from services.chassis.rpc import authentication
 from services.chassis.rpc.error_details import DETAILS_KEY, to_status

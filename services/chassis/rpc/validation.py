@@ -154,11 +154,11 @@ class Fields:
         value: str = getattr(self._message, field).strip()
         return self._checked(field, value, min_length=int(required), max_length=max_length)
 
-    def reference(self, oneof: str = "reference") -> tuple[str, str]:
-        """Return the field of a required oneof that is set, and its identifier."""
-        field = self._message.WhichOneof(oneof)
+    def reference(self) -> tuple[str, str]:
+        """Return the field of the required oneof `reference` that is set, and its identifier."""
+        field = self._message.WhichOneof("reference")
         if field is None:
-            self.wrong(oneof, Rule.REQUIRED)
+            self.wrong("reference", Rule.REQUIRED)
             return "", ""
         return field, self.identifier(field)
 
