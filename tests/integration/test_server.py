@@ -183,6 +183,10 @@ SYMBOLS = {
     "topsmile.common.v1.Money.currency": "topsmile/common/v1/common.proto",
     "topsmile.common.v1.ERROR_REASON_SHEDDING": "topsmile/common/v1/common.proto",
     "topsmile.common.v1.ErrorReason.ERROR_REASON_SHEDDING": "topsmile/common/v1/common.proto",
+    "topsmile.sms.v1.GetSmsRequest.sms_id": "topsmile/sms/v1/sms.proto",
+    "topsmile.sms.v1.GetSmsRequest": "topsmile/sms/v1/sms.proto",
+    "topsmile.sms.v1.CancelSmsRequest.reference": "topsmile/sms/v1/sms.proto",
+    "grpc.health.v1.HealthCheckResponse.ServingStatus.SERVING": "grpc_health/v1/health.proto",
     "google.protobuf.Timestamp": "google/protobuf/timestamp.proto",
     "google.rpc.BadRequest.FieldViolation": "google/rpc/error_details.proto",
     "grpc.health.v1.Health.Check": "grpc_health/v1/health.proto",
@@ -191,7 +195,7 @@ SYMBOLS = {
 }
 
 
-@pytest.mark.parametrize("symbol", [*SYMBOLS, "no.Such", "topsmile.sms.v1.SmsService.NoMethod", "", "."])
+@pytest.mark.parametrize("symbol", [*SYMBOLS, "no.Such", "topsmile.sms.v1.SmsService.NoMethod", "a..b", "", "."])
 async def test_reflection_finds_services_methods_messages_fields_and_values_with_their_comments(symbol: str) -> None:
     async with answered(FakeStore()) as (channel, _):
         call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()

@@ -18,7 +18,7 @@ class RetryBudget:
     """
     A token bucket for retries: a successful call adds `ratio` of a token, a retry takes one.
 
-    In a full outage each layer makes `max_tokens` retries in total and then passes the errors on, so that retries of
+    In a full outage each layer makes `max_tokens` retries in total and then passes the errors on. So the retries of
     several layers do not multiply.
     """
 

@@ -8,19 +8,15 @@ Python.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pool
-from google.protobuf.descriptor_pb2 import (
-    DescriptorProto,
-    EnumDescriptorProto,
-    FileDescriptorProto,
-    FileDescriptorSet,
-)
+from google.protobuf import descriptor_pool, text_format
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
 V1ALPHA, V1 = "grpc.reflection.v1alpha", "grpc.reflection.v1"
@@ -106,8 +102,12 @@ class Descriptors:
         return {file.name: file for file in [*written.file, _version_1_file()]}
 
     @cached_property
-    def _owners(self) -> dict[str, str]:
-        return {symbol: file.name for file in self._files.values() for symbol in _symbols(file)}
+    def _pools(self) -> tuple[Any, Any]:
+        """Return a pool of the files, and the pool of the generated Python, which holds the others."""
+        pool: Any = descriptor_pool.DescriptorPool()
+        for file in self._files.values():
+            pool.Add(file)
+        return pool, descriptor_pool.Default()
 
     def file(self, name: str) -> FileDescriptorProto:
         """Return the file with that name. Raises KeyError."""
@@ -117,15 +117,25 @@ class Descriptors:
 
     def file_of(self, symbol: str) -> FileDescriptorProto:
         """Return the file that defines a service, method, message, field, enum or value. Raises KeyError."""
-        if symbol in self._owners:
-            return self._files[self._owners[symbol]]
-        try:
-            file = _copy(descriptor_pool.Default().FindFileContainingSymbol(symbol))
-        except KeyError:  # the pool finds no methods
-            file = _copy(descriptor_pool.Default().FindFileContainingSymbol(symbol.rpartition(".")[0]))
-        if symbol not in _symbols(file):
-            raise KeyError(symbol)
-        return file
+        for pool in self._pools:
+            with suppress(KeyError):
+                return self.file(_file_name(pool, symbol))
+        raise KeyError(symbol)
+
+
+def _file_name(pool: Any, symbol: str) -> str:
+    scope, _, name = symbol.rpartition(".")
+    finders: tuple[Callable[[], str], ...] = (
+        lambda: pool.FindFileContainingSymbol(symbol).name,
+        lambda: pool.FindMethodByName(symbol).containing_service.file.name,
+        lambda: pool.FindOneofByName(symbol).containing_type.file.name,
+        # The full name of a value lies beside its enum, but people look below it.
+        lambda: pool.FindEnumTypeByName(scope).values_by_name[name].type.file.name,
+    )
+    for find in finders:
+        with suppress(KeyError):
+            return find()
+    raise KeyError(symbol)
 
 
 def _copy(file: Any) -> FileDescriptorProto:
@@ -134,43 +144,5 @@ def _copy(file: Any) -> FileDescriptorProto:
 
 def _version_1_file() -> FileDescriptorProto:
     """Return the file of reflection version 1. grpcio-reflection has 1alpha only, which differs by name only."""
-    made: Any = _copy(pb.DESCRIPTOR)
-    made.name, made.package = made.name.replace("v1alpha", "v1"), V1
-    for field in (field for message in made.message_type for field in message.field):
-        field.type_name = field.type_name.replace(V1ALPHA, V1)
-    for method in (method for service in made.service for method in service.method):
-        method.input_type = method.input_type.replace(V1ALPHA, V1)
-        method.output_type = method.output_type.replace(V1ALPHA, V1)
-    return cast("FileDescriptorProto", made)
-
-
-def _symbols(file: FileDescriptorProto) -> Iterator[str]:
-    """Yield the full name of everything that a file defines."""
-    package = f"{file.package}." if file.package else ""
-    for message in file.message_type:
-        yield from _of_message(package, message)
-    for enum in file.enum_type:
-        yield from _of_enum(package, enum)
-    for service in file.service:
-        yield f"{package}{service.name}"
-        yield from (f"{package}{service.name}.{method.name}" for method in service.method)
-    yield from (f"{package}{extension.name}" for extension in file.extension)
-
-
-def _of_message(scope: str, message: DescriptorProto) -> Iterator[str]:
-    name = f"{scope}{message.name}"
-    yield name
-    for parts in (message.field, message.oneof_decl, message.extension):
-        yield from (f"{name}.{part.name}" for part in parts)
-    for nested in message.nested_type:
-        yield from _of_message(f"{name}.", nested)
-    for enum in message.enum_type:
-        yield from _of_enum(f"{name}.", enum)
-
-
-def _of_enum(scope: str, enum: EnumDescriptorProto) -> Iterator[str]:
-    """Yield a value both beside its enum, which is its full name, and below it, where people look."""
-    yield f"{scope}{enum.name}"
-    for value in enum.value:
-        yield f"{scope}{value.name}"
-        yield f"{scope}{enum.name}.{value.name}"
+    text = text_format.MessageToString(_copy(pb.DESCRIPTOR))
+    return text_format.Parse(text.replace("v1alpha", "v1"), FileDescriptorProto())
