@@ -55,7 +55,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             database, Queue(store.QUEUE, sender.handle, store.on_discarded, rate_limit=rate_limit), breaker.capacity
         )
         changes, fingerprints = ChangeLog(database), Fingerprints(settings.fingerprint_keys)
-        servicer = PaymentServicer(database, worker, provider, changes, fingerprints, livemode=settings.livemode)
+        servicer = PaymentServicer(database, worker, sender, changes, fingerprints, livemode=settings.livemode)
         admin = PaymentAdminServicer(database, worker, sender, changes, livemode=settings.livemode)
         package = "topsmile.payments.v1"
         services = [

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -35,8 +35,10 @@ EVENT_RETENTION = 35 * DAY
 
 COUNT = "UPDATE change_counter SET number = number + 1 WHERE id = 1 RETURNING number"
 APPEND = """
-    INSERT INTO payment_change (number, token, caller, previous_status, record, changed_at, correlation_id)
-    VALUES (:number, CAST(random() AS TEXT), :caller, :previous_status, :record, :changed_at, :correlation_id)
+    INSERT INTO payment_change (number, token, caller, payment_id, appointment_id, previous_status, record, changed_at,
+        correlation_id)
+    VALUES (:number, CAST(random() AS TEXT), :caller, :payment_id, :appointment_id, :previous_status, :record,
+        :changed_at, :correlation_id)
 """
 BOUNDS = "SELECT number, purged FROM change_counter WHERE id = 1"
 NEWEST = "SELECT number, token FROM payment_change ORDER BY number DESC LIMIT 1"
@@ -45,7 +47,6 @@ FOLLOWING = """
     SELECT number, token, previous_status, record, changed_at, correlation_id FROM payment_change
     WHERE number > :after AND number <= :newest ORDER BY number LIMIT :max_rows
 """
-FOLLOWING_OF_ONE = FOLLOWING.replace("WHERE", "WHERE caller = :owner AND")
 # Keep the newest change: the cursors of up-to-date watchers refer to it.
 PURGE = """
     DELETE FROM payment_change WHERE changed_at < now_ms() - :retention AND number IN (
@@ -72,6 +73,8 @@ async def append(previous: pb.Payment | None, record: pb.Payment, number: int | 
         APPEND,
         number=await count() if number is None else number,
         caller=record.caller,
+        payment_id=record.payment_id,
+        appointment_id=record.appointment_id,
         previous_status="UNSPECIFIED" if previous is None else status_of(previous),
         record=record.SerializeToString(),
         changed_at=record.update_time.ToMilliseconds(),
@@ -94,12 +97,24 @@ class Cursor(NamedTuple):
         return f"c{self.number}.{self.token}" if self.number else ""
 
 
-async def following(cursor: Cursor, owner: str | None) -> tuple[Sequence[Row], Cursor]:
-    """Return the changes after a cursor, and the cursor after them. Raise OutOfRange for an unknown cursor."""
+async def newest_cursor() -> Cursor:
+    """Return the cursor of the newest change; the empty cursor if there is none."""
     row = await maybe_one(NEWEST)
-    newest = Cursor(row["number"], row["token"]) if row else cursor
+    return Cursor(row["number"], row["token"]) if row else Cursor()
+
+
+async def following(cursor: Cursor, filters: Mapping[str, str]) -> tuple[Sequence[Row], Cursor]:
+    """
+    Return the changes after a cursor, and the cursor after them. Raise OutOfRange for an unknown cursor.
+
+    `filters` holds the wanted values by column.
+    """
+    newest = await newest_cursor()
+    if not newest.number:
+        newest = cursor
     window = {"after": cursor.number, "newest": newest.number, "max_rows": MAX_BATCH}
-    found = await (rows(FOLLOWING, **window) if owner is None else rows(FOLLOWING_OF_ONE, owner=owner, **window))
+    conditions = "".join(f"{column} = :{column} AND " for column in filters)
+    found = await rows(FOLLOWING.replace("WHERE ", f"WHERE {conditions}"), **window, **filters)
     # Check last: while the cursor's row exists, no change after it has been purged.
     if cursor.number:
         await _check(cursor)
@@ -167,12 +182,17 @@ class ChangeLog:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), POLL_INTERVAL)
 
-    async def watch(self, cursor: str, owner: str | None) -> AsyncIterator[pb.WatchPaymentsResponse]:
-        """Yield the changes of one caller's payments, or of all if `owner` is None. Raise OutOfRange."""
+    async def watch(
+        self, cursor: str, filters: Mapping[str, str], *, from_now: bool = False
+    ) -> AsyncIterator[pb.WatchPaymentsResponse]:
+        """Yield the changes after a cursor or from now. `filters`: see `following`. Raise OutOfRange."""
         after = read_cursor(cursor)
+        if from_now:
+            after = await self._database.read(newest_cursor)
+            yield pb.WatchPaymentsResponse(cursor=str(after))
         while True:
             changed = self._changed
-            batch, end = await self._database.read(following, after, owner)
+            batch, end = await self._database.read(following, after, filters)
             for row in batch:
                 after = Cursor(row["number"], row["token"])
                 yield pb.WatchPaymentsResponse(cursor=str(after), change=change_of(row))

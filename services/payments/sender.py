@@ -45,6 +45,7 @@ class Sender:
     def __init__(self, database: Database, provider: Provider, breaker: CircuitBreaker, retry: Retry) -> None:
         self._database = database
         self._provider = provider
+        self.prepare = provider.prepare
         self._breaker = breaker
         self._retry = retry
 
@@ -139,15 +140,28 @@ class Sender:
                 return found
         return None
 
+    async def refresh(self, payment_id: str) -> None:
+        """Read a payment for a caller and store the reading. If it fails, nothing repeats it."""
+        before, snapshot = await self._snapshot(payment_id)
+        if snapshot is not None:
+            await self._database.run(transitions.apply_reading, payment_id, snapshot, before.version, False)
+
     async def _read(self, payment_id: str, job: Job, *, scheduled: bool) -> Outcome:
-        before, excluded = await self._database.run(store.begin_reading, payment_id)
-        intent_id = before.intent_id or job.payload.decode()
-        if is_paid(before.record) or not intent_id:
+        before, snapshot = await self._snapshot(payment_id, job.payload.decode())
+        if snapshot is None:
             return Complete()
+        return Complete.storing(transitions.apply_reading, payment_id, snapshot, before.version, scheduled)
+
+    async def _snapshot(self, payment_id: str, intent_id: str = "") -> tuple[store.Stored, PaymentSnapshot | None]:
+        """Read an unpaid payment, and cancel it if it has expired. `intent_id`: used if none is stored."""
+        before, excluded = await self._database.run(store.begin_reading, payment_id)
+        intent_id = before.intent_id or intent_id
+        if is_paid(before.record) or not intent_id:
+            return before, None
         snapshot = await self._retrieve(intent_id)
         if before.intent_id and (transitions.must_cancel(before, snapshot) or (excluded and is_unpaid(snapshot))):
             snapshot = await self._cancel(before)
-        return Complete.storing(transitions.apply_reading, payment_id, snapshot, before.version, scheduled)
+        return before, snapshot
 
     async def _cancel(self, before: store.Stored) -> PaymentSnapshot:
         """Cancel a closed payment at the provider, so that nobody can pay it. If it has moved on, read it."""

@@ -18,7 +18,6 @@ from services.chassis.rpc.idempotency import Fingerprints
 from services.chassis.rpc.validation import Fields, check_events
 from services.payments import store, stripe_events, transitions
 from services.payments.change_log import ChangeLog
-from services.payments.provider import Provider
 from services.payments.requests import PaymentRequest
 from services.payments.sender import Sender
 from services.payments.status import is_paid
@@ -41,7 +40,7 @@ class PaymentServicer(PaymentServiceServicer):
         self,
         database: Database,
         worker: Worker,
-        provider: Provider,
+        sender: Sender,
         changes: ChangeLog,
         fingerprints: Fingerprints,
         *,
@@ -50,7 +49,7 @@ class PaymentServicer(PaymentServiceServicer):
         self._database = database
         self._worker = worker
         self._fingerprints = fingerprints
-        self._provider = provider
+        self._sender = sender
         self._changes = changes
         self._livemode = livemode
         self._creating: set[asyncio.Task[str]] = set()
@@ -62,12 +61,12 @@ class PaymentServicer(PaymentServiceServicer):
         self._creating.add(creating)
         creating.add_done_callback(self._created)
         payment_id = await asyncio.shield(creating)
-        stored = await self._database.read(store.get, payment_id)
+        stored, cursor = await self._database.read(store.get_with_cursor, payment_id)
         if stored.refusal and not is_paid(stored.record):
             raise transitions.refusal_from(stored.refusal)
         if not stored.settled:
             raise OutcomeUnknown("stripe", None, "the outcome is not stored yet: repeat with the same key")
-        return pb.CreatePaymentResponse(payment=stored.to_proto())
+        return pb.CreatePaymentResponse(payment=stored.to_proto(), watch_cursor=str(cursor))
 
     async def _create(self, new: store.NewPayment) -> str:
         """Open the payment, perform its job and return its id. Raise the errors of both."""
@@ -99,20 +98,33 @@ class PaymentServicer(PaymentServiceServicer):
             creating.exception()  # retrieve it: the caller may have disconnected
 
     async def GetPayment(self, request: pb.GetPaymentRequest, _context: Context) -> pb.GetPaymentResponse:
-        fields = Fields(request)
-        reference, id = fields.reference()
-        fields.check()
-        by = (id, "") if reference == "payment_id" else ("", id)
-        stored = await self._database.read(store.get, *by, owner())
+        stored, cursor = await self._database.read(store.get_with_cursor, *_reference(request), owner())
         payment = stored.to_proto()
         if "send" not in context.scopes.get():
             payment.ClearField("client_secret")  # its holder can pay, and can read the payer's data
-        return pb.GetPaymentResponse(payment=payment)
+        return pb.GetPaymentResponse(payment=payment, watch_cursor=str(cursor))
+
+    async def RefreshPayment(self, request: pb.RefreshPaymentRequest, _context: Context) -> pb.RefreshPaymentResponse:
+        stored = await self._database.read(store.get, *_reference(request), owner())
+        if await self._database.run(store.begin_refresh, self._worker.queue, stored.payment_id):
+            await self._sender.refresh(stored.payment_id)
+            self._changes.wake()
+            self._worker.wake()
+        stored, cursor = await self._database.read(store.get_with_cursor, stored.payment_id)
+        return pb.RefreshPaymentResponse(payment=stored.to_proto(), watch_cursor=str(cursor))
 
     async def WatchPayments(
         self, request: pb.WatchPaymentsRequest, _context: Context
     ) -> AsyncIterator[pb.WatchPaymentsResponse]:
-        async for response in self._changes.watch(request.cursor, owner("events")):
+        fields = Fields(request)
+        filters = {
+            "caller": owner("events"),
+            "payment_id": fields.identifier("payment_id", required=False),
+            "appointment_id": fields.identifier("appointment_id", required=False),
+        }
+        fields.check()
+        wanted = {column: value for column, value in filters.items() if value}
+        async for response in self._changes.watch(request.cursor, wanted, from_now=request.from_now):
             yield response
 
     def _new_payment(self, request: PaymentRequest) -> store.NewPayment:
@@ -124,7 +136,7 @@ class PaymentServicer(PaymentServiceServicer):
             fingerprint=self._fingerprints(request.fingerprint_fields),
             allow_another=request.allow_another,
             confirmed=request.confirmed_here,
-            prepared=self._provider.prepare(payment_id, request),
+            prepared=self._sender.prepare(payment_id, request),
             trace=context.trace(),
         )
 
@@ -178,6 +190,14 @@ class PaymentAdminServicer(PaymentAdminServiceServicer):
         if outcome is None:
             return common.EventResult(event_id=event.event_id, outcome=unknown.outcome, detail=unknown.detail)
         return common.EventResult(event_id=event.event_id, outcome=outcome, detail=DETAILS[outcome], subject=subject)
+
+
+def _reference(request: pb.GetPaymentRequest | pb.RefreshPaymentRequest) -> tuple[str, str]:
+    """Return the payment's id and its PaymentIntent's, one of them empty."""
+    fields = Fields(request)
+    reference, id = fields.reference()
+    fields.check()
+    return (id, "") if reference == "payment_id" else ("", id)
 
 
 def owner(*seeing_all: str) -> str | None:

@@ -20,8 +20,8 @@ MINUTE = 60_000
 MIN_READ_INTERVAL, MAX_READ_INTERVAL = 5 * MINUTE, 360 * MINUTE
 #: The jobs of a payment outlast every outage of its provider: nothing else closes the payment.
 JOB_LIFETIME = 50_400 * MINUTE
-#: Milliseconds during which a reading is fresh enough to refuse a second payment.
-FRESH_FOR = 30_000
+#: Milliseconds during which a reading is fresh enough to refuse a second payment, and to answer RefreshPayment.
+FRESH_FOR, REFRESHED_FOR = 30_000, 2_000
 
 COLUMNS = """payment_id, caller, fingerprint, intent_id, sole, confirmed, client_secret, rank, refusal, version,
         record, now_ms() AS now"""
@@ -59,9 +59,9 @@ REQUEST_REFRESH = """
 """
 BEGIN_READING = "UPDATE payment SET refresh_waiting = 0, read_at = now_ms() WHERE payment_id = :payment_id"
 NO_REFRESH = "UPDATE payment SET refresh_waiting = 0 WHERE payment_id = :payment_id AND refresh_waiting = 1"
-CLAIM_READING = f"""
+CLAIM_READING = """
     UPDATE payment SET read_at = now_ms()
-    WHERE payment_id = :payment_id AND read_at <= now_ms() - {FRESH_FOR} AND intent_id <> ''
+    WHERE payment_id = :payment_id AND read_at <= now_ms() - :fresh_for AND intent_id <> '' AND status <> 'SUCCEEDED'
     RETURNING read_at
 """
 # Sole payments of one appointment exclude one another: at most one of them may be paid.
@@ -148,6 +148,14 @@ async def get(payment_id: str = "", intent_id: str = "", owner: str | None = Non
     if found is None or owner not in (None, found.caller):
         raise NotFound("no such payment")
     return found
+
+
+async def get_with_cursor(
+    payment_id: str = "", intent_id: str = "", owner: str | None = None
+) -> tuple[Stored, change_log.Cursor]:
+    """Return a payment as `get` does, and a cursor for its later changes. Read the cursor first, to miss none."""
+    cursor = await change_log.newest_cursor()
+    return await get(payment_id, intent_id, owner), cursor
 
 
 async def needs_method(intent_id: str, payment_id: str) -> bool:
@@ -244,12 +252,20 @@ async def request_refresh(payment_id: str, intent_id: str = "") -> None:
 
 async def claim_reading(queue: Queue, payment_id: str) -> Opened:
     """Claim a reading for a waiting caller. No job: the last reading is fresh, or Stripe has no payment yet."""
-    row = await maybe_one(CLAIM_READING, payment_id=payment_id)
+    row = await maybe_one(CLAIM_READING, payment_id=payment_id, fresh_for=FRESH_FOR)
     if row is None:
         return Opened(payment_id)
     recovering = await acquire(queue.name, queue.rate_limit)
     job = await jobs.add_claimed(queue, f"{payment_id}/refresh/caller/{row['read_at']}", b"")
     return Opened(payment_id, job, recovering)
+
+
+async def begin_refresh(queue: Queue, payment_id: str) -> bool:
+    """Take a turn of the rate limit for a reading without a job. Return False if there is nothing newer to read."""
+    row = await maybe_one(CLAIM_READING, payment_id=payment_id, fresh_for=REFRESHED_FOR)
+    if row is not None:
+        await acquire(queue.name, queue.rate_limit)
+    return row is not None
 
 
 async def begin_reading(payment_id: str) -> tuple[Stored, bool]:

@@ -33,8 +33,8 @@ PUBLIC_URL = "https://localhost"
 
 class House:
     def __init__(self) -> None:
-        self.payments = FakePayments()
-        self.email = FakeEmail()  # type: ignore[abstract]  # the gateway calls no other methods
+        self.payments = FakePayments()  # type: ignore[abstract]  # the gateway calls no other methods
+        self.email = FakeEmail()  # type: ignore[abstract]  # as above
         self.sms = FakeSms()  # type: ignore[abstract]  # as above
         self.sendgrid, self.old_sendgrid = signing.SendGridKey(), signing.SendGridKey()
         self.offset = 0.0  #: Seconds that the gateway's clock is ahead of ours.

@@ -618,6 +618,9 @@ class CreatePaymentResponse(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     PAYMENT_FIELD_NUMBER: builtins.int
+    WATCH_CURSOR_FIELD_NUMBER: builtins.int
+    watch_cursor: builtins.str
+    """A watch from this cursor streams every change after this response. It may repeat the latest ones."""
     @builtins.property
     def payment(self) -> Payment:
         """The payment in its current status."""
@@ -626,10 +629,11 @@ class CreatePaymentResponse(message.Message):
         self,
         *,
         payment: Payment | None = ...,
+        watch_cursor: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["payment", b"payment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["payment", b"payment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["payment", b"payment", "watch_cursor", b"watch_cursor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -666,6 +670,9 @@ class GetPaymentResponse(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     PAYMENT_FIELD_NUMBER: builtins.int
+    WATCH_CURSOR_FIELD_NUMBER: builtins.int
+    watch_cursor: builtins.str
+    """A watch from this cursor streams every change after this response. It may repeat the latest ones."""
     @builtins.property
     def payment(self) -> Payment:
         """The payment in its current status."""
@@ -674,32 +681,101 @@ class GetPaymentResponse(message.Message):
         self,
         *,
         payment: Payment | None = ...,
+        watch_cursor: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["payment", b"payment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["payment", b"payment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["payment", b"payment", "watch_cursor", b"watch_cursor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class RefreshPaymentRequest(message.Message):
+    """The payment to read at Stripe."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PAYMENT_ID_FIELD_NUMBER: builtins.int
+    STRIPE_PAYMENT_INTENT_ID_FIELD_NUMBER: builtins.int
+    payment_id: builtins.str
+    """Our id, `pay_…`."""
+    stripe_payment_intent_id: builtins.str
+    """Stripe's id, `pi_…`."""
+    def __init__(
+        self,
+        *,
+        payment_id: builtins.str = ...,
+        stripe_payment_intent_id: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["payment_id", b"payment_id", "reference", b"reference", "stripe_payment_intent_id", b"stripe_payment_intent_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["payment_id", b"payment_id", "reference", b"reference", "stripe_payment_intent_id", b"stripe_payment_intent_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_reference: _TypeAlias = typing.Literal["payment_id", "stripe_payment_intent_id"]  # noqa: Y015
+    _WhichOneofArgType_reference: _TypeAlias = typing.Literal["reference", b"reference"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_reference) -> _WhichOneofReturnType_reference | None: ...
+
+@typing.final
+class RefreshPaymentResponse(message.Message):
+    """The payment, with `client_secret`."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: builtins.int
+    WATCH_CURSOR_FIELD_NUMBER: builtins.int
+    watch_cursor: builtins.str
+    """A watch from this cursor streams every change after this response."""
+    @builtins.property
+    def payment(self) -> Payment:
+        """The payment after the reading."""
+
+    def __init__(
+        self,
+        *,
+        payment: Payment | None = ...,
+        watch_cursor: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["payment", b"payment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["payment", b"payment", "watch_cursor", b"watch_cursor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class WatchPaymentsRequest(message.Message):
-    """Where the watch begins."""
+    """Where the watch begins, and which payments it streams."""
 
     DESCRIPTOR: descriptor.Descriptor
 
     CURSOR_FIELD_NUMBER: builtins.int
+    FROM_NOW_FIELD_NUMBER: builtins.int
+    PAYMENT_ID_FIELD_NUMBER: builtins.int
+    APPOINTMENT_ID_FIELD_NUMBER: builtins.int
     cursor: builtins.str
-    """The cursor of the last response that you have handled. Cursors are opaque. Empty: begin at the oldest change kept."""
+    """The cursor of the last response that you have handled, or a `watch_cursor`. Cursors are opaque. Empty: begin at the
+    oldest change kept.
+    """
+    from_now: builtins.bool
+    """True: begin after the newest change. The first response arrives at once, without a change, and holds the cursor."""
+    payment_id: builtins.str
+    """Only changes of this payment, `pay_…`. Empty: all. Changes that an older version stored are left out."""
+    appointment_id: builtins.str
+    """Only changes of payments for this appointment. Empty: all. Changes that an older version stored are left out."""
     def __init__(
         self,
         *,
         cursor: builtins.str = ...,
+        from_now: builtins.bool = ...,
+        payment_id: builtins.str = ...,
+        appointment_id: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["cursor", b"cursor", "from_now", b"from_now", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["cursor", b"cursor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["appointment_id", b"appointment_id", "cursor", b"cursor", "from_now", b"from_now", "payment_id", b"payment_id", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_start: _TypeAlias = typing.Literal["cursor", "from_now"]  # noqa: Y015
+    _WhichOneofArgType_start: _TypeAlias = typing.Literal["start", b"start"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_start) -> _WhichOneofReturnType_start | None: ...
 
 @typing.final
 class WatchPaymentsResponse(message.Message):

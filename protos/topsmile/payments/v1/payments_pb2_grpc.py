@@ -50,6 +50,11 @@ class PaymentServiceStub(object):
                 request_serializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.GetPaymentRequest.SerializeToString,
                 response_deserializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.GetPaymentResponse.FromString,
                 _registered_method=True)
+        self.RefreshPayment = channel.unary_unary(
+                '/topsmile.payments.v1.PaymentService/RefreshPayment',
+                request_serializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.RefreshPaymentRequest.SerializeToString,
+                response_deserializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.RefreshPaymentResponse.FromString,
+                _registered_method=True)
         self.WatchPayments = channel.unary_stream(
                 '/topsmile.payments.v1.PaymentService/WatchPayments',
                 request_serializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.WatchPaymentsRequest.SerializeToString,
@@ -96,6 +101,20 @@ class PaymentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RefreshPayment(self, request, context):
+        """RefreshPayment reads a payment at Stripe, stores its state and returns it. Each call spends Stripe's rate limit, so
+        it needs scope `send`. The stored payment is returned without a reading if it is SUCCEEDED, if Stripe's id is not
+        known yet, or if a reading began less than 2 seconds ago.
+
+        Errors:
+        INVALID_ARGUMENT (no reference), NOT_FOUND.
+        RESOURCE_EXHAUSTED: THROTTLED; the payment was not read.
+        UNAVAILABLE: Stripe did not respond. GetPayment returns the stored payment; the service reads it again by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchPayments(self, request, context):
         """WatchPayments streams every change of the caller's payments, in the order of their commits, after a cursor. It then
         waits for new changes. Scopes `admin` and `events` see every caller's payments. Store the cursor of a response after
@@ -124,6 +143,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.GetPayment,
                     request_deserializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.GetPaymentRequest.FromString,
                     response_serializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.GetPaymentResponse.SerializeToString,
+            ),
+            'RefreshPayment': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefreshPayment,
+                    request_deserializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.RefreshPaymentRequest.FromString,
+                    response_serializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.RefreshPaymentResponse.SerializeToString,
             ),
             'WatchPayments': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchPayments,
@@ -191,6 +215,33 @@ class PaymentService(object):
             '/topsmile.payments.v1.PaymentService/GetPayment',
             topsmile_dot_payments_dot_v1_dot_payments__pb2.GetPaymentRequest.SerializeToString,
             topsmile_dot_payments_dot_v1_dot_payments__pb2.GetPaymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefreshPayment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topsmile.payments.v1.PaymentService/RefreshPayment',
+            topsmile_dot_payments_dot_v1_dot_payments__pb2.RefreshPaymentRequest.SerializeToString,
+            topsmile_dot_payments_dot_v1_dot_payments__pb2.RefreshPaymentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -61,6 +61,16 @@ class PaymentServiceStub:
 
     Errors: INVALID_ARGUMENT (no reference), NOT_FOUND.
     """
+    RefreshPayment: grpc.UnaryUnaryMultiCallable[payments_pb2.RefreshPaymentRequest, payments_pb2.RefreshPaymentResponse]
+    """RefreshPayment reads a payment at Stripe, stores its state and returns it. Each call spends Stripe's rate limit, so
+    it needs scope `send`. The stored payment is returned without a reading if it is SUCCEEDED, if Stripe's id is not
+    known yet, or if a reading began less than 2 seconds ago.
+
+    Errors:
+    INVALID_ARGUMENT (no reference), NOT_FOUND.
+    RESOURCE_EXHAUSTED: THROTTLED; the payment was not read.
+    UNAVAILABLE: Stripe did not respond. GetPayment returns the stored payment; the service reads it again by itself.
+    """
     WatchPayments: grpc.UnaryStreamMultiCallable[payments_pb2.WatchPaymentsRequest, payments_pb2.WatchPaymentsResponse]
     """WatchPayments streams every change of the caller's payments, in the order of their commits, after a cursor. It then
     waits for new changes. Scopes `admin` and `events` see every caller's payments. Store the cursor of a response after
@@ -106,6 +116,16 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """GetPayment returns a payment as it is stored here, without a request to Stripe.
 
     Errors: INVALID_ARGUMENT (no reference), NOT_FOUND.
+    """
+    RefreshPayment: aio.UnaryUnaryMultiCallable[payments_pb2.RefreshPaymentRequest, payments_pb2.RefreshPaymentResponse]  # type: ignore[assignment]
+    """RefreshPayment reads a payment at Stripe, stores its state and returns it. Each call spends Stripe's rate limit, so
+    it needs scope `send`. The stored payment is returned without a reading if it is SUCCEEDED, if Stripe's id is not
+    known yet, or if a reading began less than 2 seconds ago.
+
+    Errors:
+    INVALID_ARGUMENT (no reference), NOT_FOUND.
+    RESOURCE_EXHAUSTED: THROTTLED; the payment was not read.
+    UNAVAILABLE: Stripe did not respond. GetPayment returns the stored payment; the service reads it again by itself.
     """
     WatchPayments: aio.UnaryStreamMultiCallable[payments_pb2.WatchPaymentsRequest, payments_pb2.WatchPaymentsResponse]  # type: ignore[assignment]
     """WatchPayments streams every change of the caller's payments, in the order of their commits, after a cursor. It then
@@ -161,6 +181,22 @@ class PaymentServiceServicer(metaclass=abc_1.ABCMeta):
         """GetPayment returns a payment as it is stored here, without a request to Stripe.
 
         Errors: INVALID_ARGUMENT (no reference), NOT_FOUND.
+        """
+
+    @abc_1.abstractmethod
+    def RefreshPayment(
+        self,
+        request: payments_pb2.RefreshPaymentRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[payments_pb2.RefreshPaymentResponse, abc.Awaitable[payments_pb2.RefreshPaymentResponse]]:
+        """RefreshPayment reads a payment at Stripe, stores its state and returns it. Each call spends Stripe's rate limit, so
+        it needs scope `send`. The stored payment is returned without a reading if it is SUCCEEDED, if Stripe's id is not
+        known yet, or if a reading began less than 2 seconds ago.
+
+        Errors:
+        INVALID_ARGUMENT (no reference), NOT_FOUND.
+        RESOURCE_EXHAUSTED: THROTTLED; the payment was not read.
+        UNAVAILABLE: Stripe did not respond. GetPayment returns the stored payment; the service reads it again by itself.
         """
 
     @abc_1.abstractmethod
