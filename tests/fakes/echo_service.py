@@ -1,4 +1,4 @@
-"""A service on the chassis that does what it is told: answer, fail, linger. Run with -m it is a whole process."""
+"""A service on the chassis that returns, fails or waits as a test sets it. With -m it runs as a process."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ADMIN_NAME = "topsmile.echo.v1.EchoAdminService"
 
 
 class Settings(ProcessSettings, process="ECHO", port=0, operations_port=0):
-    #: What the worker does: run until stopped, or "die".
+    #: The worker runs until it is stopped, or fails at once with "die".
     echo_worker: str = "work"
 
 
 class EchoServicer:
-    """Answers in JSON what it knows of the call; `fail_with` is raised instead, `linger` seconds pass before."""
+    """Return the context of the call as JSON, or raise `fail_with`, after `linger` seconds."""
 
     def __init__(self) -> None:
         self.fail_with: Exception | None = None
@@ -92,7 +92,7 @@ class Stub:
 
 
 class FakeStore:
-    """Takes everything, unless told what to fail with."""
+    """A database that takes every write, or raises `fail_with`."""
 
     fail_with: ServiceError | None = None
     checks = 0

@@ -1,4 +1,4 @@
-"""The three services as the gateway sees them: they keep the contracts' promises in memory, and can be stopped."""
+"""Fakes of the three services, which implement the contracts in memory and can be stopped."""
 
 # ruff: noqa: N802 - the methods have the contracts' names
 
@@ -29,7 +29,7 @@ class FakeSettings(ProcessSettings, process="FAKE", port=0, operations_port=0):
 
 
 class Listening:
-    """A real server with the real interceptors. After `stop`, `start` takes the same port again."""
+    """A real server with the real interceptors. After `stop`, `start` uses the same port."""
 
     add: Sequence[Callable[[Any, Any], None]]
 
@@ -72,7 +72,7 @@ class Listening:
 
 
 class _Events:
-    """ApplyEvents of any contract: an event once applied is a duplicate."""
+    """ApplyEvents of any contract. A repeated event is a duplicate."""
 
     def __init__(self, contract: Any) -> None:
         self._contract = contract
@@ -95,7 +95,7 @@ class _Events:
 
 
 class _Kept:
-    """What a key was used for: the same request again is the same message."""
+    """The requests by idempotency key. A repeated request returns the same message."""
 
     def __init__(self) -> None:
         self.requests: dict[str, Any] = {}
@@ -163,7 +163,7 @@ class FakeSms(Listening, sms_pb2_grpc.SmsServiceServicer, sms_pb2_grpc.SmsAdminS
 
 
 class FakePayments(Listening, payments_pb2_grpc.PaymentServiceServicer, payments_pb2_grpc.PaymentAdminServiceServicer):
-    """Its change log's cursors are numbers; changes up to `forgotten` are no longer kept."""
+    """Payments whose cursors are numbers. Changes up to `forgotten` are purged."""
 
     add = (
         payments_pb2_grpc.add_PaymentServiceServicer_to_server,

@@ -1,4 +1,4 @@
-"""A process that works off a queue by writing to a file, its provider: python -m tests.fakes.working_process"""
+"""A process whose worker writes to a file as its provider: python -m tests.fakes.working_process"""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ async def remember(job: Job, reason: str) -> None:
 
 
 def stop_here(job: Job, place: str) -> None:
-    """Freeze at the place in a job's work that the test names, if it names this one."""
+    """Freeze at this step of a job where the test names it."""
     if os.environ.get("WORK_STOPS") == f"{place} {job.id}" and job.claims == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
 

@@ -1,4 +1,4 @@
-"""How long a connection lasts, whatever its client does: a real listener with short times."""
+"""How long an HTTP connection lasts: a real listener with short limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Short(Connection):
 
 
 async def application(_scope: Scope, _receive: Receive, send: Send) -> None:
-    """Answers with a mebibyte, and with whom it takes the caller for."""
+    """Respond with a mebibyte and with the caller in the context."""
     caller = context.caller.get() or "nobody"
     context.caller.set("somebody")
     headers = [(b"content-length", b"%d" % (1 << 20)), (b"x-caller", caller.encode())]
@@ -51,15 +51,15 @@ async def answer(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"\r\n", REQUEST[:-2], b"POST / HTTP/1.1\r\nContent-Le"])
-async def test_a_request_that_never_arrives_ends_its_connection(sent: bytes) -> None:
+async def test_request_that_never_arrives_closes_its_connection(sent: bytes) -> None:
     async with connected() as (reader, writer), asyncio.timeout(5):
         writer.write(sent)
-        heard = await reader.read()
-    assert heard.startswith(b"HTTP/1.1 408 ") if sent else heard == b""
+        received = await reader.read()
+    assert received.startswith(b"HTTP/1.1 408 ") if sent else received == b""
 
 
 @pytest.mark.parametrize("count", [1, 4, 20])
-async def test_a_client_that_takes_no_response_is_let_go(count: int) -> None:
+async def test_client_that_reads_no_response_is_disconnected(count: int) -> None:
     async with connected() as (_, writer), asyncio.timeout(5):
         writer.transport.pause_reading()  # type: ignore[attr-defined]  # asyncio types it for reading transports
         writer.write(REQUEST * count)
@@ -68,7 +68,7 @@ async def test_a_client_that_takes_no_response_is_let_go(count: int) -> None:
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.1, 0.3])
-async def test_an_old_connection_s_response_is_its_last(pause: float) -> None:
+async def test_old_connection_closes_after_its_response(pause: float) -> None:
     async with connected() as (reader, writer), asyncio.timeout(5):
         began, heads = time.monotonic(), list[bytes]()
         while not reader.at_eof() and (not heads or b"connection: close" not in heads[-1]):
@@ -80,7 +80,7 @@ async def test_an_old_connection_s_response_is_its_last(pause: float) -> None:
     assert len(heads) > 1
 
 
-async def test_a_request_in_line_takes_nothing_over_from_the_one_before() -> None:
+async def test_pipelined_request_inherits_no_context() -> None:
     async with connected() as (reader, writer), asyncio.timeout(5):
         writer.write(REQUEST * 3)
         for _ in range(3):
