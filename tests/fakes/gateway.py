@@ -31,7 +31,7 @@ TWILIO_TOKEN, OLD_TWILIO_TOKEN, TWILIO_SHARED_KEY = "twilio_new", "twilio_old", 
 PUBLIC_URL = "https://localhost"
 
 
-class House:
+class RunningGateway:
     def __init__(self) -> None:
         self.payments = FakePayments()  # type: ignore[abstract]  # the gateway calls no other methods
         self.email = FakeEmail()  # type: ignore[abstract]  # as above
@@ -96,10 +96,10 @@ class House:
 
 
 @asynccontextmanager
-async def house(
+async def running_gateway(
     database_url: str, *, working: bool = True, at_once: int = 500, seconds: float = 10.0, **changes: Any
-) -> AsyncIterator[House]:
-    built = House()
+) -> AsyncIterator[RunningGateway]:
+    built = RunningGateway()
     async with AsyncExitStack() as stack:
         for fake in (built.payments, built.email, built.sms):
             await fake.start()

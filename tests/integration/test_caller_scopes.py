@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from services.payments import change_log
-from tests.fakes.gateway import House, house, until
+from tests.fakes.gateway import RunningGateway, running_gateway, until
 from tests.fakes.payments_service import Payments, payment_request, payments_service, refusal
 from tests.fakes.sandbox_bench import Bench
 from topsmile.common.v1 import common_pb2 as common
@@ -54,8 +54,8 @@ async def guarded(database_url: str, bench: Bench) -> AsyncIterator[Payments]:
 
 
 @pytest.fixture
-async def gateway(guarded: Payments, tmp_path: Path) -> AsyncIterator[House]:
-    async with house(
+async def gateway(guarded: Payments, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(
         f"sqlite:///{tmp_path}/gateway.db",
         working=False,
         auth_tokens=",".join(CALLERS),
@@ -71,7 +71,7 @@ async def created(guarded: Payments, token: str = "clinic", key: str = "key-1", 
     return answer.payment
 
 
-async def ask(gateway: House, method: str, path: str, token: str, body: object = None) -> tuple[int, Any]:
+async def ask(gateway: RunningGateway, method: str, path: str, token: str, body: object = None) -> tuple[int, Any]:
     headers = {"authorization": f"Bearer {token}", "idempotency-key": "k-1"}
     url, data = f"http://{gateway.address}{path}", json.dumps(body).encode() if body else None
     async with gateway.http.request(method, url, data=data, headers=headers) as answer:
@@ -93,7 +93,7 @@ async def test_client_secret_is_returned_to_callers_with_send_only(
 
 @pytest.mark.parametrize(("token", "returned"), [("reader", False), ("clinic", True)])
 async def test_gateway_caller_receives_what_its_scopes_allow(
-    guarded: Payments, gateway: House, token: str, returned: bool
+    guarded: Payments, gateway: RunningGateway, token: str, returned: bool
 ) -> None:
     status, made = await ask(gateway, "POST", "/v1/payments", "clinic", PAYMENT)
     code, answer = await ask(gateway, "GET", f"/v1/payments/{made['payment']['payment_id']}", token)
@@ -142,7 +142,7 @@ async def test_payment_is_visible_to_its_caller_and_admins_only(guarded: Payment
 # The gateway's token lacks the scope admin, so no caller has it through the gateway.
 @pytest.mark.parametrize(("token", "found"), [("clinic", 200), ("reader", 200), ("auditor", 404), ("other", 404)])
 async def test_payment_over_http_is_visible_to_its_caller_only(
-    guarded: Payments, gateway: House, token: str, found: int
+    guarded: Payments, gateway: RunningGateway, token: str, found: int
 ) -> None:
     _, made = await ask(gateway, "POST", "/v1/payments", "clinic", PAYMENT)
     payment = made["payment"]
@@ -153,7 +153,7 @@ async def test_payment_over_http_is_visible_to_its_caller_only(
         assert found == 200 or answer["reason"] == "NOT_FOUND"
 
 
-async def test_appointments_and_keys_of_callers_are_separate(guarded: Payments, gateway: House) -> None:
+async def test_appointments_and_keys_of_callers_are_separate(guarded: Payments, gateway: RunningGateway) -> None:
     first = await created(guarded)
     second = await created(guarded, "other")
     codes = [(await ask(gateway, "POST", "/v1/payments", token, PAYMENT))[0] for token in ("clinic", "other", "clinic")]
@@ -219,7 +219,7 @@ async def test_cursor_of_an_idle_caller_stays_valid_while_others_are_busy(guarde
 async def test_receipt_belongs_to_the_caller_of_the_payment(
     guarded: Payments, tmp_path: Path, bench: Bench, kind: str
 ) -> None:
-    async with house(
+    async with running_gateway(
         f"sqlite:///{tmp_path}/gateway.db",
         auth_tokens=",".join(CALLERS),
         gateway_token=SecretStr("gateway"),

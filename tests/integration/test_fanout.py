@@ -15,7 +15,7 @@ from gateway.fanout import notices
 from gateway.watcher import Watcher
 from services.chassis.database.transactions import rows
 from services.chassis.errors import InvalidRequest, Unavailable, Violation
-from tests.fakes.gateway import House, house, until
+from tests.fakes.gateway import RunningGateway, running_gateway, until
 from tests.fakes.payments_service import Payments, payments_service
 from tests.fakes.sandbox_bench import Bench
 from topsmile.common.v1 import common_pb2 as common
@@ -47,8 +47,8 @@ def change(before: Any = PROCESSING, **changes: Any) -> pb.PaymentChange:
 
 
 @pytest.fixture
-async def gateway(tmp_path: Path) -> AsyncIterator[House]:
-    async with house(f"sqlite:///{tmp_path}/gateway.db") as built:
+async def gateway(tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(f"sqlite:///{tmp_path}/gateway.db") as built:
         yield built
 
 
@@ -100,7 +100,7 @@ def test_notice_of_a_method_without_a_name_leaves_the_method_out(method: common.
 
 
 async def test_a_success_is_told_once_by_each(database_url: str) -> None:
-    async with house(database_url) as gateway:
+    async with running_gateway(database_url) as gateway:
         gateway.payments.change(payment(status=PROCESSING), AWAITING)
         gateway.payments.change(payment(), PROCESSING)
         gateway.payments.change(payment(), PROCESSING)  # the same fact, learnt by another way
@@ -117,7 +117,7 @@ async def test_a_success_is_told_once_by_each(database_url: str) -> None:
         await until(settled)
 
 
-async def test_the_cursor_goes_on_where_it_was_after_payments_was_away(gateway: House) -> None:
+async def test_the_cursor_goes_on_where_it_was_after_payments_was_away(gateway: RunningGateway) -> None:
     gateway.payments.change(payment(1), PROCESSING)
     await until(lambda: len(gateway.email.kept.requests) == 1)
     await gateway.payments.stop()
@@ -129,7 +129,7 @@ async def test_the_cursor_goes_on_where_it_was_after_payments_was_away(gateway: 
     assert gateway.email.calls.total() == 2
 
 
-async def test_a_cursor_that_is_too_old_starts_over_and_tells_nothing_twice(gateway: House) -> None:
+async def test_a_cursor_that_is_too_old_starts_over_and_tells_nothing_twice(gateway: RunningGateway) -> None:
     gateway.payments.change(payment(1), PROCESSING)
     await until(lambda: len(gateway.email.kept.requests) == 1)
     await gateway.payments.stop()
@@ -149,7 +149,7 @@ async def test_a_restored_payments_database_loses_no_receipt_and_sends_none_twic
     before = restarts("CURSOR_UNKNOWN")
     gateway_url = f"sqlite:///{tmp_path}/gateway.db"
     async with payments_service(database_url, bench.url) as payments:
-        async with house(gateway_url, payments_target=payments.target) as gateway:
+        async with running_gateway(gateway_url, payments_target=payments.target) as gateway:
             kept = await paid(payments, bench, "kept")
             await until(lambda: len(gateway.email.kept.requests) == 1)
             backup = await payments.database.run(copied)
@@ -158,7 +158,7 @@ async def test_a_restored_payments_database_loses_no_receipt_and_sends_none_twic
         await payments.database.run(restored, backup)
         # Changes past the old cursor's number, receipts among them, before the gateway asks again.
         new = [await paid(payments, bench, f"new-{n}") for n in range(3)]
-        async with house(gateway_url, payments_target=payments.target) as gateway:
+        async with running_gateway(gateway_url, payments_target=payments.target) as gateway:
             await until(lambda: set(gateway.email.kept.requests) == {receipt(each) for each in new})
             await until(lambda: set(gateway.sms.kept.requests) == {receipt(each) for each in new})
             later = await paid(payments, bench, "later")
@@ -207,14 +207,14 @@ async def test_a_cursor_that_payments_refuses_for_its_form_starts_over(
     gateway_url = f"sqlite:///{tmp_path}/gateway.db"
     async with payments_service(database_url, bench.url) as payments:
         payment_id = await paid(payments, bench, "one")
-        async with house(gateway_url, payments_target=payments.target, working=False) as gateway:
+        async with running_gateway(gateway_url, payments_target=payments.target, working=False) as gateway:
             await gateway.database.run(inbox.advance, "payments", "", cursor)
-        async with house(gateway_url, payments_target=payments.target) as gateway:
+        async with running_gateway(gateway_url, payments_target=payments.target) as gateway:
             await until(lambda: receipt(payment_id) in gateway.email.kept.requests)
 
 
 @pytest.mark.parametrize("caller", ["clinic-a", "clinic/b", "local"])
-async def test_a_notice_is_asked_for_in_the_name_of_the_payments_caller(gateway: House, caller: str) -> None:
+async def test_a_notice_is_asked_for_in_the_name_of_the_payments_caller(gateway: RunningGateway, caller: str) -> None:
     gateway.payments.change(payment(caller=caller), PROCESSING)
     await until(lambda: len(gateway.email.kept.requests) == len(gateway.sms.kept.requests) == 1)
 
@@ -223,17 +223,17 @@ async def test_a_notice_is_asked_for_in_the_name_of_the_payments_caller(gateway:
 
 async def test_a_restarted_gateway_asks_for_notices_in_the_callers_name(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/gateway.db"
-    async with house(url) as gateway:
+    async with running_gateway(url) as gateway:
         gateway.email.fail_with = Unavailable("not now")
         gateway.payments.change(payment(caller="clinic-a"), PROCESSING)
         await until(lambda: gateway.email.calls.total() > 0)
-    async with house(url) as gateway:
+    async with running_gateway(url) as gateway:
         await until(lambda: len(gateway.email.kept.requests) == 1)
 
         assert gateway.email.callers == {"clinic-a"}
 
 
-async def test_two_watchers_of_one_database_tell_once(gateway: House) -> None:
+async def test_two_watchers_of_one_database_tell_once(gateway: RunningGateway) -> None:
     second = Watcher(gateway.database, gateway.clients, lambda _queue: None)
     running = asyncio.create_task(second.run())
     await until(lambda: len(gateway.payments.watches) == 2)
@@ -245,7 +245,7 @@ async def test_two_watchers_of_one_database_tell_once(gateway: House) -> None:
     assert gateway.email.calls.total() == 20
 
 
-async def test_a_refused_notice_is_an_answer_and_no_dead_letter(gateway: House) -> None:
+async def test_a_refused_notice_is_an_answer_and_no_dead_letter(gateway: RunningGateway) -> None:
     gateway.sms.fail_with = InvalidRequest([Violation("recipient", "is a landline")])
     gateway.payments.change(payment(), PROCESSING)
     await until(lambda: gateway.sms.calls.total() == 1)
@@ -256,7 +256,7 @@ async def test_a_refused_notice_is_an_answer_and_no_dead_letter(gateway: House) 
     await until(done)
 
 
-async def test_a_notice_waits_while_its_service_is_down(gateway: House) -> None:
+async def test_a_notice_waits_while_its_service_is_down(gateway: RunningGateway) -> None:
     await gateway.email.stop()
     gateway.payments.change(payment(), PROCESSING)
     await until(lambda: len(gateway.sms.kept.requests) == 1)

@@ -11,7 +11,7 @@ import pytest
 from gateway import inbox
 from services.chassis.errors import InvalidRequest, NotSent, Unavailable, Violation
 from services.chassis.rpc.authentication import parse_tokens
-from tests.fakes.gateway import House, house, until
+from tests.fakes.gateway import RunningGateway, running_gateway, until
 
 
 def event(number: int, kind: str = "payment_intent.succeeded") -> bytes:
@@ -25,17 +25,17 @@ def mailed(number: int) -> bytes:
 
 
 @pytest.fixture
-async def gateway(tmp_path: Path) -> AsyncIterator[House]:
-    async with house(f"sqlite:///{tmp_path}/gateway.db") as built:
+async def gateway(tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(f"sqlite:///{tmp_path}/gateway.db") as built:
         yield built
 
 
-async def outcomes(gateway: House) -> list[str]:
+async def outcomes(gateway: RunningGateway) -> list[str]:
     return sorted(row["outcome"] for row in await gateway.stored())
 
 
 async def test_each_provider_s_event_reaches_its_own_service_as_it_came(database_url: str) -> None:
-    async with house(database_url) as gateway:
+    async with running_gateway(database_url) as gateway:
         await gateway.stripe(event(1))
         await gateway.mails(mailed(1))
         await gateway.text(b"MessageSid=SM1&MessageStatus=sent", "?attempt=att_1")
@@ -55,14 +55,14 @@ async def test_each_provider_s_event_reaches_its_own_service_as_it_came(database
         assert {job["payload"] for job in await gateway.jobs()} == {b""}
 
 
-async def test_what_the_service_wants_later_it_gets_later(gateway: House) -> None:
+async def test_what_the_service_wants_later_it_gets_later(gateway: RunningGateway) -> None:
     gateway.payments.events.outcomes = ["RETRY"]
     await gateway.stripe(event(1))
     await until(lambda: bool(gateway.payments.events.applied))
     assert gateway.payments.events.received == {"evt_1": 2}
 
 
-async def test_a_rejected_event_is_done_and_recorded(gateway: House) -> None:
+async def test_a_rejected_event_is_done_and_recorded(gateway: RunningGateway) -> None:
     gateway.payments.events.outcomes = ["REJECTED"]
     await gateway.stripe(event(1))
 
@@ -73,7 +73,7 @@ async def test_a_rejected_event_is_done_and_recorded(gateway: House) -> None:
     assert [job["state"] for job in await gateway.jobs()] == ["done"]
 
 
-async def test_a_call_that_can_never_be_right_is_a_dead_letter_that_keeps_its_event(gateway: House) -> None:
+async def test_a_call_that_can_never_be_right_is_a_dead_letter_that_keeps_its_event(gateway: RunningGateway) -> None:
     gateway.payments.fail_with = InvalidRequest([Violation("events", "too many")])
     await gateway.stripe(event(1))
 
@@ -85,7 +85,7 @@ async def test_a_call_that_can_never_be_right_is_a_dead_letter_that_keeps_its_ev
     assert (await gateway.stored())[0]["body"] == event(1)
 
 
-async def test_a_stopped_service_gets_a_handful_of_calls_and_then_everything_once(gateway: House) -> None:
+async def test_a_stopped_service_gets_a_handful_of_calls_and_then_everything_once(gateway: RunningGateway) -> None:
     await gateway.email.stop()
     for number in range(60):
         assert await gateway.mails(mailed(number)) == 200
@@ -101,7 +101,7 @@ async def test_a_stopped_service_gets_a_handful_of_calls_and_then_everything_onc
     assert gateway.clients.payments.breaker.state == "CLOSED"
 
 
-async def test_an_open_breaker_burns_no_attempt(gateway: House) -> None:
+async def test_an_open_breaker_burns_no_attempt(gateway: RunningGateway) -> None:
     gateway.clients.email.breaker.force_open()
     await gateway.mails(mailed(1))
     await gateway.stripe(event(1))
@@ -113,7 +113,7 @@ async def test_an_open_breaker_burns_no_attempt(gateway: House) -> None:
     await until(lambda: bool(gateway.email.events.applied))
 
 
-async def test_a_provider_s_outage_told_by_a_live_service_opens_no_breaker(gateway: House) -> None:
+async def test_a_provider_s_outage_told_by_a_live_service_opens_no_breaker(gateway: RunningGateway) -> None:
     gateway.sms.fail_with = NotSent("twilio", None, "not reached")
     for number in range(12):
         await gateway.text(b"MessageSid=SM%d&MessageStatus=sent" % number)
@@ -124,7 +124,7 @@ async def test_a_provider_s_outage_told_by_a_live_service_opens_no_breaker(gatew
     await until(lambda: len(gateway.sms.events.applied) == 12)
 
 
-async def test_a_service_that_has_given_up_is_not_asked_again_behind_the_queue_s_back(gateway: House) -> None:
+async def test_a_service_that_has_given_up_is_not_asked_again_behind_the_queue_s_back(gateway: RunningGateway) -> None:
     gateway.sms.fail_with = Unavailable("later")
     await gateway.text(b"MessageSid=SM1&MessageStatus=sent")
     await until(lambda: gateway.sms.calls["ApplyEvents"] == 1)
@@ -132,7 +132,7 @@ async def test_a_service_that_has_given_up_is_not_asked_again_behind_the_queue_s
 
 
 async def test_a_refused_token_pauses_the_queue_and_loses_nothing(tmp_path: Path) -> None:
-    async with house(f"sqlite:///{tmp_path}/gateway.db") as gateway:
+    async with running_gateway(f"sqlite:///{tmp_path}/gateway.db") as gateway:
         await gateway.payments.stop()
         open_door = gateway.payments.settings
         gateway.payments.settings = open_door.model_copy(
@@ -150,7 +150,7 @@ async def test_a_refused_token_pauses_the_queue_and_loses_nothing(tmp_path: Path
 
 
 async def test_bodies_are_forgotten_after_a_week_and_ids_after_five(database_url: str) -> None:
-    async with house(database_url) as gateway:
+    async with running_gateway(database_url) as gateway:
         await gateway.stripe(event(1))
         await until(lambda: bool(gateway.payments.events.applied))
 
@@ -174,7 +174,7 @@ async def test_bodies_are_forgotten_after_a_week_and_ids_after_five(database_url
 async def test_event_that_was_given_up_keeps_its_body_for_a_replay_and_goes_after_five_weeks(
     database_url: str, number: int
 ) -> None:
-    async with house(database_url) as gateway:
+    async with running_gateway(database_url) as gateway:
         gateway.payments.fail_with = InvalidRequest([Violation("events", "no")])
         await gateway.stripe(event(number))
         await until(lambda: outcome_is(gateway, "DEAD"))
@@ -193,7 +193,7 @@ async def test_an_event_in_another_body_is_delivered_unless_it_was_applied(datab
     old, modern = (
         json.dumps({**json.loads(event(1)), "api_version": version}).encode() for version in ("2020", "2026")
     )
-    async with house(database_url) as gateway:
+    async with running_gateway(database_url) as gateway:
         if first == "pending":
             await gateway.payments.stop()
         if first == "DEAD":
@@ -215,9 +215,9 @@ async def test_an_event_in_another_body_is_delivered_unless_it_was_applied(datab
         assert len(await gateway.stored()) == 2
 
 
-async def outcome_is(gateway: House, wanted: str) -> bool:
+async def outcome_is(gateway: RunningGateway, wanted: str) -> bool:
     return wanted in await outcomes(gateway)
 
 
-async def applied_once(gateway: House) -> bool:
+async def applied_once(gateway: RunningGateway) -> bool:
     return "APPLIED" in await outcomes(gateway) and "" not in await outcomes(gateway)

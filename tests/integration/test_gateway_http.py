@@ -22,7 +22,7 @@ from services.chassis.errors import (
     Violation,
 )
 from services.chassis.violations import Rule
-from tests.fakes.gateway import House, house
+from tests.fakes.gateway import RunningGateway, running_gateway
 from tests.fakes.payments_service import Payments
 
 PATIENT = {"name": "Ana Souza", "email": "ana@example.com", "phone": "(11) 91234-5678"}
@@ -39,13 +39,13 @@ PAYMENT = {
 
 
 @pytest.fixture
-async def gateway(tmp_path: Path) -> AsyncIterator[House]:
-    async with house(f"sqlite:///{tmp_path}/gateway.db", working=False) as built:
+async def gateway(tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(f"sqlite:///{tmp_path}/gateway.db", working=False) as built:
         yield built
 
 
 async def call(
-    gateway: House, path: str | URL, body: object = None, method: str = "POST", **headers: str
+    gateway: RunningGateway, path: str | URL, body: object = None, method: str = "POST", **headers: str
 ) -> tuple[int, Any, Any]:
     sent = {"Idempotency-Key": "key-1"} | {name.replace("_", "-"): value for name, value in headers.items()}
     data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
@@ -59,7 +59,7 @@ def wrong_fields(problem: Any) -> set[str]:
     return {error["field"] for error in problem["errors"]}
 
 
-async def test_a_confirmation_goes_to_both_and_each_answers_for_itself(gateway: House) -> None:
+async def test_a_confirmation_goes_to_both_and_each_answers_for_itself(gateway: RunningGateway) -> None:
     status, answer, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION)
 
     assert status == 200
@@ -75,12 +75,12 @@ async def test_a_confirmation_goes_to_both_and_each_answers_for_itself(gateway: 
         assert request.appointment.start_time.seconds == 1773336600
 
 
-async def test_repeating_a_key_repeats_the_answer(gateway: House) -> None:
+async def test_repeating_a_key_repeats_the_answer(gateway: RunningGateway) -> None:
     first = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION)
     assert (await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION))[:2] == first[:2]
 
 
-async def test_both_spellings_of_a_name_are_read(gateway: House) -> None:
+async def test_both_spellings_of_a_name_are_read(gateway: RunningGateway) -> None:
     body = {"patient": PATIENT, "appointment": {"startTime": "2026-03-12T17:30:00Z", "clinic_phone": "11"}}
     assert (await call(gateway, "/v1/appointments/apt_1/reminder", body | {"sendTime": "2026-03-11T12:00:00Z"}))[
         0
@@ -89,14 +89,16 @@ async def test_both_spellings_of_a_name_are_read(gateway: House) -> None:
     assert (mail.appointment.start_time.seconds, mail.send_time.seconds) == (1773336600, 1773230400)
 
 
-async def test_a_reminder_may_be_asked_for_so_long_before_the_start(gateway: House) -> None:
+async def test_a_reminder_may_be_asked_for_so_long_before_the_start(gateway: RunningGateway) -> None:
     status, answer, _ = await call(gateway, "/v1/appointments/apt_1/reminder", CONFIRMATION | {"before": "86400s"})
     assert (status, answer["email"]["status"]) == (200, "MESSAGE_STATUS_SCHEDULED")
     assert gateway.sms.kept.requests["key-1"].before.seconds == 86400
 
 
 @pytest.mark.parametrize(("missing", "skipped", "asked"), [("email", "email", "sms"), ("phone", "sms", "email")])
-async def test_a_leg_without_an_address_is_skipped(gateway: House, missing: str, skipped: str, asked: str) -> None:
+async def test_a_leg_without_an_address_is_skipped(
+    gateway: RunningGateway, missing: str, skipped: str, asked: str
+) -> None:
     body = CONFIRMATION | {"patient": PATIENT | {missing: None}}
     status, answer, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", body)
     assert status == 200
@@ -104,13 +106,13 @@ async def test_a_leg_without_an_address_is_skipped(gateway: House, missing: str,
     assert answer[asked]["status"] == "MESSAGE_STATUS_QUEUED"
 
 
-async def test_a_patient_without_any_address_is_refused(gateway: House) -> None:
+async def test_a_patient_without_any_address_is_refused(gateway: RunningGateway) -> None:
     body = CONFIRMATION | {"patient": {"name": "Ana"}}
     status, problem, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", body)
     assert (status, wrong_fields(problem)) == (422, {"patient"})
 
 
-async def test_one_leg_s_failure_is_207_and_leaves_the_other(gateway: House) -> None:
+async def test_one_leg_s_failure_is_207_and_leaves_the_other(gateway: RunningGateway) -> None:
     gateway.sms.fail_with = Unavailable("full", reason="STORE_FULL")
     status, answer, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION)
     assert status == 207
@@ -118,7 +120,7 @@ async def test_one_leg_s_failure_is_207_and_leaves_the_other(gateway: House) -> 
     assert (answer["sms"]["error"]["reason"], answer["sms"]["error"]["status"]) == ("STORE_FULL", 503)
 
 
-async def test_none_took_it_and_all_refused_the_input_is_422_in_the_caller_s_words(gateway: House) -> None:
+async def test_none_took_it_and_all_refused_the_input_is_422_in_the_caller_s_words(gateway: RunningGateway) -> None:
     gateway.email.fail_with = InvalidRequest([Violation("recipient.address", "is not an email address")])
     gateway.sms.fail_with = InvalidRequest([Violation("recipient", "no"), Violation("appointment.start_time", "no")])
     status, answer, headers = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION)
@@ -127,14 +129,14 @@ async def test_none_took_it_and_all_refused_the_input_is_422_in_the_caller_s_wor
     assert wrong_fields(answer["sms"]["error"]) == {"patient.phone", "appointment.start_time"}
 
 
-async def test_none_took_it_and_trying_again_may_help_is_503_with_the_longest_wait(gateway: House) -> None:
+async def test_none_took_it_and_trying_again_may_help_is_503_with_the_longest_wait(gateway: RunningGateway) -> None:
     gateway.email.fail_with = InvalidRequest([Violation("recipient.address", "is not an email address")])
     gateway.sms.fail_with = Throttled("later", retry_after=6.2)
     status, _, headers = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION)
     assert (status, headers["retry-after"]) == (503, "7")
 
 
-async def test_a_service_that_is_down_holds_up_nobody_and_its_breaker_opens(gateway: House) -> None:
+async def test_a_service_that_is_down_holds_up_nobody_and_its_breaker_opens(gateway: RunningGateway) -> None:
     await gateway.sms.stop()
     answer: Any = None
     for number in range(6):
@@ -145,13 +147,13 @@ async def test_a_service_that_is_down_holds_up_nobody_and_its_breaker_opens(gate
     await gateway.sms.start()  # the fixture stops it
 
 
-async def test_the_legs_run_side_by_side(gateway: House) -> None:
+async def test_the_legs_run_side_by_side(gateway: RunningGateway) -> None:
     gateway.email.hang = gateway.sms.hang = 0.4
     async with asyncio.timeout(0.75):
         assert (await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION))[0] == 200
 
 
-async def test_every_wrong_field_is_named_at_once(gateway: House) -> None:
+async def test_every_wrong_field_is_named_at_once(gateway: RunningGateway) -> None:
     body = {
         "patient": {"name": 1, "mail": "x", "email": "a@b.example"},
         "appointment": {
@@ -179,7 +181,7 @@ async def test_every_wrong_field_is_named_at_once(gateway: House) -> None:
     assert gateway.email.calls.total() == gateway.sms.calls.total() == 0
 
 
-async def test_a_moment_and_a_span_exclude_one_another(gateway: House) -> None:
+async def test_a_moment_and_a_span_exclude_one_another(gateway: RunningGateway) -> None:
     body = CONFIRMATION | {"before": "60s", "send_time": "2026-03-12T14:30:00Z"}
     status, problem, _ = await call(gateway, "/v1/appointments/apt_1/reminder", body)
     assert (status, wrong_fields(problem)) == (422, {"send_time"})
@@ -201,7 +203,7 @@ async def test_a_moment_and_a_span_exclude_one_another(gateway: House) -> None:
         b"",
     ],
 )
-async def test_what_is_no_json_is_400(gateway: House, body: bytes) -> None:
+async def test_what_is_no_json_is_400(gateway: RunningGateway, body: bytes) -> None:
     for path in ("/v1/payments", "/v1/appointments/apt_1/confirmation", "/v1/appointments/apt_1/reminder"):
         status, problem, _ = await call(gateway, path, body)
         assert (status, problem["reason"]) == (400, "MALFORMED_JSON")
@@ -220,7 +222,7 @@ async def test_what_is_no_json_is_400(gateway: House, body: bytes) -> None:
         {"methods": [[["PIX"]]]},
     ],
 )
-async def test_what_fits_no_field_is_422(gateway: House, body: object) -> None:
+async def test_what_fits_no_field_is_422(gateway: RunningGateway, body: object) -> None:
     status, problem, _ = await call(gateway, "/v1/payments", body)
     assert (status, problem["reason"]) == (422, "INVALID_REQUEST")
     assert problem["errors"]
@@ -229,24 +231,24 @@ async def test_what_fits_no_field_is_422(gateway: House, body: object) -> None:
 @pytest.mark.parametrize(
     "path", ["%00", "pay_%00", "pi_%ed%a0%80", "pay_%ff", "pay_" + "x" * 9000, "pay_%0d%0a", "%2e%2e"]
 )
-async def test_a_strange_id_is_nobody_s(gateway: House, path: str) -> None:
+async def test_a_strange_id_is_nobody_s(gateway: RunningGateway, path: str) -> None:
     status, _, _ = await call(gateway, URL(f"http://{gateway.address}/v1/payments/{path}", encoded=True), method="GET")
     assert status == 404
 
 
 @pytest.mark.parametrize("key", ["", " ", "\x80", "k" * 256, "\t"])
-async def test_a_strange_key_is_named(gateway: House, key: str) -> None:
+async def test_a_strange_key_is_named(gateway: RunningGateway, key: str) -> None:
     status, problem, _ = await call(gateway, "/v1/payments", PAYMENT, **{"Idempotency-Key": key})
     assert (status, wrong_fields(problem)) == (422, {"Idempotency-Key"})
 
 
-async def test_what_is_no_object_is_422(gateway: House) -> None:
+async def test_what_is_no_object_is_422(gateway: RunningGateway) -> None:
     for body in (b"[]", b"null", b"1", b'"x"'):
         status, problem, _ = await call(gateway, "/v1/payments", body)
         assert (status, problem["reason"]) == (422, "INVALID_REQUEST")
 
 
-async def test_a_payment_is_made_and_found_by_either_id(gateway: House) -> None:
+async def test_a_payment_is_made_and_found_by_either_id(gateway: RunningGateway) -> None:
     status, made, headers = await call(gateway, "/v1/payments", PAYMENT)
 
     assert (status, headers["location"]) == (201, "/v1/payments/pay_1")
@@ -278,7 +280,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("field", "body", "reason", "words"), WRONG.values(), ids=WRONG.keys())
 async def test_a_wrong_field_has_a_reason_and_words_for_people(
-    gateway: House, field: str, body: dict[str, Any], reason: str, words: str
+    gateway: RunningGateway, field: str, body: dict[str, Any], reason: str, words: str
 ) -> None:
     gateway.payments.fail_with = InvalidRequest([Rule.NOT_A_TAX_ID.at("payer.tax_id")])
 
@@ -289,20 +291,20 @@ async def test_a_wrong_field_has_a_reason_and_words_for_people(
     assert error["message"]
 
 
-async def test_an_unknown_payment_is_404(gateway: House) -> None:
+async def test_an_unknown_payment_is_404(gateway: RunningGateway) -> None:
     for reference in ["pay_9", "pi_9", "x"]:
         status, problem, _ = await call(gateway, f"/v1/payments/{reference}", method="GET")
         assert (status, problem["reason"]) == (404, "NOT_FOUND")
 
 
-async def test_an_amount_is_a_whole_number(gateway: House) -> None:
+async def test_an_amount_is_a_whole_number(gateway: RunningGateway) -> None:
     for amount in [1.5, "x", True, 2**31, 2**32 + 15000, -(2**31) - 1, 2**63, "1" * 30, [], {}]:
         body = PAYMENT | {"amount": {"amount_minor": amount, "currency": "BRL"}}
         status, problem, _ = await call(gateway, "/v1/payments", body)
         assert (status, wrong_fields(problem)) == (422, {"amount.amount_minor"})
 
 
-async def test_the_same_key_for_another_payment_is_409_naming_the_field(gateway: House) -> None:
+async def test_the_same_key_for_another_payment_is_409_naming_the_field(gateway: RunningGateway) -> None:
     await call(gateway, "/v1/payments", PAYMENT)
     status, problem, _ = await call(gateway, "/v1/payments", PAYMENT | {"patient_id": "pat_2"})
     assert (status, problem["reason"]) == (409, "IDEMPOTENCY_KEY_REUSED")
@@ -318,7 +320,7 @@ async def test_the_same_key_for_another_payment_is_409_naming_the_field(gateway:
     ],
 )
 async def test_a_service_s_errors_become_problems(
-    gateway: House, error: ServiceError, status: int, wait: str | None
+    gateway: RunningGateway, error: ServiceError, status: int, wait: str | None
 ) -> None:
     gateway.payments.fail_with = error
     got, problem, headers = await call(gateway, "/v1/payments", PAYMENT)
@@ -326,14 +328,14 @@ async def test_a_service_s_errors_become_problems(
     assert problem["message"]  # pt-BR
 
 
-async def test_a_service_s_bug_is_told_without_a_word_of_it(gateway: House) -> None:
+async def test_a_service_s_bug_is_told_without_a_word_of_it(gateway: RunningGateway) -> None:
     gateway.email.kept.requests = None  # type: ignore[assignment]  # the fake's own bug
     status, answer, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION)
     assert status == 207
     assert "NoneType" not in json.dumps(answer)
 
 
-async def test_a_bug_of_the_gateway_is_a_bare_500_that_its_log_line_explains(gateway: House) -> None:
+async def test_a_bug_of_the_gateway_is_a_bare_500_that_its_log_line_explains(gateway: RunningGateway) -> None:
     gateway.clients.payments.breaker = None  # type: ignore[assignment]  # a bug
     status, problem, headers = await call(gateway, "/v1/payments", PAYMENT)
     assert (status, problem["reason"]) == (500, "INTERNAL")
@@ -341,14 +343,14 @@ async def test_a_bug_of_the_gateway_is_a_bare_500_that_its_log_line_explains(gat
     assert "NoneType" not in json.dumps(problem)
 
 
-async def test_404_and_405_are_problems_too(gateway: House) -> None:
+async def test_404_and_405_are_problems_too(gateway: RunningGateway) -> None:
     status, problem, _ = await call(gateway, "/v1/nothing", method="GET")
     assert (status, problem["reason"]) == (404, "ROUTE_NOT_FOUND")
     status, problem, headers = await call(gateway, "/v1/payments", method="DELETE")
     assert (status, problem["reason"], headers["allow"]) == (405, "METHOD_NOT_ALLOWED", "POST")
 
 
-async def test_the_story_goes_on_into_the_services_and_back(gateway: House) -> None:
+async def test_the_story_goes_on_into_the_services_and_back(gateway: RunningGateway) -> None:
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     told = {"X_Correlation_Id": "story-1", "traceparent": parent}
     _, _, headers = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION, **told)
@@ -367,7 +369,7 @@ def token(name: str, scopes: str) -> str:
 
 async def test_callers_are_known_by_their_tokens_and_held_to_their_scopes(tmp_path: Path) -> None:
     tokens = f"{token('front-desk', 'send')},{token('report', 'read')}"
-    async with house(f"sqlite:///{tmp_path}/gateway.db", working=False, auth_tokens=tokens) as gateway:
+    async with running_gateway(f"sqlite:///{tmp_path}/gateway.db", working=False, auth_tokens=tokens) as gateway:
         path = "/v1/appointments/apt_1/confirmation"
         status, problem, headers = await call(gateway, path, CONFIRMATION)
         assert (status, problem["reason"], headers["www-authenticate"]) == (401, "UNAUTHENTICATED", "Bearer")
@@ -382,7 +384,7 @@ async def test_only_who_may_send_is_given_the_client_secret(payments: Payments, 
     """Against the real payments service, whose token for the gateway may do more than the gateway's caller."""
     names = {"desk": "read+send", "report": "read", "audit": "read+events", "follower": "read+forward"}
     tokens = ",".join(f"clinic:{scopes}:{digest(name)}" for name, scopes in names.items())
-    async with house(
+    async with running_gateway(
         f"sqlite:///{tmp_path}/gateway.db", working=False, auth_tokens=tokens, payments_target=payments.target
     ) as gateway:
         desk = {"Authorization": "Bearer desk-secret"}
@@ -399,13 +401,13 @@ async def test_only_who_may_send_is_given_the_client_secret(payments: Payments, 
     "header", [{"Forwarded": "for=1.2.3.4"}, {"X-Forwarded-For": "1.2.3.4"}, {"Via": "1.1 nginx"}, {"X-Real-IP": "::1"}]
 )
 async def test_what_a_proxy_forwards_is_served_to_nobody_without_a_token(
-    gateway: House, tmp_path: Path, header: dict[str, str]
+    gateway: RunningGateway, tmp_path: Path, header: dict[str, str]
 ) -> None:
     for path, method in (("/v1/payments/pay_1", "GET"), ("/v1/payments", "POST"), ("/v1/status", "GET")):
         status, problem, _ = await call(gateway, path, PAYMENT, method, **header)
         assert (status, problem["reason"]) == (403, "PERMISSION_DENIED")
     assert gateway.payments.calls["CreatePayment"] == 0
-    async with house(
+    async with running_gateway(
         f"sqlite:///{tmp_path}/other.db", working=False, auth_tokens=token("front-desk", "read"),
         public_url="https://hooks.example.com",
     ) as behind:  # fmt: skip
@@ -414,7 +416,7 @@ async def test_what_a_proxy_forwards_is_served_to_nobody_without_a_token(
 
 
 async def test_a_caller_above_its_limit_is_429(tmp_path: Path) -> None:
-    async with house(f"sqlite:///{tmp_path}/gateway.db", working=False, caller_limit="2/minute") as gateway:
+    async with running_gateway(f"sqlite:///{tmp_path}/gateway.db", working=False, caller_limit="2/minute") as gateway:
         for _ in range(2):
             assert (await call(gateway, "/v1/payments/pay_9", method="GET"))[0] == 404
         status, problem, headers = await call(gateway, "/v1/payments/pay_9", method="GET")
@@ -422,7 +424,7 @@ async def test_a_caller_above_its_limit_is_429(tmp_path: Path) -> None:
         assert int(headers["retry-after"]) >= 1
 
 
-async def test_status_tells_of_each_service_and_its_breaker(gateway: House) -> None:
+async def test_status_tells_of_each_service_and_its_breaker(gateway: RunningGateway) -> None:
     await gateway.sms.stop()
     gateway.clients.email.breaker.force_open()
     status, answer, _ = await call(gateway, "/v1/status", method="GET")
@@ -436,7 +438,7 @@ async def test_status_tells_of_each_service_and_its_breaker(gateway: House) -> N
 
 
 async def test_no_answer_of_a_service_within_the_time_is_503(tmp_path: Path) -> None:
-    async with house(f"sqlite:///{tmp_path}/gateway.db", working=False, seconds=0.5) as gateway:
+    async with running_gateway(f"sqlite:///{tmp_path}/gateway.db", working=False, seconds=0.5) as gateway:
         gateway.payments.hang = 5
         async with asyncio.timeout(2):
             status, problem, _ = await call(gateway, "/v1/payments", PAYMENT)

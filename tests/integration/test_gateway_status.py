@@ -19,7 +19,7 @@ from services.chassis.rpc.health import Readiness
 from services.chassis.rpc.server import Service, listening
 from services.chassis.settings import Address
 from tests.fakes.echo_service import NAME, EchoServicer, FakeStore, Settings, add_echo
-from tests.fakes.gateway import house, until
+from tests.fakes.gateway import running_gateway, until
 from tests.integration import test_gateway_process
 from tests.processes import Process, process
 
@@ -148,7 +148,7 @@ async def test_a_service_that_takes_no_work_is_told_with_its_reason(tmp_path: Pa
     store.fail_with = Unavailable("no", reason=reason)
     async with (
         unready(store) as known,
-        house(f"sqlite:///{tmp_path}/gateway.db", working=False, **known) as gateway,
+        running_gateway(f"sqlite:///{tmp_path}/gateway.db", working=False, **known) as gateway,
         gateway.http.get(f"http://{gateway.address}/v1/status") as response,
     ):
         found = (await response.json())["email"]

@@ -271,9 +271,9 @@ async def test_upgrade_in_single_bytes_is_one_request(gateway: Process) -> None:
 
 
 async def test_pipelined_upgrades_are_served_or_disconnected(gateway: Process) -> None:
-    request_ = b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
-    assert re.findall(rb"HTTP/1.1 (\d+)", await exchange(gateway, request_ * 20)) == [b"404"] * 20
-    assert (await exchange(gateway, request_ * 20_000)).count(b"HTTP/1.1 404") < 5000
+    upgrade = b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    assert re.findall(rb"HTTP/1.1 (\d+)", await exchange(gateway, upgrade * 20)) == [b"404"] * 20
+    assert (await exchange(gateway, upgrade * 20_000)).count(b"HTTP/1.1 404") < 5000
 
 
 async def test_tls_at_the_plain_port_is_refused(gateway: Process) -> None:

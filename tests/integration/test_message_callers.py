@@ -23,7 +23,7 @@ from services.email.settings import Settings as EmailSettings
 from services.messaging.channel import Channel as Parts
 from services.sms import __main__ as sms_service
 from services.sms.settings import Settings as SmsSettings
-from tests.fakes.gateway import house
+from tests.fakes.gateway import running_gateway
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2, email_pb2_grpc
 from topsmile.sms.v1 import sms_pb2, sms_pb2_grpc
@@ -171,7 +171,7 @@ async def test_message_sent_over_http_belongs_to_the_gateway_s_caller(channel: C
     body = {"patient": {"name": "Ana", **address}, "appointment": {"start_time": START.isoformat()}}
     target: dict[str, Any] = {f"{channel.name}_target": channel.target}
     ids: dict[str, str] = {}
-    async with house(
+    async with running_gateway(
         f"sqlite:///{tmp_path}/gateway.db",
         working=False,
         auth_tokens=",".join(CALLERS),

@@ -23,8 +23,8 @@ from tests.fakes.gateway import (
     STRIPE_SECRET,
     TWILIO_SHARED_KEY,
     TWILIO_TOKEN,
-    House,
-    house,
+    RunningGateway,
+    running_gateway,
     until,
 )
 from tests.postgres_cluster import BINARIES, cluster
@@ -60,19 +60,19 @@ GARBAGE = {
 
 
 @pytest.fixture
-async def gateway(tmp_path: Path) -> AsyncIterator[House]:
-    async with house(f"sqlite:///{tmp_path}/gateway.db", working=False) as built:
+async def gateway(tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(f"sqlite:///{tmp_path}/gateway.db", working=False) as built:
         yield built
 
 
 @pytest.fixture
-async def anywhere(database_url: str) -> AsyncIterator[House]:
+async def anywhere(database_url: str) -> AsyncIterator[RunningGateway]:
     """The same on either database."""
-    async with house(database_url, working=False) as built:
+    async with running_gateway(database_url, working=False) as built:
         yield built
 
 
-async def refused(gateway: House, path: str, body: bytes, headers: dict[str, str]) -> str:
+async def refused(gateway: RunningGateway, path: str, body: bytes, headers: dict[str, str]) -> str:
     status, problem = await gateway.post(path, body, headers)
     assert status == 400
     assert await gateway.stored() == []
@@ -80,7 +80,7 @@ async def refused(gateway: House, path: str, body: bytes, headers: dict[str, str
     return str(problem["reason"])
 
 
-async def raw(gateway: House, sent: bytes, *, then_close: bool = True) -> bytes:
+async def raw(gateway: RunningGateway, sent: bytes, *, then_close: bool = True) -> bytes:
     """Send bytes as they are, and read what comes back."""
     reader, writer = await asyncio.open_connection(*gateway.address)
     writer.write(sent)
@@ -93,7 +93,7 @@ async def raw(gateway: House, sent: bytes, *, then_close: bool = True) -> bytes:
     return answer
 
 
-async def test_an_event_and_its_job_are_stored_before_200(anywhere: House) -> None:
+async def test_an_event_and_its_job_are_stored_before_200(anywhere: RunningGateway) -> None:
     assert await anywhere.stripe(EVENT) == 200
 
     (event,) = await anywhere.stored()
@@ -103,31 +103,31 @@ async def test_an_event_and_its_job_are_stored_before_200(anywhere: House) -> No
     assert (job["queue"], job["id"], job["state"]) == ("payments", "event:evt_1", "queued")
 
 
-async def test_the_same_event_again_is_200_and_nothing_new(anywhere: House) -> None:
+async def test_the_same_event_again_is_200_and_nothing_new(anywhere: RunningGateway) -> None:
     for _ in range(3):
         assert await anywhere.stripe(EVENT) == 200
     assert len(await anywhere.stored()) == len(await anywhere.jobs()) == 1
 
 
-async def test_two_accounts_may_use_one_event_id(gateway: House) -> None:
+async def test_two_accounts_may_use_one_event_id(gateway: RunningGateway) -> None:
     assert await gateway.stripe(EVENT) == 200
     assert await gateway.stripe(b'{"id":"evt_1","type":"x","account":"acct_1"}') == 200
     assert {event["account"] for event in await gateway.stored()} == {"", "acct_1"}
 
 
 @pytest.mark.skipif(not SAMPLES.exists(), reason="Stripe's sample events are not here")
-async def test_stripe_s_own_events_are_taken_as_they_are(gateway: House) -> None:
+async def test_stripe_s_own_events_are_taken_as_they_are(gateway: RunningGateway) -> None:
     samples = json.loads(SAMPLES.read_text(encoding="utf-8"))
     for event in samples:
         assert await gateway.stripe(json.dumps(event, indent=2, ensure_ascii=False).encode()) == 200
     assert len(await gateway.stored()) == len({(event.get("account"), event["id"]) for event in samples})
 
 
-async def test_an_unknown_type_is_taken(gateway: House) -> None:
+async def test_an_unknown_type_is_taken(gateway: RunningGateway) -> None:
     assert await gateway.stripe(b'{"id":"evt_1","type":"nobody.has.seen.this"}') == 200
 
 
-async def test_several_v1_and_a_rotated_secret_are_taken(gateway: House) -> None:
+async def test_several_v1_and_a_rotated_secret_are_taken(gateway: RunningGateway) -> None:
     moment = int(time.time())
     good = signing.stripe(EVENT, OLD_STRIPE_SECRET, moment)
     header = {"Stripe-Signature": f"t={moment},v1={'0' * 64},v1={good}"}
@@ -135,40 +135,40 @@ async def test_several_v1_and_a_rotated_secret_are_taken(gateway: House) -> None
 
 
 @pytest.mark.parametrize(("age", "status"), [(290, 200), (301, 400), (-290, 200), (-310, 400)])
-async def test_an_old_or_future_signature_is_refused(gateway: House, age: int, status: int) -> None:
+async def test_an_old_or_future_signature_is_refused(gateway: RunningGateway, age: int, status: int) -> None:
     assert await gateway.stripe(EVENT, age=age) == status
     assert len(await gateway.stored()) == (1 if status == 200 else 0)
 
 
-async def test_a_garbled_stripe_header_is_400(gateway: House) -> None:
+async def test_a_garbled_stripe_header_is_400(gateway: RunningGateway) -> None:
     for signature in ["", "t=1", "t=,v1=", "v1=abc", "t=abc,v1=abc", "té=1,v1=ÿ", "=,=,=", "," * 5000]:
         assert await refused(gateway, "/webhooks/stripe", EVENT, {"Stripe-Signature": signature}) == "BAD_SIGNATURE"
 
 
-async def test_a_missing_stripe_header_is_400(gateway: House) -> None:
+async def test_a_missing_stripe_header_is_400(gateway: RunningGateway) -> None:
     assert await refused(gateway, "/webhooks/stripe", EVENT, {}) == "BAD_SIGNATURE"
 
 
-async def test_a_header_that_is_no_ascii_is_400(gateway: House) -> None:
+async def test_a_header_that_is_no_ascii_is_400(gateway: RunningGateway) -> None:
     start = b"POST /webhooks/stripe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n"
     request = start + b"Stripe-Signature: t=1,v1=\xff\xfe\r\n\r\n{}"
     assert (await raw(gateway, request)).startswith(b"HTTP/1.1 400")
     assert await gateway.stored() == []
 
 
-async def test_a_body_that_is_no_event_is_400_though_it_is_signed(gateway: House) -> None:
+async def test_a_body_that_is_no_event_is_400_though_it_is_signed(gateway: RunningGateway) -> None:
     for body in GARBAGE.values():
         headers = signing.stripe_header(body, STRIPE_SECRET, int(time.time()))
         await refused(gateway, "/webhooks/stripe", body, headers)
 
 
-async def test_the_same_garbage_is_400_from_sendgrid(gateway: House) -> None:
+async def test_the_same_garbage_is_400_from_sendgrid(gateway: RunningGateway) -> None:
     for body in GARBAGE.values():
         await refused(gateway, "/webhooks/sendgrid", body, gateway.sendgrid.header(body, int(time.time())))
 
 
 @pytest.mark.parametrize("batch", [b"[]", b"[]\r\n", b" [ ] "])
-async def test_an_empty_batch_that_is_signed_is_taken(anywhere: House, batch: bytes) -> None:
+async def test_an_empty_batch_that_is_signed_is_taken(anywhere: RunningGateway, batch: bytes) -> None:
     assert await anywhere.mails(batch) == 200
     assert await anywhere.stored() == await anywhere.jobs() == []
     stranger = signing.SendGridKey().header(batch, int(time.time()))
@@ -176,7 +176,7 @@ async def test_an_empty_batch_that_is_signed_is_taken(anywhere: House, batch: by
 
 
 @pytest.mark.parametrize("text", ["\\ud83d\\ude00", "ação", "\\u0000", "1e308", "\\\\ud800 written out", "a" * 5000])
-async def test_an_unusual_event_that_is_json_is_taken(gateway: House, text: str) -> None:
+async def test_an_unusual_event_that_is_json_is_taken(gateway: RunningGateway, text: str) -> None:
     body = f'{{"id":"evt_1","type":"x","text":"{text}","list":{"[" * 90}{"]" * 90}}}'.encode()
     assert await gateway.stripe(body) == 200
     assert await gateway.mails(b'[{"event":"delivered","reason":"%b"}]' % text.encode()) == 200
@@ -211,7 +211,7 @@ def rejected(provider: str, reason: str) -> float:
     ],
 )
 async def test_a_refused_webhook_says_why_in_the_log_and_in_a_metric(
-    gateway: House, path: str, headers: dict[str, str], reason: str
+    gateway: RunningGateway, path: str, headers: dict[str, str], reason: str
 ) -> None:
     provider = path.partition("/")[0]
     before = rejected(provider, reason)
@@ -224,14 +224,14 @@ async def test_a_refused_webhook_says_why_in_the_log_and_in_a_metric(
         assert len(secret) < 5 or secret not in repr(lines)
 
 
-async def test_what_is_refused_for_its_body_is_told_and_counted_too(gateway: House) -> None:
+async def test_what_is_refused_for_its_body_is_told_and_counted_too(gateway: RunningGateway) -> None:
     for body, reason in ((b"{", "MALFORMED_JSON"), (b"[1]", "MALFORMED_EVENT"), (b'{"id":"x"}', "MALFORMED_EVENT")):
         before = rejected("stripe", reason)
         assert await gateway.stripe(body) == 400
         assert rejected("stripe", reason) == before + 1
 
 
-async def test_garbage_is_400_from_twilio(gateway: House) -> None:
+async def test_garbage_is_400_from_twilio(gateway: RunningGateway) -> None:
     for body in [b"", b"null", b"[]", b"\xff\xfe", b"a=%FF", b"&" * 1000, b"MessageSid=SM1", b"{}"]:
         url = f"{PUBLIC_URL}/webhooks/twilio/status"
         signed = signing.twilio_header(url, b"" if b"\xff" in body else body, TWILIO_TOKEN)
@@ -240,7 +240,7 @@ async def test_garbage_is_400_from_twilio(gateway: House) -> None:
 
 @pytest.mark.parametrize(("path", "most"), [("stripe", 1 << 20), ("sendgrid", 2 << 20), ("twilio/status", 64 << 10)])
 async def test_a_declared_length_above_the_limit_is_413_before_a_byte_is_read(
-    gateway: House, path: str, most: int
+    gateway: RunningGateway, path: str, most: int
 ) -> None:
     for length in (most + 1, 10 << 20):
         request = f"POST /webhooks/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
@@ -248,30 +248,32 @@ async def test_a_declared_length_above_the_limit_is_413_before_a_byte_is_read(
     assert await gateway.stored() == []
 
 
-async def test_a_streamed_body_is_cut_at_the_limit(gateway: House) -> None:
+async def test_a_streamed_body_is_cut_at_the_limit(gateway: RunningGateway) -> None:
     request = b"POST /webhooks/twilio/status HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     request += b"8000\r\n" + b"x" * 0x8000 + b"\r\n"
     answer = await raw(gateway, request + b"8001\r\n" + b"x" * 0x8001 + b"\r\n", then_close=False)
     assert answer.startswith(b"HTTP/1.1 413")
 
 
-async def test_the_largest_body_that_is_allowed_is_taken(gateway: House) -> None:
+async def test_the_largest_body_that_is_allowed_is_taken(gateway: RunningGateway) -> None:
     body = b'{"id":"evt_1","type":"x","padding":"' + b"x" * ((1 << 20) - 38) + b'"}'
     assert len(body) == 1 << 20
     assert await gateway.stripe(body) == 200
 
 
-async def test_a_body_that_ends_early_leaves_nothing(gateway: House) -> None:
+async def test_a_body_that_ends_early_leaves_nothing(gateway: RunningGateway) -> None:
     await raw(gateway, b"POST /webhooks/stripe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{}")
     assert await gateway.stored() == []
 
 
-async def test_webhooks_are_posted(gateway: House) -> None:
+async def test_webhooks_are_posted(gateway: RunningGateway) -> None:
     async with gateway.http.get(f"http://{gateway.address}/webhooks/stripe") as answer:
         assert (answer.status, answer.headers["allow"]) == (405, "POST")
 
 
-async def test_what_does_not_fit_on_the_disk_is_503_with_retry_after_and_is_taken_later(gateway: House) -> None:
+async def test_what_does_not_fit_on_the_disk_is_503_with_retry_after_and_is_taken_later(
+    gateway: RunningGateway,
+) -> None:
     limit = "PRAGMA max_page_count = "
     await gateway.database.run(rows, limit + "1")  # the size it has
     body = b'{"id":"evt_1","type":"x","padding":"' + b"x" * 500_000 + b'"}'
@@ -289,7 +291,7 @@ async def test_what_does_not_fit_on_the_disk_is_503_with_retry_after_and_is_take
 @pytest.mark.skipif(BINARIES is None, reason="no PostgreSQL binaries here (initdb)")
 async def test_what_the_database_does_not_take_is_503_and_is_taken_when_it_is_back() -> None:
     with cluster() as server:
-        async with house(server.database(), working=False) as gateway:
+        async with running_gateway(server.database(), working=False) as gateway:
             server.kill()
             assert await gateway.stripe(EVENT) == 503
             server.start()
@@ -297,11 +299,11 @@ async def test_what_the_database_does_not_take_is_503_and_is_taken_when_it_is_ba
             assert len(await gateway.stored()) == 1
 
 
-async def _taken(gateway: House) -> bool:
+async def _taken(gateway: RunningGateway) -> bool:
     return await gateway.stripe(EVENT) == 200
 
 
-async def test_a_batch_is_split_and_repeated_items_are_one(anywhere: House) -> None:
+async def test_a_batch_is_split_and_repeated_items_are_one(anywhere: RunningGateway) -> None:
     bounced = MAILED | {"event": "bounce", "email": "rui@example.com"}
     assert (
         await anywhere.mails(json.dumps([MAILED, bounced, MAILED | {"sg_event_id": "other"}]).encode() + b"\r\n") == 200
@@ -321,7 +323,7 @@ async def test_a_batch_is_split_and_repeated_items_are_one(anywhere: House) -> N
     "differing", [{"email_id": "eml_2"}, {"attempt": "2"}, {"smtp-id": "<b@x>"}, {"type": "blocked"}]
 )
 async def test_two_bounces_of_an_address_in_one_second_are_two_events(
-    anywhere: House, differing: dict[str, str]
+    anywhere: RunningGateway, differing: dict[str, str]
 ) -> None:
     bounced = {"email": "ana@example.com", "event": "bounce", "timestamp": 1770000000, "type": "bounce"}
     first = bounced | {"email_id": "eml_1", "attempt": "1", "smtp-id": "<a@x>"}
@@ -333,34 +335,34 @@ async def test_two_bounces_of_an_address_in_one_second_are_two_events(
     assert len(await anywhere.stored()) == 2
 
 
-async def test_sendgrid_repeats_for_a_day(gateway: House) -> None:
+async def test_sendgrid_repeats_for_a_day(gateway: RunningGateway) -> None:
     body = json.dumps([MAILED]).encode()
     assert await gateway.mails(body, age=27 * 3600) == 400
     assert await gateway.mails(body, age=25 * 3600) == 200
 
 
-async def test_sendgrid_s_rotated_key_is_taken_and_no_other(gateway: House) -> None:
+async def test_sendgrid_s_rotated_key_is_taken_and_no_other(gateway: RunningGateway) -> None:
     body, moment = json.dumps([MAILED]).encode(), int(time.time())
     stranger = signing.SendGridKey()
     assert await refused(gateway, "/webhooks/sendgrid", body, stranger.header(body, moment)) == "BAD_SIGNATURE"
     assert (await gateway.post("/webhooks/sendgrid", body, gateway.old_sendgrid.header(body, moment)))[0] == 200
 
 
-async def test_a_garbled_sendgrid_signature_is_400(gateway: House) -> None:
+async def test_a_garbled_sendgrid_signature_is_400(gateway: RunningGateway) -> None:
     for signature in ["", "é", "a", "AAAA", "====", "MEUCIQ=="]:
         headers = gateway.sendgrid.header(b"[]", int(time.time()))
         headers["X-Twilio-Email-Event-Webhook-Signature"] = signature
         await refused(gateway, "/webhooks/sendgrid", b"[]", headers)
 
 
-async def test_a_garbled_sendgrid_timestamp_is_400(gateway: House) -> None:
+async def test_a_garbled_sendgrid_timestamp_is_400(gateway: RunningGateway) -> None:
     for moment in ["", "x", "1e9", "99999999999999999999", "-1", "²"]:
         headers = gateway.sendgrid.header(b"[]", int(time.time()))
         headers["X-Twilio-Email-Event-Webhook-Timestamp"] = moment
         await refused(gateway, "/webhooks/sendgrid", b"[]", headers)
 
 
-async def test_a_status_callback_is_stored_with_its_query(anywhere: House) -> None:
+async def test_a_status_callback_is_stored_with_its_query(anywhere: RunningGateway) -> None:
     for token in (TWILIO_TOKEN, OLD_TWILIO_TOKEN):
         assert await anywhere.text(TEXTED, "?attempt=att_1", token) == 200
 
@@ -374,7 +376,9 @@ JSON_TEXTED = b'{"MessageSid":"SM1","MessageStatus":"delivered","To":"+551191234
 
 
 @pytest.mark.parametrize("query", ["", "?sms_id=sms_1", "?sms_id=sms_1&x=%C3%A9"])
-async def test_a_json_callback_is_verified_by_its_body_s_hash_and_stored_as_a_form(anywhere: House, query: str) -> None:
+async def test_a_json_callback_is_verified_by_its_body_s_hash_and_stored_as_a_form(
+    anywhere: RunningGateway, query: str
+) -> None:
     url, headers = signing.twilio_json(f"{PUBLIC_URL}/webhooks/twilio/status{query}", JSON_TEXTED, TWILIO_TOKEN)
     path = url.removeprefix(PUBLIC_URL)
     for wrong in (JSON_TEXTED.replace(b"SM1", b"SM2"), JSON_TEXTED + b" ", b"", b"{}"):
@@ -391,13 +395,13 @@ async def test_a_json_callback_is_verified_by_its_body_s_hash_and_stored_as_a_fo
 @pytest.mark.parametrize(
     "body", [b"[]", b"null", b"1", b"{}", b'{"MessageSid":1e999}', b"\xff", b"{", b'{"MessageSid":{}}']
 )
-async def test_a_json_callback_that_is_none_is_400_though_it_is_signed(gateway: House, body: bytes) -> None:
+async def test_a_json_callback_that_is_none_is_400_though_it_is_signed(gateway: RunningGateway, body: bytes) -> None:
     url, headers = signing.twilio_json(f"{PUBLIC_URL}/webhooks/twilio/status", body, TWILIO_TOKEN)
     await refused(gateway, url.removeprefix(PUBLIC_URL), body, headers)
 
 
 @pytest.mark.parametrize("query", ["", "?sms_id=sms_1", "?sms_id=sms_1&x=y"])
-async def test_a_callback_signed_with_a_shared_key_is_taken(gateway: House, query: str) -> None:
+async def test_a_callback_signed_with_a_shared_key_is_taken(gateway: RunningGateway, query: str) -> None:
     path = f"/webhooks/twilio/status{query}"
     signature, settings = signing.twilio_shared(PUBLIC_URL + path, TEXTED, "key_1", TWILIO_SHARED_KEY)
     headers = {
@@ -409,7 +413,7 @@ async def test_a_callback_signed_with_a_shared_key_is_taken(gateway: House, quer
     assert (await gateway.post(path, TEXTED, headers))[0] == 200
 
 
-async def test_a_callback_s_address_is_part_of_the_proof(gateway: House) -> None:
+async def test_a_callback_s_address_is_part_of_the_proof(gateway: RunningGateway) -> None:
     headers = signing.twilio_header(f"{PUBLIC_URL}/webhooks/twilio/status?attempt=att_1", TEXTED, TWILIO_TOKEN)
     assert await refused(gateway, "/webhooks/twilio/status?attempt=att_2", TEXTED, headers) == "BAD_SIGNATURE"
     elsewhere = signing.twilio_header("https://other.example/webhooks/twilio/status", TEXTED, TWILIO_TOKEN)
@@ -418,7 +422,7 @@ async def test_a_callback_s_address_is_part_of_the_proof(gateway: House) -> None
 
 async def test_too_many_requests_at_once_are_503_with_retry_after(tmp_path: Path) -> None:
     async with (
-        house(f"sqlite:///{tmp_path}/gateway.db", working=False, at_once=0) as gateway,
+        running_gateway(f"sqlite:///{tmp_path}/gateway.db", working=False, at_once=0) as gateway,
         gateway.http.post(f"http://{gateway.address}/webhooks/stripe", data=EVENT) as answer,
     ):
         problem: Any = await answer.json(content_type=None)
@@ -426,7 +430,7 @@ async def test_too_many_requests_at_once_are_503_with_retry_after(tmp_path: Path
 
 
 async def test_a_sender_that_is_slow_takes_nobody_s_turn(tmp_path: Path) -> None:
-    async with house(f"sqlite:///{tmp_path}/gateway.db", working=False, at_once=1) as gateway:
+    async with running_gateway(f"sqlite:///{tmp_path}/gateway.db", working=False, at_once=1) as gateway:
         _, writer = await asyncio.open_connection(*gateway.address)
         writer.write(b"POST /webhooks/stripe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n{}")
         await writer.drain()
