@@ -48,6 +48,8 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         connect(settings.database_url, MIGRATIONS) as database,
         outbound(base, service="stripe", timeout=SEND_TIMEOUT) as http,
     ):
+        while await database.run(store.fill_columns):
+            pass
         breaker = CircuitBreaker("stripe")
         provider = StripeProvider(http, base, settings.stripe_secret_key.get_secret_value())
         sender = Sender(database, provider, breaker, Retry())

@@ -18,6 +18,8 @@ from topsmile.common.v1 import common_pb2 as common
 from topsmile.payments.v1 import payments_pb2 as pb
 
 MAX_AMOUNT = 99_999_999
+#: Epoch milliseconds after every payment.
+LATEST = 2**62
 DEFAULT_LOCALE = "pt-BR"
 BRL_ONLY = ("PIX", "BOLETO")
 STATES = "AC AL AP AM BA CE DF ES GO MA MT MS MG PA PB PR PE PI RJ RN RS RO RR SC SP SE TO"
@@ -155,6 +157,35 @@ class PaymentRequest:
             livemode=livemode,
             metadata=self.metadata,
             caller=caller,
+        )
+
+
+class Position(NamedTuple):
+    """The last payment of a page: the next page begins after it."""
+
+    created_at: int = LATEST
+    payment_id: str = ""
+
+
+@dataclass(frozen=True)
+class PaymentFilter:
+    """Which payments to list; empty values match all. Times are epoch milliseconds."""
+
+    appointment_id: str
+    patient_id: str
+    status: str
+    created_from: int
+    created_before: int
+
+    @classmethod
+    def from_request(cls, request: pb.ListPaymentsRequest, fields: Fields) -> PaymentFilter:
+        first, before = fields.time("created_from_time"), fields.time("created_before_time")
+        return cls(
+            appointment_id=fields.identifier("appointment_id", required=False),
+            patient_id=fields.identifier("patient_id", required=False),
+            status=fields.choice("status") if request.status else "",
+            created_from=0 if first is None else int(first.timestamp() * 1000),
+            created_before=LATEST if before is None else int(before.timestamp() * 1000),
         )
 
 

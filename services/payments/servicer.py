@@ -15,10 +15,11 @@ from services.chassis.database.transactions import Database
 from services.chassis.errors import AlreadyExists, OutcomeUnknown, ServiceError
 from services.chassis.queue.worker import Worker
 from services.chassis.rpc.idempotency import Fingerprints
+from services.chassis.rpc.paging import page_size, page_token, position_of
 from services.chassis.rpc.validation import Fields, check_events
 from services.payments import store, stripe_events, transitions
 from services.payments.change_log import ChangeLog
-from services.payments.requests import PaymentRequest
+from services.payments.requests import PaymentFilter, PaymentRequest, Position
 from services.payments.sender import Sender
 from services.payments.status import is_paid
 from services.payments.stripe_events import IgnoredEvent, ObjectReference
@@ -112,6 +113,18 @@ class PaymentServicer(PaymentServiceServicer):
             self._worker.wake()
         stored, cursor = await self._database.read(store.get_with_cursor, stored.payment_id)
         return pb.RefreshPaymentResponse(payment=stored.to_proto(), watch_cursor=str(cursor))
+
+    async def ListPayments(self, request: pb.ListPaymentsRequest, _context: Context) -> pb.ListPaymentsResponse:
+        fields = Fields(request)
+        filter = PaymentFilter.from_request(request, fields)
+        size, position = page_size(fields, request), Position(*position_of(fields, request, *Position()))
+        fields.check()
+        found = await self._database.read(store.list_payments, filter, owner(), position, size + 1)
+        response = pb.ListPaymentsResponse(payments=found[:size])
+        if len(found) > size:
+            last = found[size - 1]
+            response.next_page_token = page_token(request, last.create_time.ToMilliseconds(), last.payment_id)
+        return response
 
     async def WatchPayments(
         self, request: pb.WatchPaymentsRequest, _context: Context

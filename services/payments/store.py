@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from services.chassis.database.transactions import maybe_one, one, rows
+from services.chassis.database.transactions import Row, maybe_one, one, rows
 from services.chassis.errors import AlreadyExists, InProgress, NotFound, Rejected
 from services.chassis.queue import jobs, operations
 from services.chassis.queue.jobs import Job, Queue
 from services.chassis.queue.rate_limit import acquire
 from services.chassis.rpc.idempotency import Fingerprint
 from services.payments import change_log
+from services.payments.requests import PaymentFilter, Position
 from services.payments.status import FINAL, add_alert, expires_at, is_paid, rank_of, status_of
 from topsmile.payments.v1 import payments_pb2 as pb
 
@@ -37,13 +38,20 @@ BLOCKING = f"""
 """
 # The unique indexes decide between two concurrent calls: one payment per key, one sole open payment per appointment.
 INSERT = """
-    INSERT INTO payment (payment_id, caller, idempotency_key, fingerprint, appointment_id, sole, confirmed,
-        status, rank, record)
-    VALUES (:payment_id, :caller, :idempotency_key, :fingerprint, :appointment_id, :sole, :confirmed,
-        'CREATING', 0, :record)
+    INSERT INTO payment (payment_id, caller, idempotency_key, fingerprint, appointment_id, patient_id, sole, confirmed,
+        status, rank, record, created_at)
+    VALUES (:payment_id, :caller, :idempotency_key, :fingerprint, :appointment_id, :patient_id, :sole, :confirmed,
+        'CREATING', 0, :record, :created_at)
     ON CONFLICT DO NOTHING
     RETURNING payment_id
 """
+LIST = """
+    SELECT created_at, payment_id, caller, record FROM payment
+    WHERE {conditions}
+    ORDER BY created_at DESC, payment_id DESC LIMIT :limit
+"""
+UNFILLED = "SELECT payment_id, record FROM payment WHERE created_at = 0 LIMIT 500"
+FILL = "UPDATE payment SET created_at = :created_at, patient_id = :patient_id WHERE payment_id = :payment_id"
 SAVE = """
     UPDATE payment SET intent_id = :intent_id, client_secret = :client_secret, status = :status, rank = :rank,
         refusal = :refusal, record = :record, version = version + 1
@@ -137,9 +145,13 @@ async def find(sql: str, *, lock: bool = False, **parameters: object) -> Stored 
     if row is None:
         return None
     values = {field.name: row[field.name] for field in fields(Stored)}
+    return Stored(**{**values, "record": _record(row)})
+
+
+def _record(row: Row) -> pb.Payment:
     record = pb.Payment.FromString(bytes(row["record"]))
     record.caller = row["caller"]
-    return Stored(**{**values, "record": record})
+    return record
 
 
 async def get(payment_id: str = "", intent_id: str = "", owner: str | None = None) -> Stored:
@@ -148,6 +160,37 @@ async def get(payment_id: str = "", intent_id: str = "", owner: str | None = Non
     if found is None or owner not in (None, found.caller):
         raise NotFound("no such payment")
     return found
+
+
+async def list_payments(filter: PaymentFilter, owner: str | None, position: Position, limit: int) -> list[pb.Payment]:
+    """Return up to `limit` payments after a position, the newest first. `owner` None: of all callers."""
+    equal = {
+        "caller": owner,
+        "appointment_id": filter.appointment_id,
+        "patient_id": filter.patient_id,
+        "status": filter.status,
+    }
+    values: dict[str, object] = {column: value for column, value in equal.items() if value}
+    conditions = [f"{column} = :{column}" for column in values]
+    if filter.created_from:
+        conditions.append("created_at >= :created_from")
+        values["created_from"] = filter.created_from
+    # One bound serves the filter and the page: the page begins at the earlier one.
+    created_at, payment_id = min(position, (filter.created_before, ""))
+    conditions.append("(created_at, payment_id) < (:before_created_at, :before_payment_id)")
+    sql = LIST.format(conditions=" AND ".join(conditions))
+    found = await rows(sql, before_created_at=created_at, before_payment_id=payment_id, limit=limit, **values)
+    return [_record(row) for row in found]
+
+
+async def fill_columns() -> int:
+    """Fill the columns of lists for payments that an older version stored. Return how many were filled."""
+    found = await rows(UNFILLED)
+    for row in found:
+        record = pb.Payment.FromString(bytes(row["record"]))
+        created_at = max(record.create_time.ToMilliseconds(), 1)
+        await rows(FILL, payment_id=row["payment_id"], patient_id=record.patient_id, created_at=created_at)
+    return len(found)
 
 
 async def get_with_cursor(
@@ -194,7 +237,8 @@ async def open_payment(queue: Queue, new: NewPayment) -> Opened:
             )
     inserted = await maybe_one(
         INSERT, payment_id=record.payment_id, caller=new.caller, idempotency_key=new.idempotency_key,
-        fingerprint=new.fingerprint.stored, appointment_id=appointment_id, sole=int(not new.allow_another),
+        fingerprint=new.fingerprint.stored, appointment_id=appointment_id, patient_id=record.patient_id,
+        created_at=now, sole=int(not new.allow_another),
         confirmed=int(new.confirmed), record=record.SerializeToString(),
     )  # fmt: skip
     if inserted is None:  # a concurrent call won, by this key or for this appointment

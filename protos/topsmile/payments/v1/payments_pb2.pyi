@@ -742,6 +742,80 @@ class RefreshPaymentResponse(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class ListPaymentsRequest(message.Message):
+    """Which payments to list. A payment must match every field that is set."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    APPOINTMENT_ID_FIELD_NUMBER: builtins.int
+    PATIENT_ID_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    CREATED_FROM_TIME_FIELD_NUMBER: builtins.int
+    CREATED_BEFORE_TIME_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    appointment_id: builtins.str
+    """Only payments for this appointment. Empty: all."""
+    patient_id: builtins.str
+    """Only payments of this patient. Empty: all."""
+    status: PaymentStatus.ValueType
+    """Only payments in this status. UNSPECIFIED: all."""
+    page_size: builtins.int
+    """1–500; 0 means 50."""
+    page_token: builtins.str
+    """The `next_page_token` of a response to the same request. Empty: the first page."""
+    @builtins.property
+    def created_from_time(self) -> timestamp_pb2.Timestamp:
+        """Only payments stored at or after this time."""
+
+    @builtins.property
+    def created_before_time(self) -> timestamp_pb2.Timestamp:
+        """Only payments stored before this time."""
+
+    def __init__(
+        self,
+        *,
+        appointment_id: builtins.str = ...,
+        patient_id: builtins.str = ...,
+        status: PaymentStatus.ValueType = ...,
+        created_from_time: timestamp_pb2.Timestamp | None = ...,
+        created_before_time: timestamp_pb2.Timestamp | None = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["created_before_time", b"created_before_time", "created_from_time", b"created_from_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["appointment_id", b"appointment_id", "created_before_time", b"created_before_time", "created_from_time", b"created_from_time", "page_size", b"page_size", "page_token", b"page_token", "patient_id", b"patient_id", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ListPaymentsResponse(message.Message):
+    """One page of payments."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PAYMENTS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty on the last page."""
+    @builtins.property
+    def payments(self) -> containers.RepeatedCompositeFieldContainer[Payment]:
+        """The newest create_time first, then by payment_id, descending. Without `client_secret`."""
+
+    def __init__(
+        self,
+        *,
+        payments: abc.Iterable[Payment] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["next_page_token", b"next_page_token", "payments", b"payments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class WatchPaymentsRequest(message.Message):
     """Where the watch begins, and which payments it streams."""
 

@@ -55,6 +55,11 @@ class PaymentServiceStub(object):
                 request_serializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.RefreshPaymentRequest.SerializeToString,
                 response_deserializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.RefreshPaymentResponse.FromString,
                 _registered_method=True)
+        self.ListPayments = channel.unary_unary(
+                '/topsmile.payments.v1.PaymentService/ListPayments',
+                request_serializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.ListPaymentsRequest.SerializeToString,
+                response_deserializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.ListPaymentsResponse.FromString,
+                _registered_method=True)
         self.WatchPayments = channel.unary_stream(
                 '/topsmile.payments.v1.PaymentService/WatchPayments',
                 request_serializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.WatchPaymentsRequest.SerializeToString,
@@ -115,6 +120,15 @@ class PaymentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPayments(self, request, context):
+        """ListPayments returns the caller's payments page by page, the newest first. Scope `admin` lists every caller's.
+
+        Errors: INVALID_ARGUMENT (each wrong field is named).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchPayments(self, request, context):
         """WatchPayments streams every change of the caller's payments, in the order of their commits, after a cursor. It then
         waits for new changes. Scopes `admin` and `events` see every caller's payments. Store the cursor of a response after
@@ -148,6 +162,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.RefreshPayment,
                     request_deserializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.RefreshPaymentRequest.FromString,
                     response_serializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.RefreshPaymentResponse.SerializeToString,
+            ),
+            'ListPayments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPayments,
+                    request_deserializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.ListPaymentsRequest.FromString,
+                    response_serializer=topsmile_dot_payments_dot_v1_dot_payments__pb2.ListPaymentsResponse.SerializeToString,
             ),
             'WatchPayments': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchPayments,
@@ -242,6 +261,33 @@ class PaymentService(object):
             '/topsmile.payments.v1.PaymentService/RefreshPayment',
             topsmile_dot_payments_dot_v1_dot_payments__pb2.RefreshPaymentRequest.SerializeToString,
             topsmile_dot_payments_dot_v1_dot_payments__pb2.RefreshPaymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPayments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topsmile.payments.v1.PaymentService/ListPayments',
+            topsmile_dot_payments_dot_v1_dot_payments__pb2.ListPaymentsRequest.SerializeToString,
+            topsmile_dot_payments_dot_v1_dot_payments__pb2.ListPaymentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

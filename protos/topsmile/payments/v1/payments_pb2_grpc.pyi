@@ -71,6 +71,11 @@ class PaymentServiceStub:
     RESOURCE_EXHAUSTED: THROTTLED; the payment was not read.
     UNAVAILABLE: Stripe did not respond. GetPayment returns the stored payment; the service reads it again by itself.
     """
+    ListPayments: grpc.UnaryUnaryMultiCallable[payments_pb2.ListPaymentsRequest, payments_pb2.ListPaymentsResponse]
+    """ListPayments returns the caller's payments page by page, the newest first. Scope `admin` lists every caller's.
+
+    Errors: INVALID_ARGUMENT (each wrong field is named).
+    """
     WatchPayments: grpc.UnaryStreamMultiCallable[payments_pb2.WatchPaymentsRequest, payments_pb2.WatchPaymentsResponse]
     """WatchPayments streams every change of the caller's payments, in the order of their commits, after a cursor. It then
     waits for new changes. Scopes `admin` and `events` see every caller's payments. Store the cursor of a response after
@@ -126,6 +131,11 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     INVALID_ARGUMENT (no reference), NOT_FOUND.
     RESOURCE_EXHAUSTED: THROTTLED; the payment was not read.
     UNAVAILABLE: Stripe did not respond. GetPayment returns the stored payment; the service reads it again by itself.
+    """
+    ListPayments: aio.UnaryUnaryMultiCallable[payments_pb2.ListPaymentsRequest, payments_pb2.ListPaymentsResponse]  # type: ignore[assignment]
+    """ListPayments returns the caller's payments page by page, the newest first. Scope `admin` lists every caller's.
+
+    Errors: INVALID_ARGUMENT (each wrong field is named).
     """
     WatchPayments: aio.UnaryStreamMultiCallable[payments_pb2.WatchPaymentsRequest, payments_pb2.WatchPaymentsResponse]  # type: ignore[assignment]
     """WatchPayments streams every change of the caller's payments, in the order of their commits, after a cursor. It then
@@ -197,6 +207,17 @@ class PaymentServiceServicer(metaclass=abc_1.ABCMeta):
         INVALID_ARGUMENT (no reference), NOT_FOUND.
         RESOURCE_EXHAUSTED: THROTTLED; the payment was not read.
         UNAVAILABLE: Stripe did not respond. GetPayment returns the stored payment; the service reads it again by itself.
+        """
+
+    @abc_1.abstractmethod
+    def ListPayments(
+        self,
+        request: payments_pb2.ListPaymentsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[payments_pb2.ListPaymentsResponse, abc.Awaitable[payments_pb2.ListPaymentsResponse]]:
+        """ListPayments returns the caller's payments page by page, the newest first. Scope `admin` lists every caller's.
+
+        Errors: INVALID_ARGUMENT (each wrong field is named).
         """
 
     @abc_1.abstractmethod

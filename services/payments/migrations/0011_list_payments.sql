@@ -1,0 +1,11 @@
+-- Lists filter and sort by these columns. `created_at` is epoch milliseconds. The service fills 0 from the record at its
+-- start: SQL cannot read the record.
+ALTER TABLE payment ADD COLUMN created_at BIGINT NOT NULL DEFAULT 0;
+
+ALTER TABLE payment ADD COLUMN patient_id TEXT NOT NULL DEFAULT '';
+
+CREATE INDEX payment_created ON payment (created_at, payment_id);
+
+CREATE INDEX payment_caller_created ON payment (caller, created_at, payment_id);
+
+CREATE INDEX payment_patient ON payment (caller, patient_id, created_at);
