@@ -161,6 +161,15 @@ class Guard:
 
         return guarded
 
+    def by_method(self, **endpoints: tuple[authentication.Scope, Endpoint]) -> Endpoint:
+        """Return one endpoint for a path whose methods need different scopes."""
+        guarded = {method: self.before(scope, endpoint) for method, (scope, endpoint) in endpoints.items()}
+
+        async def dispatch(request: Request) -> Response:
+            return await guarded["GET" if request.method == "HEAD" else request.method](request)
+
+        return dispatch
+
 
 def application(
     settings: Settings,
@@ -179,7 +188,11 @@ def application(
             *webhooks(settings, database, wake, clock),
             Route("/v1/appointments/{id}/confirmation", guard.before("send", appointments.confirm), methods=["POST"]),
             Route("/v1/appointments/{id}/reminder", guard.before("send", appointments.remind), methods=["POST"]),
-            Route("/v1/payments", guard.before("send", payments.create), methods=["POST"]),
+            Route(
+                "/v1/payments",
+                guard.by_method(GET=("read", payments.list_payments), POST=("send", payments.create)),
+                methods=["GET", "POST"],
+            ),
             Route("/v1/payments/{id}", guard.before("read", payments.get)),
             Route("/v1/status", guard.before("read", Status(settings, clients))),
         ],

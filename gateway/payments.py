@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from gateway.bodies import fill, idempotency_key, json_object
 from gateway.clients import Clients
 from services.chassis.errors import InvalidRequest, NotFound
-from services.chassis.violations import Violation
+from services.chassis.violations import Rule, Violation
 from topsmile.payments.v1 import payments_pb2
 
 
@@ -27,6 +27,18 @@ class Payments:
             raise InvalidRequest(wrong)
         answered = await self._service.call(self._stub.CreatePayment, asked)
         return JSONResponse(to_json(answered), 201, {"location": f"/v1/payments/{answered.payment.payment_id}"})
+
+    async def list_payments(self, request: Request) -> Response:
+        wrong: list[Violation] = []
+        query = request.query_params.multi_items()
+        names = [name for name, _ in query]
+        wrong += [Rule.GIVEN_TWICE.at(name) for name in sorted(set(names)) if names.count(name) > 1]
+        listed = payments_pb2.ListPaymentsRequest()
+        fill(listed, dict(query), wrong)
+        if wrong:
+            raise InvalidRequest(wrong)
+        answered = await self._service.call(self._stub.ListPayments, listed)
+        return JSONResponse(to_json(answered))
 
     async def get(self, request: Request) -> Response:
         reference = request.path_params["id"]

@@ -347,7 +347,11 @@ async def test_404_and_405_are_problems_too(gateway: RunningGateway) -> None:
     status, problem, _ = await call(gateway, "/v1/nothing", method="GET")
     assert (status, problem["reason"]) == (404, "ROUTE_NOT_FOUND")
     status, problem, headers = await call(gateway, "/v1/payments", method="DELETE")
-    assert (status, problem["reason"], headers["allow"]) == (405, "METHOD_NOT_ALLOWED", "POST")
+    assert (status, problem["reason"], ", ".join(sorted(headers["allow"].split(", ")))) == (
+        405,
+        "METHOD_NOT_ALLOWED",
+        "GET, HEAD, POST",
+    )
 
 
 async def test_the_story_goes_on_into_the_services_and_back(gateway: RunningGateway) -> None:
@@ -395,6 +399,53 @@ async def test_only_who_may_send_is_given_the_client_secret(payments: Payments, 
                 told = {"Authorization": f"Bearer {name}-secret"}
                 status, found, _ = await call(gateway, f"/v1/payments/{reference}", method="GET", **told)
                 assert (status, bool(found["payment"]["client_secret"])) == (200, name == "desk")
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", [2, 1, 0]),
+        ("?appointment_id=apt_1", [1]),
+        ("?patientId=pat_1&status=AWAITING_METHOD&page_size=500", [2, 1, 0]),
+        ("?created_before_time=2020-01-01T00:00:00Z", []),
+    ],
+)
+async def test_payments_are_listed_over_http_for_a_token_that_may_read(
+    payments: Payments, tmp_path: Path, query: str, expected: list[int]
+) -> None:
+    tokens = f"clinic:send:{digest('desk')},clinic:read:{digest('report')},other:read:{digest('other')}"
+    async with running_gateway(
+        f"sqlite:///{tmp_path}/gateway.db", working=False, auth_tokens=tokens, payments_target=payments.target
+    ) as gateway:
+        made = []
+        for n in range(3):
+            body = PAYMENT | {"methods": [], "appointment_id": f"apt_{n}"}
+            keyed = {"Authorization": "Bearer desk-secret", "Idempotency-Key": f"key-{n}"}
+            made.append((await call(gateway, "/v1/payments", body, **keyed))[1]["payment"]["payment_id"])
+        found = {}
+        for name in ("desk", "report", "other"):
+            bearer = {"Authorization": f"Bearer {name}-secret"}
+            found[name] = (await call(gateway, f"/v1/payments{query}", method="GET", **bearer))[:2]
+
+    assert found["desk"][0] == 403
+    assert [each["payment_id"] for each in found["report"][1]["payments"]] == [made[n] for n in expected]
+    assert not any(each["client_secret"] for each in found["report"][1]["payments"])
+    assert found["other"] == (200, {"payments": [], "next_page_token": ""})
+
+
+@pytest.mark.parametrize(
+    ("query", "wrong"),
+    [
+        ("status=PAID&page_size=x", {"status", "page_size"}),
+        ("patient=1&created_from_time=today", {"patient", "created_from_time"}),
+        ("page_size=1&page_size=2", {"page_size"}),
+    ],
+)
+async def test_list_with_wrong_query_parameters_names_each(
+    gateway: RunningGateway, query: str, wrong: set[str]
+) -> None:
+    status, problem, _ = await call(gateway, f"/v1/payments?{query}", method="GET")
+    assert (status, wrong_fields(problem)) == (422, wrong)
 
 
 @pytest.mark.parametrize(
