@@ -43,7 +43,7 @@ MAX_CONCURRENT = 500  # requests that run together; more are shed
 WAITING = 2000  # requests whose senders are slow; they take nobody's turn
 SMALL = 64 << 10  # bytes of a body that are always taken
 LARGE = 64 << 20  # bytes of all bodies together, beyond what is small of each
-#: What a proxy adds: whoever is behind it is not on this machine's loopback.
+#: Headers that a proxy adds: its clients are not on this machine's loopback.
 FORWARDED = {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
 
 log = structlog.get_logger()

@@ -18,7 +18,7 @@ from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2
 from topsmile.sms.v1 import sms_pb2
 
-#: What the services call a field, and what whoever called us calls it.
+#: The services' name of a field, and the name in our HTTP API.
 NAMES = {
     "recipient": "patient.phone",
     "recipient.address": "patient.email",
@@ -83,10 +83,10 @@ class Appointments:
     async def _fan_out(self, mail: Leg | None, text: Leg | None) -> Response:
         if mail is None and text is None:
             raise InvalidRequest([Rule.NO_RECIPIENT.at("patient")])
-        told = await asyncio.gather(_outcome(mail), _outcome(text))
-        answers = {name: body for name, (body, _) in zip(("email", "sms"), told, strict=True)}
-        taken = [body for body, _ in told if "error" not in body and body["status"] != "SKIPPED"]
-        errors = [error for _, error in told if error is not None]
+        outcomes = await asyncio.gather(_outcome(mail), _outcome(text))
+        answers = {name: body for name, (body, _) in zip(("email", "sms"), outcomes, strict=True)}
+        taken = [body for body, _ in outcomes if "error" not in body and body["status"] != "SKIPPED"]
+        errors = [error for _, error in outcomes if error is not None]
         return JSONResponse(answers, *_verdict(taken, errors))
 
 

@@ -27,11 +27,11 @@ HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 CLOSE = {"connection": "close"}  # nothing more is expected from this sender
 
 
-async def read_body(scope: Scope, receive: Receive, most: int, seconds: float = SECONDS) -> bytes:
+async def read_body(scope: Scope, receive: Receive, max_bytes: int, seconds: float = SECONDS) -> bytes:
     """Read no more than is allowed: a declared length is judged before the first byte, a streamed body as it comes."""
     declared = dict(scope["headers"]).get(b"content-length", b"")
-    if declared.isdigit() and int(declared) > most:
-        raise _too_large(most)
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
     body, more = bytearray(), True
     try:
         async with asyncio.timeout(seconds):
@@ -41,15 +41,15 @@ async def read_body(scope: Scope, receive: Receive, most: int, seconds: float = 
                     raise Refusal(400, "BODY_CUT_OFF", "the body ended early")
                 body += message.get("body", b"")
                 more = message.get("more_body", False)
-                if len(body) > most:
-                    raise _too_large(most)
+                if len(body) > max_bytes:
+                    raise _too_large(max_bytes)
     except TimeoutError:
         raise Refusal(408, "BODY_TOO_SLOW", f"the body did not come within {seconds:g} s", CLOSE) from None
     return bytes(body)
 
 
-def _too_large(most: int) -> Refusal:
-    return Refusal(413, "BODY_TOO_LARGE", f"at most {most} bytes are read")
+def _too_large(max_bytes: int) -> Refusal:
+    return Refusal(413, "BODY_TOO_LARGE", f"at max_bytes {max_bytes} bytes are read")
 
 
 def parse_json(body: bytes) -> Any:
@@ -64,7 +64,7 @@ def parse_json(body: bytes) -> Any:
         raise Refusal(
             400,
             "MALFORMED_JSON",
-            f"the body must be JSON in UTF-8, at most {MAX_DEPTH} levels deep, with finite numbers",
+            f"the body must be JSON in UTF-8, at max_bytes {MAX_DEPTH} levels deep, with finite numbers",
         ) from None
     return given
 

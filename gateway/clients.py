@@ -90,7 +90,7 @@ class Service:
         return answer
 
     def named(self, error: grpc.aio.AioRpcError) -> Exception:
-        """Name what went wrong. A refused token is ours, never the fault of whoever called the gateway."""
+        """Return the error of a call. A refused token is the gateway's own, so its caller is not at fault."""
         raised = from_rpc_error(error)
         if isinstance(raised, Unauthenticated | PermissionDenied):
             return CredentialsRefused(self.name, error, f"{self.name} does not take the gateway's token")

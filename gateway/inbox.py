@@ -46,14 +46,14 @@ ERASE = """
         SELECT provider, event_id FROM inbox
         WHERE erased = 0 AND finished_at < now_ms() - :kept AND finished_at IS NOT NULL
             AND (outcome <> 'DEAD' OR finished_at < now_ms() - :dead_kept)
-        ORDER BY finished_at LIMIT :most)
+        ORDER BY finished_at LIMIT :max_rows)
     RETURNING event_id
 """
 FORGET = """
     DELETE FROM inbox WHERE (provider, event_id) IN (
         SELECT provider, event_id FROM inbox
         WHERE erased = 1 AND finished_at < now_ms() - :kept AND finished_at IS NOT NULL
-        ORDER BY finished_at LIMIT :most)
+        ORDER BY finished_at LIMIT :max_rows)
     RETURNING event_id
 """
 
@@ -118,8 +118,8 @@ async def give_up(provider: str, event_id: str, reason: str) -> None:
 
 async def forget() -> bool:
     """Forget a batch of what is old enough; True if there may be more."""
-    erased = await rows(ERASE, kept=BODIES_KEPT_MS, dead_kept=IDS_KEPT_MS, most=MAX_CONCURRENT, nothing=b"")
-    forgotten = await rows(FORGET, kept=IDS_KEPT_MS, most=MAX_CONCURRENT)
+    erased = await rows(ERASE, kept=BODIES_KEPT_MS, dead_kept=IDS_KEPT_MS, max_rows=MAX_CONCURRENT, nothing=b"")
+    forgotten = await rows(FORGET, kept=IDS_KEPT_MS, max_rows=MAX_CONCURRENT)
     return len(erased) == MAX_CONCURRENT or len(forgotten) == MAX_CONCURRENT
 
 

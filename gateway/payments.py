@@ -21,11 +21,11 @@ class Payments:
 
     async def create(self, request: Request) -> Response:
         wrong: list[Violation] = []
-        asked = payments_pb2.CreatePaymentRequest(idempotency_key=idempotency_key(request, wrong))
-        fill(asked, await json_object(request), wrong, without={"idempotency_key"})
+        message = payments_pb2.CreatePaymentRequest(idempotency_key=idempotency_key(request, wrong))
+        fill(message, await json_object(request), wrong, without={"idempotency_key"})
         if wrong:
             raise InvalidRequest(wrong)
-        answered = await self._service.call(self._stub.CreatePayment, asked)
+        answered = await self._service.call(self._stub.CreatePayment, message)
         return JSONResponse(to_json(answered), 201, {"location": f"/v1/payments/{answered.payment.payment_id}"})
 
     async def list_payments(self, request: Request) -> Response:
@@ -42,14 +42,14 @@ class Payments:
 
     async def get(self, request: Request) -> Response:
         reference = request.path_params["id"]
-        asked = payments_pb2.GetPaymentRequest()
+        message = payments_pb2.GetPaymentRequest()
         if reference.startswith("pay_"):
-            asked.payment_id = reference
+            message.payment_id = reference
         elif reference.startswith("pi_"):
-            asked.stripe_payment_intent_id = reference
+            message.stripe_payment_intent_id = reference
         else:
             raise NotFound("a payment's id begins with pay_ or pi_")
-        answered = await self._service.call(self._stub.GetPayment, asked)
+        answered = await self._service.call(self._stub.GetPayment, message)
         return JSONResponse(to_json(answered))
 
 

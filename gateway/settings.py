@@ -48,7 +48,7 @@ SharedKeys = Annotated[
     Mapping[str, bytes],
     PlainValidator(lambda text: parse_shared_keys(text) if isinstance(text, str) else text),
 ]
-#: Whoever may leave one out would take anybody's webhooks.
+#: At least one secret: without any, the gateway would accept forged webhooks.
 SomeSecrets = Annotated[Secrets, Field(min_length=1)]
 
 

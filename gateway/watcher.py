@@ -46,7 +46,7 @@ class Watcher:
         self._clients = clients
         self._wake = wake
         self._stopped = asyncio.Event()
-        self._interruption: str | None = None  #: Until something is heard again.
+        self._interruption: str | None = None  #: Until something is received again.
         self._restart: str | None = None
 
     def details(self) -> object:
@@ -90,10 +90,10 @@ class Watcher:
         context.adopt("", "")
         request = payments_pb2.WatchPaymentsRequest(cursor=cursor)
         call = self._clients.payment_stub.WatchPayments(request, metadata=self._clients.payments.metadata())
-        heard = False
+        received = False
         try:
             while (response := await self._next(call)) is not None:
-                cursor, heard = await self._take(cursor, response), True
+                cursor, received = await self._take(cursor, response), True
                 self._interruption = None
         except (OutOfRange, InvalidRequest) as refusal:
             # From the oldest change: what nobody was told of is told, and the keys of what was sent are kept for longer
@@ -104,7 +104,7 @@ class Watcher:
             await self._database.run(inbox.advance, STREAM, cursor, "")
         finally:
             call.cancel()
-        return heard
+        return received
 
     async def _next(
         self, call: "grpc.aio.UnaryStreamCall[payments_pb2.WatchPaymentsRequest, payments_pb2.WatchPaymentsResponse]"

@@ -60,13 +60,13 @@ class Webhook:
         database: Database,
         provider: str,
         read: Callable[[Post], Sequence[Event]],
-        most: int,
+        max_bytes: int,
         stored: Callable[[str], None],
     ) -> None:
         self._database = database
         self._provider = provider
         self._read = read  #: Verifies and takes apart; raises BadSignature or Refusal.
-        self._most = most
+        self._max_bytes = max_bytes
         self._stored = stored  #: Told which queue has something new.
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,7 +84,7 @@ class Webhook:
     async def _take(self, scope: Scope, receive: Receive) -> None:
         if scope["method"] != "POST":
             raise Refusal(405, "METHOD_NOT_ALLOWED", "webhooks are posted", {"allow": "POST"})
-        body = await read_body(scope, receive, self._most)
+        body = await read_body(scope, receive, self._max_bytes)
         path = scope["raw_path"].decode("ascii", "replace")
         query = scope["query_string"].decode("ascii", "replace")
         events = self._read(Post(dict(scope["headers"]), path, query, body))
@@ -104,16 +104,16 @@ class Webhook:
 
 def stripe_events(post: Post, secrets: Sequence[bytes], clock: Callable[[], float]) -> list[Event]:
     verify_stripe(post.header(b"stripe-signature"), post.body, secrets, clock())
-    told = parse_json(post.body)
-    if not isinstance(told, dict):
+    payload = parse_json(post.body)
+    if not isinstance(payload, dict):
         raise Refusal(400, "MALFORMED_EVENT", "an event is a JSON object")
-    event_id, kind = _word(told.get("id")), _word(told.get("type"))
-    account = _word(told.get("account")) or _word(told.get("context"))
+    event_id, kind = _word(payload.get("id")), _word(payload.get("type"))
+    account = _word(payload.get("account")) or _word(payload.get("context"))
     if not event_id or not kind:
         raise Refusal(400, "MALFORMED_EVENT", "an event has an id and a type")
     # Two accounts may use one id.
     key = f"{account}/{event_id}".removeprefix("/")
-    return [Event("stripe", key, kind, post.body, account, livemode=int(told.get("livemode") is True))]
+    return [Event("stripe", key, kind, post.body, account, livemode=int(payload.get("livemode") is True))]
 
 
 def sendgrid_events(
@@ -122,10 +122,10 @@ def sendgrid_events(
     signature = post.header(b"x-twilio-email-event-webhook-signature")
     moment = post.header(b"x-twilio-email-event-webhook-timestamp")
     verify_sendgrid(signature, moment, post.body, keys=keys, now=clock(), window=window)
-    told = parse_json(post.body)
-    if not isinstance(told, list) or not all(isinstance(item, dict) for item in told):
+    payload = parse_json(post.body)
+    if not isinstance(payload, list) or not all(isinstance(item, dict) for item in payload):
         raise Refusal(400, "MALFORMED_EVENT", "events come as a JSON list of objects")
-    return [_sendgrid_event(item) for item in told]
+    return [_sendgrid_event(item) for item in payload]
 
 
 #: What tells one fact of SendGrid's from another.
@@ -154,20 +154,20 @@ def twilio_events(post: Post, secrets: TwilioSecrets, public_url: str) -> list[E
         except ValueError:
             raise BadSignature("BODY_MALFORMED", "the body is no form in UTF-8") from None
         verify_twilio(signature, settings, url, form, secrets)
-    told = dict(form)
-    message, status = _word(told.get("MessageSid")), _word(told.get("MessageStatus"))
+    payload = dict(form)
+    message, status = _word(payload.get("MessageSid")), _word(payload.get("MessageStatus"))
     if not message or not status:
         raise Refusal(400, "MALFORMED_EVENT", "a status callback has MessageSid and MessageStatus")
     return [Event("twilio", _hash((message, status, post.query)), status, body, query=post.query)]
 
 
-def _form(told: object) -> list[tuple[str, str]]:
+def _form(payload: object) -> list[tuple[str, str]]:
     """Write a JSON callback as the form that the service reads."""
-    if not isinstance(told, dict):
+    if not isinstance(payload, dict):
         raise Refusal(400, "MALFORMED_EVENT", "a status callback is a JSON object")
     return [
         (name, value if isinstance(value, str) else json.dumps(value))
-        for name, value in told.items()
+        for name, value in payload.items()
         if value is not None
     ]
 

@@ -27,8 +27,8 @@ Three things to try:
 """
 
 
-class Told:
-    """The signal that told this process to stop, 0 before one did."""
+class StopSignal:
+    """The number of the signal that stopped this process; 0 before any."""
 
     number = 0
 
@@ -37,10 +37,10 @@ class Told:
 
 
 def main(folder: Path) -> int:
-    """Return 0 when it was told to stop, 128 + signal when that came before all was ready, 1 or 2 as its processes."""
-    told = Told()
+    """Return 0 after a signal to stop, 128 + signal if it came before all was ready, or the exit code of a process."""
+    stop = StopSignal()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, told)
+        signal.signal(number, stop)
     try:
         system = System(complete(merged(os.environ, Path(".env")), folder.absolute()), folder)
         if taken := system.taken():
@@ -51,12 +51,12 @@ def main(folder: Path) -> int:
         sys.stderr.write(f"{problem}\n")
         return 1
     try:
-        for name in system.waiting(stopped=lambda: told.number != 0):
+        for name in system.waiting(stopped=lambda: stop.number != 0):
             print(f"  {name} is up", flush=True)
-        if not told.number:
+        if not stop.number:
             print_ready(system, folder)
-            return system.wait(stopped=lambda: told.number != 0)
-        return 128 + told.number
+            return system.wait(stopped=lambda: stop.number != 0)
+        return 128 + stop.number
     except StartError as problem:
         sys.stderr.write(f"{problem}\n")
         return problem.code

@@ -1,5 +1,5 @@
 """
-Play the main story against a running system: python -m launch.demo (`make demo`)
+Play the demo against a running system: python -m launch.demo (`make demo`)
 
 An appointment is confirmed by email and text, a payment is made and paid on the sandbox's page, and its webhook brings
 the receipt. What is not running is started on free ports, with the sandbox, whatever `.env` says.
@@ -29,11 +29,11 @@ from topsmile.email.v1 import email_pb2, email_pb2_grpc
 from topsmile.sms.v1 import sms_pb2, sms_pb2_grpc
 
 FOLDER = Path("var")
-#: Seconds for each step of the story.
+#: Seconds for each step of the demo.
 PATIENCE = 25.0
 
 
-class Story:
+class Demo:
     """The steps so far, told with the time they took."""
 
     def __init__(self) -> None:
@@ -43,12 +43,12 @@ class Story:
         print(f"  {time.monotonic() - self._started:6.2f} s  {step}", flush=True)
 
 
-class StoryError(Exception):
+class DemoError(Exception):
     """A step did not come true."""
 
 
 PROBLEMS = (
-    StoryError,
+    DemoError,
     StartError,
     TimeoutError,
     OSError,
@@ -67,7 +67,7 @@ async def until(what: str, look: Callable[[], Awaitable[Any]]) -> Any:
                     return found
                 await asyncio.sleep(0.1)
     except TimeoutError:
-        raise StoryError(f"{what}: not within {PATIENCE:.0f} s") from None
+        raise DemoError(f"{what}: not within {PATIENCE:.0f} s") from None
 
 
 class Clinic:
@@ -94,17 +94,17 @@ class Clinic:
             headers |= self._credentials
         async with self._http.request(method, url, json=body, headers=headers) as answer:
             if answer.status >= 300:
-                raise StoryError(f"{method} {url}: {answer.status} {await answer.text()}")
+                raise DemoError(f"{method} {url}: {answer.status} {await answer.text()}")
             return await answer.json()
 
     async def email_delivered(self, email_id: str) -> bool:
-        asked, credentials = email_pb2.GetEmailRequest(email_id=email_id), tuple(self._credentials.items())
-        found = await self._email.GetEmail(asked, timeout=5, metadata=credentials)
+        request, credentials = email_pb2.GetEmailRequest(email_id=email_id), tuple(self._credentials.items())
+        found = await self._email.GetEmail(request, timeout=5, metadata=credentials)
         return bool(found.email.status == common.MESSAGE_STATUS_DELIVERED)
 
     async def sms_delivered(self, sms_id: str) -> bool:
-        asked, credentials = sms_pb2.GetSmsRequest(sms_id=sms_id), tuple(self._credentials.items())
-        found = await self._sms.GetSms(asked, timeout=5, metadata=credentials)
+        request, credentials = sms_pb2.GetSmsRequest(sms_id=sms_id), tuple(self._credentials.items())
+        found = await self._sms.GetSms(request, timeout=5, metadata=credentials)
         return bool(found.sms.status == common.MESSAGE_STATUS_DELIVERED)
 
     async def confirm_appointment(self) -> tuple[str, str]:
@@ -158,7 +158,7 @@ class Clinic:
         return None
 
 
-async def play(system: System, story: Story) -> None:
+async def play(system: System, demo: Demo) -> None:
     async with (
         aiohttp.ClientSession() as http,
         system.channel("email") as to_email,
@@ -166,29 +166,29 @@ async def play(system: System, story: Story) -> None:
     ):
         clinic = Clinic(system, http, email_pb2_grpc.EmailServiceStub(to_email), sms_pb2_grpc.SmsServiceStub(to_sms))
         email_id, sms_id = await clinic.confirm_appointment()
-        story.tell(f"confirmation accepted: {email_id}, {sms_id}")
+        demo.tell(f"confirmation accepted: {email_id}, {sms_id}")
         await until("the confirmation's mail is delivered", lambda: clinic.email_delivered(email_id))
         await until("the confirmation's text is delivered", lambda: clinic.sms_delivered(sms_id))
-        story.tell("confirmation delivered by email and by text")
+        demo.tell("confirmation delivered by email and by text")
 
         payment = await clinic.create_payment()
-        story.tell(f"payment {payment['payment_id']} is {payment['status'].removeprefix('PAYMENT_STATUS_')}: R$ 150,00")
+        demo.tell(f"payment {payment['payment_id']} is {payment['status'].removeprefix('PAYMENT_STATUS_')}: R$ 150,00")
         await clinic.pay(payment["payment_id"])
-        story.tell("paid on the sandbox's page; Stripe's webhook is on its way")
+        demo.tell("paid on the sandbox's page; Stripe's webhook is on its way")
         await until("the payment succeeds", lambda: clinic.paid(payment["payment_id"]))
-        story.tell("the webhook has arrived: payment SUCCEEDED")
+        demo.tell("the webhook has arrived: payment SUCCEEDED")
 
         receipt = await until("the receipt is mailed", clinic.receipt_mailed)
         await until("the receipt's mail is delivered", lambda: clinic.email_delivered(receipt))
-        story.tell(f"receipt delivered by email: {receipt}")
+        demo.tell(f"receipt delivered by email: {receipt}")
         text = await until("the receipt is texted", lambda: clinic.receipt_texted(sms_id))
         await until("the receipt's text is delivered", lambda: clinic.sms_delivered(text))
-        story.tell(f"receipt delivered by text: {text}")
+        demo.tell(f"receipt delivered by text: {text}")
 
 
 @contextmanager
-def at_hand(story: Story) -> Iterator[System]:
-    """The system that runs already, or one of the demo's own for as long as the story lasts."""
+def at_hand(demo: Demo) -> Iterator[System]:
+    """Yield the running system, or start one for the time of the demo."""
     if found := running(FOLDER):
         yield found
         return
@@ -197,27 +197,27 @@ def at_hand(story: Story) -> Iterator[System]:
     system.start()
     try:
         for name in system.waiting():
-            story.tell(f"{name} is up")
+            demo.tell(f"{name} is up")
         yield system
     finally:
         system.stop()
 
 
 def harmless(settings: dict[str, str]) -> dict[str, str]:
-    """Leave out real keys, whoever has set them, and the addresses of another system."""
+    """Return the environment without real keys and the addresses of other systems."""
     keys = {name for key, base, stand_ins in PROVIDERS.values() for name in (key, base, *stand_ins)}
     real = {*keys, *(f"{key}_FILE" for key in keys), "TWILIO_API_KEY_SID", "TWILIO_API_KEY_SECRET"}
     elsewhere = ("_LISTEN", "_TARGET", "_OPERATIONS", "_DATABASE_URL", "_DATABASE", "PUBLIC_URL")
     return {name: value for name, value in settings.items() if name not in real and not name.endswith(elsewhere)}
 
 
-def perform(stage: Callable[[Story], AbstractContextManager[System]], logs: str) -> int:
+def perform(stage: Callable[[Demo], AbstractContextManager[System]], logs: str) -> int:
     """Play on the stage, and say in one line how it went; the result is the exit code."""
-    story = Story()
+    demo = Demo()
     try:
-        with stage(story) as system:
-            story.tell(f"playing against {system.gateway}, page {system.sandbox}/")
-            asyncio.run(play(system, story))
+        with stage(demo) as system:
+            demo.tell(f"playing against {system.gateway}, page {system.sandbox}/")
+            asyncio.run(play(system, demo))
     except PROBLEMS as problem:
         print(f"demo failed: {problem}; see {logs}")
         return 1

@@ -111,8 +111,8 @@ class System:
             start_new_session=True,  # Ctrl-C is ours to pass on, once
         )
         state = {"pid": os.getpid(), "sandboxed": sandboxed(self.settings)}
-        told = {name: value for name, value in self.settings.items() if name in LISTENERS or name in CERTIFICATES}
-        write_private(self.folder / "running.json", json.dumps({**state, "settings": told}))
+        settings = {name: value for name, value in self.settings.items() if name in LISTENERS or name in CERTIFICATES}
+        write_private(self.folder / "running.json", json.dumps({**state, "settings": settings}))
 
     @property
     def _stopping(self) -> Path:
@@ -152,14 +152,14 @@ class System:
         return {name: int(code) for line in self._lines("supervisor") for name, code in EXITED.findall(line)}
 
     def _why(self, left: Collection[str], ended: Mapping[str, int]) -> str:
-        """Tell what the processes that are not ready said last: of wrong settings each line, else one."""
-        said: dict[str, None] = {}  # in order, and once where several processes share a setting
+        """Tell what the processes that are not ready messages last: of wrong settings each line, else one."""
+        messages: dict[str, None] = {}  # in order, and once where several processes share a setting
         for name in sorted(ended or left):
-            lines = [line for line in map(words, self._lines(name)) if line] or ["it said nothing"]
+            lines = [line for line in map(words, self._lines(name)) if line] or ["it messages nothing"]
             wrong = [line for line in lines if SETTING.match(line)] if ended.get(name) == 2 else []
-            said |= dict.fromkeys(wrong or [f"{name}: {lines[-1]}"])
+            messages |= dict.fromkeys(wrong or [f"{name}: {lines[-1]}"])
         what = f"ended: {', '.join(sorted(ended))}" if ended else f"not ready: {', '.join(sorted(left))}"
-        return "\n".join([*said, f"{what}; see {self.folder}/log"])
+        return "\n".join([*messages, f"{what}; see {self.folder}/log"])
 
     def _lines(self, name: str) -> list[str]:
         """Return what a process has logged since the start."""
@@ -226,8 +226,8 @@ def alone(file: Path) -> int:
 def words(line: str) -> str:
     """Return what a line of a log says: of JSON the event and the reason."""
     try:
-        told = json.loads(line)
-        return ": ".join(str(told[name]) for name in ("event", "why", "exception") if told.get(name))
+        fields = json.loads(line)
+        return ": ".join(str(fields[name]) for name in ("event", "reason", "exception") if fields.get(name))
     except (ValueError, AttributeError, KeyError):
         return line.strip()
 
@@ -244,7 +244,7 @@ def answers(address: str) -> bool:
 
 
 def ready(url: str, certificate: str | None = None) -> bool:
-    """Ask for readiness, over TLS from whoever has exactly that certificate: its names may be those of a network."""
+    """Return whether a process is ready. Over TLS, accept exactly its certificate, whatever names it has."""
     context = None
     if certificate:
         context = ssl.create_default_context(cafile=certificate)

@@ -25,7 +25,7 @@ from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from launch.certificates import on_this_machine, write
-from launch.demo import Story, StoryError, perform
+from launch.demo import Demo, DemoError, perform
 from launch.settings import PROVIDERS, merged, new_secrets
 from launch.system import ROOT, System
 
@@ -72,7 +72,7 @@ def write_secrets(dotenv: Path) -> list[str]:
 
 
 def write_certificates() -> None:
-    """Make the services' certificates, and those of whoever calls them."""
+    """Make the services' certificates, and those of their callers."""
     servers = {name: on_this_machine(name) for name in ("payments", "email", "sms")}
     callers = {name: [x509.DNSName(name)] for name in ("gateway", "clinic", "operator")}
     write(TLS, {**servers, **callers})
@@ -98,13 +98,13 @@ async def answering(system: System, name: str) -> bool:
                 return answer.status < 500  # without a token the gateway answers 401
         async with system.channel(name) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check
-            told = await check(health_pb2.HealthCheckRequest(), timeout=2, wait_for_ready=True)
-            return bool(told.status == health_pb2.HealthCheckResponse.SERVING)
+            health = await check(health_pb2.HealthCheckRequest(), timeout=2, wait_for_ready=True)
+            return bool(health.status == health_pb2.HealthCheckResponse.SERVING)
     except (aiohttp.ClientError, OSError, grpc.aio.AioRpcError):
         return False
 
 
-async def wait(system: System, story: Story) -> None:
+async def wait(system: System, demo: Demo) -> None:
     addresses = system.settings.items()
     left = {name.removesuffix("_LISTEN"): address for name, address in addresses if name.endswith("_LISTEN")}
     until = time.monotonic() + PATIENCE
@@ -112,20 +112,20 @@ async def wait(system: System, story: Story) -> None:
         for name, address in list(left.items()):
             if await answering(system, name):
                 del left[name]
-                story.tell(f"{name.lower()} is up on {address}")
+                demo.tell(f"{name.lower()} is up on {address}")
         if time.monotonic() > until:
-            raise StoryError(f"not ready: {', '.join(sorted(left))}")
+            raise DemoError(f"not ready: {', '.join(sorted(left))}")
         await asyncio.sleep(0.2)
 
 
-def stage(profile: str, compose: list[str]) -> Callable[[Story], AbstractContextManager[System]]:
+def stage(profile: str, compose: list[str]) -> Callable[[Demo], AbstractContextManager[System]]:
     @contextmanager
-    def containers(story: Story) -> Iterator[System]:
+    def containers(demo: Demo) -> Iterator[System]:
         env = merged(os.environ, DOTENV)
         subprocess.run([*compose, "--profile", profile, "up", "-d", "--build"], cwd=ROOT, check=True)
         system = System({**addresses(env, profile), **clinic(), "CLINIC_TOKEN": env["CLINIC_TOKEN"]}, ROOT / "var")
-        story.tell("everything is built and started")
-        asyncio.run(wait(system, story))
+        demo.tell("everything is built and started")
+        asyncio.run(wait(system, demo))
         yield system
 
     return containers

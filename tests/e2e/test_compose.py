@@ -13,7 +13,7 @@ import aiohttp
 import grpc
 import pytest
 
-from launch.demo import Clinic, Story, StoryError, play
+from launch.demo import Clinic, Demo, DemoError, play
 from launch.settings import listen
 from launch.system import ROOT, System
 from launch.up import PORTS, REPLICAS, addresses, clinic, lacking, wait, write_certificates
@@ -44,7 +44,7 @@ class Containers(System):
         subprocess.run([*COMPOSE, "--profile", self._profile, *arguments], cwd=ROOT, env=self._env, check=True)
 
     async def serving(self) -> None:
-        await wait(self, Story())
+        await wait(self, Demo())
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ async def test_a_webhook_is_taken_while_its_service_is_away_and_delivered_once_i
         async def paid() -> bool:
             try:
                 return await patient.paid(payment)
-            except StoryError:  # the gateway says 503 until the service is back
+            except DemoError:  # the gateway says 503 until the service is back
                 return False
 
         await eventually(taken)
@@ -165,7 +165,7 @@ async def test_whichever_replica_is_killed_a_repeated_call_succeeds_and_no_text_
     containers: Containers,
 ) -> None:
     await containers.serving()
-    await play(containers, Story())
+    await play(containers, Demo())
     callers = [Caller(containers) for _ in range(4)]
     over = asyncio.Event()
     load = [asyncio.create_task(caller.go_on(f"c{n}", over)) for n, caller in enumerate(callers)]

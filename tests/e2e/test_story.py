@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launch.demo import Story, play
+from launch.demo import Demo, play
 from tests.e2e.whole import Whole, clinic, eventually, whole
 from tests.postgres_cluster import Cluster
 
@@ -33,7 +33,7 @@ def texts(entries: list[Any]) -> Counter[tuple[str, str]]:
 async def test_the_story_plays_on_postgresql(tmp_path: Path, postgres: Cluster) -> None:
     databases = {f"{name.upper()}_DATABASE_URL": postgres.database() for name in SERVICES}
     with whole(tmp_path, databases) as system:
-        await play(system, Story())
+        await play(system, Demo())
 
 
 async def test_email_down_stops_nobody_else_and_its_mails_go_out_once_it_is_back(system: Whole) -> None:

@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 
 from launch.certificates import on_this_machine, write
-from launch.demo import Story, play
+from launch.demo import Demo, play
 from launch.system import System
 from tests.e2e.whole import Whole
 from topsmile.sms.v1 import sms_pb2, sms_pb2_grpc
@@ -42,7 +42,7 @@ async def test_the_story_is_played_with_every_call_over_mutual_tls(given: dict[s
     try:
         system.up()
         assert sorted(name for name in system.running if system.is_up(name)) == sorted(system.running)
-        await play(system, Story())
+        await play(system, Demo())
         status, told = await system.ask("GET", "/v1/status", token="clinic")
         async with grpc.aio.insecure_channel(system.settings["SMS_LISTEN"]) as channel:
             asked = sms_pb2.GetSmsRequest(sms_id="sms_1")
