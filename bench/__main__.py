@@ -29,7 +29,7 @@ PARTS: dict[str, Callable[[Scene], Part | overload.Overload]] = {
     "footprint": footprint.part,
     "overload": overload.part,
 }
-#: Four minutes of doing nothing else: only where it is asked for.
+#: A part that takes four minutes alone, so it runs only where it is named.
 BY_NAME_ONLY = {"overload"}
 LIBRARIES = ("grpcio", "uvicorn", "uvloop", "aiohttp", "asyncpg", "stripe", "twilio")
 
@@ -42,13 +42,13 @@ def machine() -> dict[str, str]:
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": f"{len(models)} x {models[0] if models else platform.machine()}, {memory} MiB, {platform.release()}",
         "Python": platform.python_version(),
-        "PostgreSQL": told(str(BINARIES / "postgres"), "--version").split()[2] if BINARIES else "none",
-        "Node": told("node", "--version"),
+        "PostgreSQL": output_of(str(BINARIES / "postgres"), "--version").split()[2] if BINARIES else "none",
+        "Node": output_of("node", "--version"),
         **{name: version(name) for name in LIBRARIES},
     }
 
 
-def told(*command: str) -> str:
+def output_of(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -61,20 +61,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the overload lasts")
     parser.add_argument("--report", type=Path)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     reports = {}
     folder = ROOT / "var/bench"  # on a disk, where a commit costs what it costs
     folder.mkdir(parents=True, exist_ok=True)
-    for name in asked.part or [name for name in PARTS if name not in BY_NAME_ONLY]:
-        with TemporaryDirectory(dir=folder, prefix=f"{name}-") as place, Scene(Path(place), asked.seconds) as scene:
+    for name in options.part or [name for name in PARTS if name not in BY_NAME_ONLY]:
+        with TemporaryDirectory(dir=folder, prefix=f"{name}-") as place, Scene(Path(place), options.seconds) as scene:
             part = PARTS[name](scene)
-            part.run(asked.rounds)
+            part.run(options.rounds)
         print(f"\n{part.table()}", flush=True)
         reports[name] = part.report()
-        if asked.report:
-            asked.report.write_text(json.dumps({"about": about, "parts": reports}, indent=1) + "\n")
+        if options.report:
+            options.report.write_text(json.dumps({"about": about, "parts": reports}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -33,15 +33,15 @@ class Running:
                 stderr=subprocess.STDOUT,
             )
         self.pid = self._process.pid
-        self.told = self._listening(log, started + wait)
+        self.addresses = self._listening(log, started + wait)
         self.start_seconds = time.monotonic() - started
 
     def _listening(self, log: Path, deadline: float) -> dict[str, Any]:
         while time.monotonic() < deadline and self._process.poll() is None:
             for line in log.read_text().splitlines():
                 if "listening" in line and line.startswith("{"):
-                    told: dict[str, Any] = json.loads(line)
-                    return told
+                    addresses: dict[str, Any] = json.loads(line)
+                    return addresses
             time.sleep(0.005)
         self.end()
         raise SystemExit(f"{self._process.args!r} did not start:\n{log.read_text()[-2000:]}")

@@ -62,9 +62,9 @@ class Scene:
 
     @property
     def providers_url(self) -> str:
-        return f"http://{self.providers.told['http']}"
+        return f"http://{self.providers.addresses['http']}"
 
-    def asked(self) -> int:
+    def requests(self) -> int:
         """How many requests the providers have taken."""
         with urllib.request.urlopen(f"{self.providers_url}/count") as answer:
             return int(json.load(answer)["count"])

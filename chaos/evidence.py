@@ -67,8 +67,8 @@ class Webhook:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What a service says of a payment, mail or text; NOT_FOUND where it knows of none."""
+class RecordStatus:
+    """The status of a payment, mail or text in its service; NOT_FOUND where there is none."""
 
     status: str
     due_at: float = 0.0
@@ -101,9 +101,9 @@ class Evidence:
     posts: Sequence[Post] = ()
     intents: Sequence[Intent] = ()
     webhooks: Sequence[Webhook] = ()
-    payments: Mapping[str, Standing] = field(default_factory=dict)
-    emails: Mapping[str, Standing] = field(default_factory=dict)
-    texts: Mapping[str, Standing] = field(default_factory=dict)
+    payments: Mapping[str, RecordStatus] = field(default_factory=dict)
+    emails: Mapping[str, RecordStatus] = field(default_factory=dict)
+    texts: Mapping[str, RecordStatus] = field(default_factory=dict)
     jobs: Sequence[LeftJob] = ()
     freezes: Sequence[Freeze] = ()
     #: (job, claim) → the processes whose log tells of it.
@@ -117,8 +117,10 @@ async def gather(system: System, operations: Sequence[Operation], events: Sequen
         posts = [*await mails(http, system.sandbox), *await texts(http, system.sandbox)]
         intents = await intents_of(http, system.sandbox)
         webhooks = await webhooks_of(http, system.sandbox)
-    told = {service: {ids[service] for o in operations for ids in o.told if service in ids} for service in PROCESSES}
-    payment_ids = told["payments"] | {intent.payment_id for intent in intents}
+    known_ids = {
+        service: {ids[service] for o in operations for ids in o.returned if service in ids} for service in PROCESSES
+    }
+    payment_ids = known_ids["payments"] | {intent.payment_id for intent in intents}
     async with asking(system) as ask:
         return Evidence(
             operations=operations,
@@ -126,8 +128,8 @@ async def gather(system: System, operations: Sequence[Operation], events: Sequen
             intents=intents,
             webhooks=webhooks,
             payments={id: await ask.payment(id) for id in sorted(payment_ids)},
-            emails={id: await ask.email(id) for id in sorted(told["email"] | ids_of(posts, "sendgrid"))},
-            texts={id: await ask.text(id) for id in sorted(told["sms"] | ids_of(posts, "twilio"))},
+            emails={id: await ask.email(id) for id in sorted(known_ids["email"] | ids_of(posts, "sendgrid"))},
+            texts={id: await ask.text(id) for id in sorted(known_ids["sms"] | ids_of(posts, "twilio"))},
             jobs=await left_jobs(system),
             freezes=[Freeze(str(e["target"]), e["began"], e["ended"]) for e in events if e["what"] == "freeze"],
             claims=claims_told(system),
@@ -195,26 +197,26 @@ async def intents_of(http: aiohttp.ClientSession, sandbox: str) -> list[Intent]:
 
 async def webhooks_of(http: aiohttp.ClientSession, sandbox: str) -> list[Webhook]:
     async with http.get(f"{sandbox}/_sandbox/webhooks?limit=1000000") as answer:
-        return [_webhook(told) for told in (await answer.json())["webhooks"]]
+        return [_webhook(record) for record in (await answer.json())["webhooks"]]
 
 
-def _webhook(told: Mapping[str, Any]) -> Webhook:
-    taken = [attempt["at"] / 1000 for attempt in told["attempts"] if attempt["status"] and attempt["status"] < 300]
+def _webhook(record: Mapping[str, Any]) -> Webhook:
+    taken = [attempt["at"] / 1000 for attempt in record["attempts"] if attempt["status"] and attempt["status"] < 300]
     return Webhook(
-        provider=told["provider"],
-        subject=told["subject"],
-        object_id=told["object_id"],
-        about=about_of(told),
-        state=told["state"],
+        provider=record["provider"],
+        subject=record["subject"],
+        object_id=record["object_id"],
+        about=about_of(record),
+        state=record["state"],
         told_at=min(taken) if taken else None,
     )
 
 
-def about_of(told: Mapping[str, Any]) -> str:
-    if told["provider"] == "twilio":
-        return str(parse_qs(urlsplit(told["url"]).query).get("sms_id", [""])[0])
-    body = json.loads(told["body"])
-    if told["provider"] == "sendgrid":
+def about_of(record: Mapping[str, Any]) -> str:
+    if record["provider"] == "twilio":
+        return str(parse_qs(urlsplit(record["url"]).query).get("sms_id", [""])[0])
+    body = json.loads(record["body"])
+    if record["provider"] == "sendgrid":
         return str(body[0].get("email_id", ""))
     return str((body["data"]["object"].get("metadata") or {}).get("topsmile_payment_id", ""))
 
@@ -238,8 +240,8 @@ def claims_told(system: System) -> dict[tuple[str, int], frozenset[str]]:
         for line in logged(system, name):
             if '"claims"' in line and '"job"' in line:
                 try:
-                    told = json.loads(line)
-                    found.setdefault((told["job"], int(told["claims"])), set()).add(name)
+                    entry = json.loads(line)
+                    found.setdefault((entry["job"], int(entry["claims"])), set()).add(name)
                 except (ValueError, KeyError, TypeError):
                     continue  # the last line of a killed process
     return {claim: frozenset(names) for claim, names in found.items()}
@@ -257,25 +259,27 @@ class Asking:
     def __init__(self, stubs: Mapping[str, Any]) -> None:
         self._stubs = stubs
 
-    async def payment(self, id: str) -> Standing:
-        told = await patient(self._stubs["payments"].GetPayment, payments_pb2.GetPaymentRequest(payment_id=id))
-        if told is None:
-            return Standing("NOT_FOUND")
-        return Standing(payments_pb2.PaymentStatus.Name(told.payment.status).removeprefix("PAYMENT_STATUS_"))
+    async def payment(self, id: str) -> RecordStatus:
+        response = await patient(self._stubs["payments"].GetPayment, payments_pb2.GetPaymentRequest(payment_id=id))
+        if response is None:
+            return RecordStatus("NOT_FOUND")
+        return RecordStatus(payments_pb2.PaymentStatus.Name(response.payment.status).removeprefix("PAYMENT_STATUS_"))
 
-    async def email(self, id: str) -> Standing:
-        told = await patient(self._stubs["email"].GetEmail, email_pb2.GetEmailRequest(email_id=id))
-        if told is None:
-            return Standing("NOT_FOUND")
-        status = common.MessageStatus.Name(told.email.status).removeprefix("MESSAGE_STATUS_")
-        return Standing(status, told.email.scheduled_time.ToMilliseconds() / 1000, told.email.failure_reason)
+    async def email(self, id: str) -> RecordStatus:
+        response = await patient(self._stubs["email"].GetEmail, email_pb2.GetEmailRequest(email_id=id))
+        if response is None:
+            return RecordStatus("NOT_FOUND")
+        status = common.MessageStatus.Name(response.email.status).removeprefix("MESSAGE_STATUS_")
+        return RecordStatus(
+            status, response.email.scheduled_time.ToMilliseconds() / 1000, response.email.failure_reason
+        )
 
-    async def text(self, id: str) -> Standing:
-        told = await patient(self._stubs["sms"].GetSms, sms_pb2.GetSmsRequest(sms_id=id))
-        if told is None:
-            return Standing("NOT_FOUND")
-        status = common.MessageStatus.Name(told.sms.status).removeprefix("MESSAGE_STATUS_")
-        return Standing(status, told.sms.scheduled_time.ToMilliseconds() / 1000, told.sms.failure_reason)
+    async def text(self, id: str) -> RecordStatus:
+        response = await patient(self._stubs["sms"].GetSms, sms_pb2.GetSmsRequest(sms_id=id))
+        if response is None:
+            return RecordStatus("NOT_FOUND")
+        status = common.MessageStatus.Name(response.sms.status).removeprefix("MESSAGE_STATUS_")
+        return RecordStatus(status, response.sms.scheduled_time.ToMilliseconds() / 1000, response.sms.failure_reason)
 
 
 async def patient(method: Any, request: Any) -> Any:

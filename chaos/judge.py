@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from chaos.evidence import Evidence, Intent, Post, Standing, Webhook
+from chaos.evidence import Evidence, Intent, Post, RecordStatus, Webhook
 from chaos.operations import Operation
 
 #: allowed: what ARCHITECTURE's failure table says may happen, with the proof that it was that.
@@ -74,17 +74,17 @@ class Case:
         for operation in self._evidence.operations:
             about = (operation.key, *operation.ids.values())
             if not operation.answered:
-                said = f"asked {operation.tries} times and never answered; last: {operation.last_trouble}"
-                yield Finding("stuck", "a repeated key is answered", about, said)
+                detail = f"asked {operation.tries} times and never answered; last: {operation.last_trouble}"
+                yield Finding("stuck", "a repeated key is answered", about, detail)
             elif operation.refusal and not self._beaten(operation):
                 yield Finding("wrong", "what is right is not refused", about, f"refused: {operation.refusal}")
             for bug in set(operation.bugs):
                 yield Finding("wrong", "INTERNAL is a bug", about, f"was told {bug}")
             for service in ("payments", "email", "sms"):
-                ids = {told[service] for told in operation.told if service in told}
+                ids = {returned[service] for returned in operation.returned if service in returned}
                 if len(ids) > 1:
-                    said = f"its key was answered with {' and '.join(sorted(ids))}"
-                    yield Finding("doubled", "a repeated key is the same thing", (operation.key, *sorted(ids)), said)
+                    detail = f"its key was answered with {' and '.join(sorted(ids))}"
+                    yield Finding("doubled", "a repeated key is the same thing", (operation.key, *sorted(ids)), detail)
 
     def _beaten(self, operation: Operation) -> bool:
         """Whether another click has opened the payment that this one was told of."""
@@ -106,8 +106,8 @@ class Case:
         for appointment, operations in opened.items():
             if len({operation.ids["payments"] for operation in operations}) > 1:
                 keys = tuple(operation.key for operation in operations)
-                said = f"two clicks opened {len(operations)} payments for {appointment}"
-                yield Finding("doubled", "one open payment an appointment", keys, said)
+                detail = f"two clicks opened {len(operations)} payments for {appointment}"
+                yield Finding("doubled", "one open payment an appointment", keys, detail)
 
     def payments_are_known(self) -> Iterator[Finding]:
         """Every charge at Stripe is a payment here with the same standing, and the other way round."""
@@ -115,8 +115,8 @@ class Case:
         for operation in self._evidence.operations:
             payment_id = operation.ids.get("payments")
             if payment_id and payment_id not in intents:
-                said = "its caller has a payment of which Stripe knows nothing"
-                yield Finding("lost", "an answered payment is at Stripe", (operation.key, payment_id), said)
+                detail = "its caller has a payment of which Stripe knows nothing"
+                yield Finding("lost", "an answered payment is at Stripe", (operation.key, payment_id), detail)
         for payment_id, standing in self._evidence.payments.items():
             intent = intents.get(payment_id)
             if intent is None:
@@ -127,16 +127,16 @@ class Case:
             elif standing.status not in STATUSES[intent.status]:
                 yield self._behind(about, payment_id, standing, intent)
 
-    def _behind(self, about: tuple[str, ...], payment_id: str, standing: Standing, intent: Intent) -> Finding:
-        said = f"{standing.status} here, {intent.status} at Stripe"
+    def _behind(self, about: tuple[str, ...], payment_id: str, standing: RecordStatus, intent: Intent) -> Finding:
+        detail = f"{standing.status} here, {intent.status} at Stripe"
         telling = [w for w in self._webhooks[payment_id] if w.subject == f"payment_intent.{intent.status}"]
         if standing.status in {"CREATING", "UNKNOWN"}:
-            return Finding("stuck", "the outcome is found out", about, said)
+            return Finding("stuck", "the outcome is found out", about, detail)
         if any(webhook.told_at for webhook in telling):
             return Finding(
-                "lost", "a webhook answered with 200 counts", about, f"{said}; its event was taken with a 200"
+                "lost", "a webhook answered with 200 counts", about, f"{detail}; its event was taken with a 200"
             )
-        return Finding("wrong", "a payment stands as Stripe says", about, said)
+        return Finding("wrong", "a payment stands as Stripe says", about, detail)
 
     def receipts_arrive(self) -> Iterator[Finding]:
         for operation in self._evidence.operations:
@@ -167,12 +167,14 @@ class Case:
                 yield from self._arrived(operation, message_id, standings[message_id], posts)
                 yield from self._repetitions(operation, posts)
 
-    def _arrived(self, operation: Operation, id: str, standing: Standing, posts: Sequence[Post]) -> Iterator[Finding]:
+    def _arrived(
+        self, operation: Operation, id: str, standing: RecordStatus, posts: Sequence[Post]
+    ) -> Iterator[Finding]:
         about = (operation.key, id)
         early = [post for post in posts if operation.due_at and post.at < operation.due_at - NEARLY]
         if early:
-            said = f"was sent {operation.due_at - early[0].at:.0f} s too early"
-            yield Finding("wrong", "a reminder waits for its time", about, said)
+            detail = f"was sent {operation.due_at - early[0].at:.0f} s too early"
+            yield Finding("wrong", "a reminder waits for its time", about, detail)
         if standing.status == "NOT_FOUND":
             yield Finding("lost", "an accepted message is stored", about, "its caller has an id that nobody knows")
         elif posts and standing.status in {"SENT", "DELIVERED"}:
@@ -184,8 +186,8 @@ class Case:
         elif standing.status in {"SENT", "DELIVERED"}:
             yield Finding("lost", "a sent message is at its provider", about, f"{standing.status}, and never sent")
         elif standing.status in {"EXPIRED", "FAILED", "SUPPRESSED", "CANCELED"}:
-            said = f"accepted, and ended as {standing.status} {standing.reason} without being sent"
-            yield Finding("lost", "an accepted message is sent", about, said)
+            detail = f"accepted, and ended as {standing.status} {standing.reason} without being sent"
+            yield Finding("lost", "an accepted message is sent", about, detail)
         else:
             yield Finding("stuck", "an accepted message is sent", about, f"still {standing.status}, and not sent")
 
@@ -197,12 +199,12 @@ class Case:
             if first.message_id != again.message_id:
                 continue
             excuse = self._excuse(operation, first, again)
-            said = f"claim {first.attempt} sent it, and claim {again.attempt} again {again.at - first.at:.1f} s later"
+            detail = f"claim {first.attempt} sent it, and claim {again.attempt} again {again.at - first.at:.1f} s later"
             yield Finding(
                 "allowed" if excuse else "doubled",
                 excuse or "nobody is mailed or texted twice",
                 (operation.key, first.message_id, first.object_id, again.object_id),
-                said,
+                detail,
             )
 
     def _excuse(self, operation: Operation, first: Post, again: Post) -> str:
@@ -240,28 +242,30 @@ class Case:
         keys = {id: operation.key for operation in self._evidence.operations for id in operation.ids.values()}
         for provider, standings in (("sendgrid", self._evidence.emails), ("twilio", self._evidence.texts)):
             for id, standing in standings.items():
-                heard = any(
+                delivered = any(
                     w.provider == provider and w.subject == "delivered" and w.told_at for w in self._webhooks[id]
                 )
-                if heard and standing.status != "DELIVERED":
-                    said = f"{standing.status}, though the event of its delivery was taken with a 200"
-                    yield Finding("lost", "a webhook answered with 200 counts", (keys.get(id, ""), id), said)
+                if delivered and standing.status != "DELIVERED":
+                    detail = f"{standing.status}, though the event of its delivery was taken with a 200"
+                    yield Finding("lost", "a webhook answered with 200 counts", (keys.get(id, ""), id), detail)
         for webhook in self._evidence.webhooks:
             if webhook.state == "waiting":
-                said = f"{webhook.provider}'s {webhook.subject} of {webhook.object_id} was never taken"
-                yield Finding("stuck", "webhooks are taken in the end", (webhook.about, webhook.object_id), said)
+                detail = f"{webhook.provider}'s {webhook.subject} of {webhook.object_id} was never taken"
+                yield Finding("stuck", "webhooks are taken in the end", (webhook.about, webhook.object_id), detail)
 
     def queues_are_empty(self) -> Iterator[Finding]:
         for job in self._evidence.jobs:
             where = f"{job.process}'s queue {job.queue}"
             if job.state == "dead":
-                said = f"{where} gave it up: {job.note or 'no reason noted'}, after {job.claims} claims"
-                yield Finding("lost", "no job is given up", (job.id,), said)
+                detail = f"{where} gave it up: {job.note or 'no reason noted'}, after {job.claims} claims"
+                yield Finding("lost", "no job is given up", (job.id,), detail)
             elif "/read/" in job.id and job.state == "queued" and not job.note and job.due_in > 0:
                 continue  # an open payment always has a reading ahead
             elif job.state == "running" or job.due_in < 60 or job.note not in {"", "QUIET_HOURS"}:
-                said = f"{where} still has it {job.state} ({job.note or 'no trouble noted'}), due in {job.due_in:.0f} s"
-                yield Finding("stuck", "queues are empty in the end", (job.id,), said)
+                detail = (
+                    f"{where} still has it {job.state} ({job.note or 'no trouble noted'}), due in {job.due_in:.0f} s"
+                )
+                yield Finding("stuck", "queues are empty in the end", (job.id,), detail)
 
 
 def counted(findings: Sequence[Finding]) -> Mapping[str, int]:

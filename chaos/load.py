@@ -34,7 +34,7 @@ OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
 )
-#: What a caller is told when trying again may help; everything else is an answer.
+#: The reasons for which a caller repeats its request. All others are final.
 TRY_AGAIN = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.ABORTED,
@@ -46,7 +46,7 @@ TRY_AGAIN = {
 Ask = Callable[[Operation], Awaitable[None]]
 
 
-class TryAgain(Exception):  # noqa: N818 - what the caller was told, or nothing at all
+class TryAgain(Exception):  # noqa: N818 - a response, or none at all
     """No answer yet."""
 
 
@@ -145,7 +145,7 @@ class Load:
                 aiohttp.ClientError,
                 OSError,
                 TimeoutError,
-            ) as trouble:  # TimeoutError is an OSError; said for the reader
+            ) as trouble:  # TimeoutError is an OSError; trouble for the reader
                 operation.last_trouble = type(trouble).__name__
             if done():
                 break
@@ -171,26 +171,26 @@ class Load:
         headers = {"Idempotency-Key": operation.key, "X-Correlation-Id": operation.key}
         async with self._http.post(self._system.gateway + path, json=body, headers=headers) as answer:
             try:
-                told = await answer.json(content_type=None)
+                response = await answer.json(content_type=None)
             except ValueError as broken:
                 raise TryAgain(f"HTTP {answer.status} without JSON") from broken
             if answer.status == 500:
                 operation.bugs.append(f"HTTP 500 from {path.partition('?')[0]}")
-            reason = told.get("reason", "")
+            reason = response.get("reason", "")
             if answer.status in {429, 500, 503, 504} or (answer.status == 409 and reason != "PAYMENT_OPEN"):
                 raise TryAgain(f"HTTP {answer.status} {reason}")
-            return answer.status, told
+            return answer.status, response
 
     async def _over_grpc(self, operation: Operation, method: Any, request: Any) -> Any:
         try:
             return await method(request, timeout=10, metadata=(("x-correlation-id", operation.key),))
         except grpc.aio.AioRpcError as error:
-            said = f"{error.code().name} {reason_of(error)} {error.details()}"
+            trouble = f"{error.code().name} {reason_of(error)} {error.details()}"
             if error.code() is grpc.StatusCode.INTERNAL and "internal error" in (error.details() or ""):
-                operation.bugs.append(said)
+                operation.bugs.append(trouble)
             if error.code() in TRY_AGAIN or error.code() is grpc.StatusCode.INTERNAL:
-                raise TryAgain(said) from error
-            self._answer(operation, {}, said)
+                raise TryAgain(trouble) from error
+            self._answer(operation, {}, trouble)
             return None
 
     async def _create_over_http(self, operation: Operation) -> None:
@@ -201,11 +201,11 @@ class Load:
             "payer": {"name": "Ana Souza", "email": operation.email, "phone": operation.phone},
             "metadata": {"caller_key": operation.key},
         }
-        status, told = await self._over_http(operation, "/v1/payments", body)
+        status, response = await self._over_http(operation, "/v1/payments", body)
         if status == 201:
-            self._answer(operation, {"payments": told["payment"]["payment_id"]})
+            self._answer(operation, {"payments": response["payment"]["payment_id"]})
         else:
-            self._answer(operation, {}, f"{status} {told.get('reason')}")
+            self._answer(operation, {}, f"{status} {response.get('reason')}")
 
     async def _create_over_grpc(self, operation: Operation) -> None:
         request = payments_pb2.CreatePaymentRequest(
@@ -216,9 +216,9 @@ class Load:
             payer=payments_pb2.Payer(name="Ana Souza", email=operation.email, phone=operation.phone),
             metadata={"caller_key": operation.key},
         )
-        told = await self._over_grpc(operation, self._stubs["payments"].CreatePayment, request)
-        if told is not None:
-            self._answer(operation, {"payments": told.payment.payment_id})
+        response = await self._over_grpc(operation, self._stubs["payments"].CreatePayment, request)
+        if response is not None:
+            self._answer(operation, {"payments": response.payment.payment_id})
 
     async def _decide(self, operation: Operation) -> None:
         """Pay or decline on the provider's page; a second click on what is over is refused, which ends it too."""
@@ -235,22 +235,22 @@ class Load:
             "appointment": {"professional": "Dra. Beatriz Lima", "clinic": "TopSmile", "start_time": FAR.isoformat()},
             **(timing if operation.kind == "reminder" else {}),
         }
-        status, told = await self._over_http(
+        status, response = await self._over_http(
             operation, f"/v1/appointments/{operation.appointment}/{operation.kind}", body
         )
-        ids = {leg: told[leg][f"{leg}_id"] for leg in ("email", "sms") if f"{leg}_id" in told.get(leg, {})}
+        ids = {leg: response[leg][f"{leg}_id"] for leg in ("email", "sms") if f"{leg}_id" in response.get(leg, {})}
         if status == 207:
             operation.tell(ids)
             raise TryAgain("HTTP 207")
-        self._answer(operation, ids, "" if status == 200 else f"HTTP {status} {told}")
+        self._answer(operation, ids, "" if status == 200 else f"HTTP {status} {response}")
 
     async def _send_code(self, operation: Operation) -> None:
         request = sms_pb2.SendVerificationCodeRequest(
             idempotency_key=operation.key, recipient=operation.phone, code=operation.key[-6:]
         )
-        told = await self._over_grpc(operation, self._stubs["sms"].SendVerificationCode, request)
-        if told is not None:
-            self._answer(operation, {"sms": told.sms.sms_id})
+        response = await self._over_grpc(operation, self._stubs["sms"].SendVerificationCode, request)
+        if response is not None:
+            self._answer(operation, {"sms": response.sms.sms_id})
 
     async def _send_text(self, operation: Operation) -> None:
         request = sms_pb2.SendSmsRequest(
@@ -258,9 +258,9 @@ class Load:
         )
         if operation.due_at:
             request.send_time.FromMilliseconds(int(operation.due_at * 1000))
-        told = await self._over_grpc(operation, self._stubs["sms"].SendSms, request)
-        if told is not None:
-            self._answer(operation, {"sms": told.sms.sms_id})
+        response = await self._over_grpc(operation, self._stubs["sms"].SendSms, request)
+        if response is not None:
+            self._answer(operation, {"sms": response.sms.sms_id})
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:

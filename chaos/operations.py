@@ -1,4 +1,4 @@
-"""What callers asked for and what they were told: the first half of the evidence."""
+"""The requests of callers and the responses that they received: the first half of the evidence."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Operation:
     tries: int = 0
     #: Ids by service, of the answer that ended the asking.
     ids: dict[str, str] = field(default_factory=dict)
-    #: Every set of ids ever told, repetitions of the key after the answer included.
-    told: list[dict[str, str]] = field(default_factory=list)
+    #: The ids of every response, also of repetitions of the key after the first one.
+    returned: list[dict[str, str]] = field(default_factory=list)
     #: A refusal that no repetition changes.
     refusal: str = ""
     #: Answers that say "a bug of ours".
@@ -48,7 +48,7 @@ class Operation:
         return self.answered_at is not None
 
     def tell(self, ids: Mapping[str, str]) -> None:
-        self.told.append(dict(ids))
+        self.returned.append(dict(ids))
 
 
 class Journal:

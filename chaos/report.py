@@ -17,7 +17,7 @@ from chaos.system import System
 from chaos.trouble import Trouble
 
 BROKEN = ("lost", "doubled", "stuck", "wrong")
-#: Lines of a story, and stories told in full.
+#: The lines of one finding, and the findings shown in full.
 LINES, STORIES = 40, 12
 #: What of a log's line tells the story.
 WORDS = (
@@ -129,26 +129,26 @@ class Stories:
 
     def of(self, finding: Finding) -> list[str]:
         wanted = [part for part in finding.about if part]
-        told = [*self._logs(wanted), *self._posts(wanted)]
-        told += self._kills([when for when, _ in told])
-        return [line for _, line in sorted(told)[:LINES]]
+        lines = [*self._logs(wanted), *self._posts(wanted)]
+        lines += self._kills([when for when, _ in lines])
+        return [line for _, line in sorted(lines)[:LINES]]
 
     def _logs(self, wanted: Sequence[str]) -> Iterator[tuple[str, str]]:
         for name, line in self._lines:
             if any(part in line for part in wanted):
                 try:
-                    told = json.loads(line)
+                    entry = json.loads(line)
                 except ValueError:
                     continue
-                words = " ".join(f"{word}={told[word]}" for word in WORDS if told.get(word) not in (None, ""))
-                yield str(told.get("timestamp", "")), f"{str(told.get('timestamp', ''))[11:23]} {name}: {words}"
+                words = " ".join(f"{word}={entry[word]}" for word in WORDS if entry.get(word) not in (None, ""))
+                yield str(entry.get("timestamp", "")), f"{str(entry.get('timestamp', ''))[11:23]} {name}: {words}"
 
     def _posts(self, wanted: Sequence[str]) -> Iterator[tuple[str, str]]:
         for post in self._evidence.posts:
             if post.message_id in wanted:
                 when = moment(post.at)
-                said = f"accepted {post.message_id} as {post.object_id}, claim {post.attempt}"
-                yield when, f"{when[11:23]} {post.provider}: {said}"
+                detail = f"accepted {post.message_id} as {post.object_id}, claim {post.attempt}"
+                yield when, f"{when[11:23]} {post.provider}: {detail}"
         for webhook in self._evidence.webhooks:
             if webhook.about in wanted and webhook.told_at:
                 when = moment(webhook.told_at)

@@ -72,9 +72,9 @@ class Run:
         unanswered = [f"{call.key}: never acknowledged" for call in self._journal.calls if not call.id]
         self.tell(f"{len(killing.kills)} kills; judging {len(self._journal.calls)} calls")
         verdict = await Judge(databases, system, calling, self._journal).settled()
-        asked = {"seconds": self._seconds, "seed": self._seed}
+        options = {"seconds": self._seconds, "seed": self._seed}
         numbers = report.figures(self._journal, killing.kills, verdict, system.ended)
-        return asked | numbers | {"findings": report.findings(self._journal, killing.kills, verdict, unanswered)}
+        return options | numbers | {"findings": report.findings(self._journal, killing.kills, verdict, unanswered)}
 
     async def _warm(self) -> None:
         """Begin when everything has worked once: what never worked cannot go on."""
@@ -96,7 +96,7 @@ def main() -> int:
     made = asyncio.run(Run(given.seconds, given.seed).make(folder))
     if given.report is not None:
         given.report.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n")
-    print(report.told(made))
+    print(report.text_of(made))
     if any(made["findings"].values()):
         print(f"logs are in {folder}/log")
         return 1

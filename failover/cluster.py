@@ -167,7 +167,7 @@ class Cluster:
             self.psql(leader, "postgres", f"CREATE DATABASE {name}")
 
     async def leader(self) -> Node | None:
-        """Whoever holds the leader's lock and says so."""
+        """Return the node that holds the leader's lock."""
         answers = await asyncio.gather(*(self._ask(node, "/primary") for node in self.nodes))
         return next((node for node, answer in zip(self.nodes, answers, strict=True) if answer is not None), None)
 
@@ -182,8 +182,8 @@ class Cluster:
             for node in self.nodes:
                 node.restart_ended()
             leader = await self.leader()
-            told = await self._ask(leader, "/cluster") if leader else None
-            members = told["members"] if told else []
+            response = await self._ask(leader, "/cluster") if leader else None
+            members = response["members"] if response else []
             well = [member for member in members if member["state"] in ("running", "streaming")]
             roles = {member["role"] for member in well}
             if leader is not None and len(well) == len(self.nodes) and {"leader", "sync_standby"} <= roles:

@@ -1,4 +1,4 @@
-"""What callers were told, and when: the judge believes nothing else about them."""
+"""The responses that callers received, and when. The judge uses nothing else about them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Journal:
         self.calls.append(made)
         return made
 
-    def told(self, call: Call, id: str, began: float) -> None:
+    def record_response(self, call: Call, id: str, began: float) -> None:
         if call.id and call.id != id:
             self.wrong.append(f"{call.key}: answered {call.id} first and {id} when repeated")
         if not call.id:  # a repetition stores nothing new, so it shows nothing

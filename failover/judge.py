@@ -1,5 +1,5 @@
 """
-What callers were told against what the services say, and both against what the providers received.
+What callers were response against what the services say, and both against what the providers received.
 
 Everything has a recipient of its own, so that whatever reached a provider is counted without asking the services.
 """
@@ -118,10 +118,10 @@ class Judge:
         except Refused as refusal:
             return refusal.reason
         async with http.get(f"{self._system.gateways[0]}/v1/payments/{call.id}") as answer:
-            told = await answer.json()
+            response = await answer.json()
         if answer.status != 200:
             return "NOT_FOUND" if answer.status == 404 else str(answer.status)
-        return str(told["payment"]["status"]).removeprefix("PAYMENT_STATUS_")
+        return str(response["payment"]["status"]).removeprefix("PAYMENT_STATUS_")
 
     async def _events(self) -> dict[str, str]:
         """The outcomes of the webhooks that the gateway's database holds."""
@@ -145,11 +145,11 @@ class Judge:
 
 
 def _note(found: Received, entry: Any) -> None:
-    asked = entry["request"]
+    request = entry["request"]
     match entry["provider"]:
         case "twilio":
-            found.texts[asked["To"]] += 1
+            found.texts[request["To"]] += 1
         case "sendgrid":
-            found.mails.update(to["email"] for person in asked["personalizations"] for to in person["to"])
+            found.mails.update(to["email"] for person in request["personalizations"] for to in person["to"])
         case "stripe" if entry["path"] == "/v1/payment_intents":
-            found.intents.setdefault(str(asked.get("description")), set()).add(entry["object_id"])
+            found.intents.setdefault(str(request.get("description")), set()).add(entry["object_id"])

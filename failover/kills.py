@@ -56,7 +56,7 @@ class Killing:
                 return
             (way,) = self._dice.choices(list(WAYS), list(WAYS.values()))
             if primary is self._cluster.nodes[0] and not any(kill.node == primary.name for kill in self.kills):
-                way = "freeze"  # the hardest: whoever asks one host after another asks this one first, in vain
+                way = "freeze"  # the hardest: clients that try one host after another wait for this one first
             kill = Kill(way, primary.name, time.monotonic() - self._started)
             self.kills.append(kill)
             await self._strike(kill, primary)

@@ -1,4 +1,4 @@
-"""Callers: each wants one thing after another done, and repeats it with the same key until it is told that it is."""
+"""Callers. Each makes one request after another, and repeats it with the same key until it succeeds."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Callers:
         while True:
             began = time.monotonic()
             try:
-                self._journal.told(call, await self._acts[call.kind](call), began)
+                self._journal.record_response(call, await self._acts[call.kind](call), began)
             except Refused as refusal:
                 self._journal.refused(call, refusal)
                 if refusal.final:
@@ -92,7 +92,7 @@ class Callers:
             "amount": {"amount_minor": 15000, "currency": "BRL"},
             "appointment_id": call.key,
             "patient_id": f"patient-{call.number}",
-            "description": call.key,  # which Stripe is told: that is how its side is counted
+            "description": call.key,  # Stripe stores it, so its side can be counted
             "payer": {"name": "Ana Souza", "email": call.address, "phone": call.phone},
         }
         url = self._gateway(call) + "/v1/payments"
@@ -140,10 +140,10 @@ class Callers:
         try:
             async with self._http.post(url, **content, timeout=aiohttp.ClientTimeout(ATTEMPT)) as answer:
                 body = await answer.text()
-                told = json.loads(body) if body else {}
+                response = json.loads(body) if body else {}
                 if answer.status < 300:
-                    return told
-                reason = str(told.get("reason", ""))
+                    return response
+                reason = str(response.get("reason", ""))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise Refused(type(error).__name__) from error
         passing = answer.status >= 500 or answer.status == 429 or reason in ("IN_PROGRESS", "PROVIDER_BUSY")

@@ -62,7 +62,7 @@ def figures(journal: Journal, kills: list[Kill], verdict: Verdict, ended: list[s
     }
 
 
-def told(report: dict[str, Any]) -> str:
+def text_of(report: dict[str, Any]) -> str:
     """The report as text, its last line the verdict."""
     lines = [
         f"{report['machine']}; {', '.join(report['versions'].values())}; seed {report['seed']}",

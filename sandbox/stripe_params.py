@@ -188,10 +188,10 @@ def _check_methods(params: Json) -> None:
             str(text).isdecimal() for key, text in options.items() if "expires" in key
         ):
             raise wrong(f"payment_method_options[{name}]", f"Invalid payment_method_options[{name}]")
-        for key, (least, most) in EXPIRIES.items():
-            if key in options and not least <= int(options[key]) <= most:
+        for key, (minimum, maximum) in EXPIRIES.items():
+            if key in options and not minimum <= int(options[key]) <= maximum:
                 path = f"payment_method_options[{name}][{key}]"
-                raise wrong(path, f"Must be between {least} and {most}.", "parameter_invalid_integer")
+                raise wrong(path, f"Must be between {minimum} and {maximum}.", "parameter_invalid_integer")
     if kind == "boleto":
         _check_voucher(made)
     if kind == "pix" and params.get("capture_method") == "manual":

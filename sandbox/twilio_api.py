@@ -232,10 +232,10 @@ def matches(message: Json, query: dict[str, str], account: str) -> bool:
     return bool(message["account_sid"] == account)
 
 
-def whole(query: dict[str, str], name: str, default: int, least: int, most: int) -> int:
+def whole(query: dict[str, str], name: str, default: int, minimum: int, maximum: int) -> int:
     text = query.get(name, str(default))
-    if not text.isdecimal() or not least <= int(text) <= most:
-        raise Refused(TwilioRefusal(20001, f"{name} must be between {least} and {most}"))
+    if not text.isdecimal() or not minimum <= int(text) <= maximum:
+        raise Refused(TwilioRefusal(20001, f"{name} must be between {minimum} and {maximum}"))
     return int(text)
 
 

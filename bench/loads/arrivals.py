@@ -60,5 +60,5 @@ class Tally:
     def tell(self) -> None:
         self._keys.close()
         self.codes["no answer"] += self.unanswered
-        told = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        print(json.dumps(told))
+        fields = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        print(json.dumps(fields))

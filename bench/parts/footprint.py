@@ -58,7 +58,7 @@ def part(scene: Scene) -> Part:
 def image(name: str) -> dict[str, float]:
     try:
         command = ["docker", "image", "inspect", "--format", "{{.Size}}", f"topsmile-{name}"]
-        told = subprocess.run(command, capture_output=True, check=True, timeout=20)
-        return {"image_MiB": json.loads(told.stdout) / 2**20}
+        output = subprocess.run(command, capture_output=True, check=True, timeout=20)
+        return {"image_MiB": json.loads(output.stdout) / 2**20}
     except (OSError, subprocess.SubprocessError, ValueError):
         return {}

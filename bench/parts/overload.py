@@ -97,7 +97,7 @@ class Overload:
     def _overloaded(self, target: Target) -> dict[str, float]:
         database = self._scene.folder / f"{uuid4().hex}.db"
         with self._started(target, f"sqlite:///{database}") as process:
-            address = process.told[target.listener]
+            address = process.addresses[target.listener]
             where = address.rpartition(":")[2] if target.kind == "webhooks" else address
             capacity = capacity_of(target, where)
             with Memory(process.pid) as memory:

@@ -19,7 +19,7 @@ def part(scene: Scene) -> Part:
 
                 def measure() -> dict[str, float]:
                     before = cpu_seconds(*pids)
-                    seen = load("rpcs", "payments", process.told["grpc"], COUNT, CONCURRENCY)
+                    seen = load("rpcs", "payments", process.addresses["grpc"], COUNT, CONCURRENCY)
                     return {"cpu_ms_per_1000": (cpu_seconds(*pids) - before) * 1e6 / COUNT, **seen}
 
                 yield measure

@@ -24,9 +24,9 @@ def part(scene: Scene) -> Part:
             with start() as process:
 
                 def measure() -> dict[str, float]:
-                    before, asked, began = cpu_seconds(process.pid), scene.asked(), time.monotonic()
-                    seen = load("rpcs", "sms", process.told["grpc"], COUNT, CONCURRENCY)
-                    while sends and scene.asked() < asked + COUNT and time.monotonic() < began + SENT_WITHIN:
+                    before, requests, began = cpu_seconds(process.pid), scene.requests(), time.monotonic()
+                    seen = load("rpcs", "sms", process.addresses["grpc"], COUNT, CONCURRENCY)
+                    while sends and scene.requests() < requests + COUNT and time.monotonic() < began + SENT_WITHIN:
                         time.sleep(0.02)
                     time.sleep(0.1)  # until the last outcome is stored
                     return {"cpu_ms_per_1000": (cpu_seconds(process.pid) - before) * 1e6 / COUNT, **seen}

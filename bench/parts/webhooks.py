@@ -24,7 +24,7 @@ def part(scene: Scene) -> Part:
         def started() -> Iterator[Measure]:
             with start() as process:
                 pids = [process.pid, scene.postmaster] if postgres else [process.pid]
-                port = process.told["http"].rpartition(":")[2]
+                port = process.addresses["http"].rpartition(":")[2]
 
                 def measure() -> dict[str, float]:
                     before = cpu_seconds(*pids)

@@ -1,5 +1,5 @@
 """
-Stripe and Twilio that answer at once and remember only how many asked: GET /count
+Stripe and Twilio that answer at once and remember only how many requested: GET /count
 
 Raw ASGI, so that it takes little of the machine from what is measured.
 """
@@ -39,8 +39,8 @@ TEXT = {
 def intent(form: dict[str, list[str]]) -> dict[str, object]:
     id = f"pi_{next(numbers):024}"
     metadata = {name[9:-1]: values[0] for name, values in form.items() if name.startswith("metadata[")}
-    asked = {"amount": int(form["amount"][0]), "currency": form["currency"][0], "metadata": metadata}
-    return {**INTENT, **asked, "id": id, "client_secret": f"{id}_secret_x"}
+    requested = {"amount": int(form["amount"][0]), "currency": form["currency"][0], "metadata": metadata}
+    return {**INTENT, **requested, "id": id, "client_secret": f"{id}_secret_x"}
 
 
 def text(form: dict[str, list[str]]) -> dict[str, object]:
@@ -62,10 +62,10 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         form = parse_qs(body.decode())
         stripe = scope["path"] == "/v1/payment_intents"
         status, answer = (200, intent(form)) if stripe else (201, text(form))  # type: ignore[assignment]
-    told = json.dumps(answer).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(told)).encode())]
+    response = json.dumps(answer).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(response)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": told})
+    await send({"type": "http.response.body", "body": response})
 
 
 if __name__ == "__main__":

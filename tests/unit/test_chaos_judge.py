@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from chaos.evidence import Evidence, Freeze, Intent, LeftJob, Post, Standing, Webhook
+from chaos.evidence import Evidence, Freeze, Intent, LeftJob, Post, RecordStatus, Webhook
 from chaos.judge import counted, judge
 from chaos.operations import Operation
 
@@ -14,14 +14,20 @@ AT = 1_000_000.0
 
 
 def text(**more: object) -> Operation:
-    told = {"phone": "+5511960000001", "ids": {"sms": "sms_1"}, "told": [{"sms": "sms_1"}], "answered_at": AT, **more}
-    return Operation("text-1", "text", "grpc", "apt-1", **told)  # type: ignore[arg-type]  # the fields' own types
+    fields = {
+        "phone": "+5511960000001",
+        "ids": {"sms": "sms_1"},
+        "returned": [{"sms": "sms_1"}],
+        "answered_at": AT,
+        **more,
+    }
+    return Operation("text-1", "text", "grpc", "apt-1", **fields)  # type: ignore[arg-type]  # the fields' own types
 
 
 def payment(key: str, payment_id: str) -> Operation:
     ids = {"payments": payment_id}
     operation = Operation(key, "payment", "http", "apt-1", f"{key}@example.com", f"+55119{len(key):08}")
-    operation.ids, operation.told, operation.answered_at = ids, [ids], AT
+    operation.ids, operation.returned, operation.answered_at = ids, [ids], AT
     return operation
 
 
@@ -33,7 +39,7 @@ def verdicts(evidence: Evidence) -> set[tuple[str, str]]:
     return {(finding.verdict, finding.rule) for finding in judge(evidence)}
 
 
-KEPT = Evidence([text()], [post(1, AT, "SM1")], texts={"sms_1": Standing("DELIVERED")})
+KEPT = Evidence([text()], [post(1, AT, "SM1")], texts={"sms_1": RecordStatus("DELIVERED")})
 DELIVERED = Webhook("twilio", "delivered", "SM1", "sms_1", "told", AT + 1)
 
 
@@ -42,12 +48,12 @@ def test_says_nothing_where_every_promise_was_kept() -> None:
 
 
 def test_a_caller_who_was_never_answered_is_stuck() -> None:
-    waiting = text(ids={}, told=[], answered_at=None)
+    waiting = text(ids={}, returned=[], answered_at=None)
     assert verdicts(Evidence([waiting])) == {("stuck", "a repeated key is answered")}
 
 
 def test_a_text_that_was_accepted_and_never_sent_is_lost() -> None:
-    gone = replace(KEPT, posts=[], texts={"sms_1": Standing("NOT_FOUND")})
+    gone = replace(KEPT, posts=[], texts={"sms_1": RecordStatus("NOT_FOUND")})
     assert verdicts(gone) == {("lost", "an accepted message is stored")}
     assert verdicts(replace(KEPT, posts=[])) == {("lost", "a sent message is at its provider")}
 
@@ -67,7 +73,7 @@ def test_a_text_sent_twice_is_excused_by_a_freeze_only_if_it_spans_the_late_act(
 
 
 def test_an_event_answered_with_200_and_not_known_is_lost() -> None:
-    deaf = replace(KEPT, webhooks=[DELIVERED], texts={"sms_1": Standing("SENT")})
+    deaf = replace(KEPT, webhooks=[DELIVERED], texts={"sms_1": RecordStatus("SENT")})
     assert verdicts(deaf) == {("lost", "a webhook answered with 200 counts")}
     assert not judge(replace(KEPT, webhooks=[DELIVERED]))
 
@@ -79,14 +85,14 @@ def test_an_event_that_is_never_taken_is_stuck() -> None:
 
 def test_two_charges_for_one_key_are_doubled() -> None:
     intents = [Intent(id, "requires_action", "pay_1", "k-1") for id in ("pi_1", "pi_2")]
-    twice = Evidence([payment("k-1", "pay_1")], intents=intents, payments={"pay_1": Standing("AWAITING_CUSTOMER")})
+    twice = Evidence([payment("k-1", "pay_1")], intents=intents, payments={"pay_1": RecordStatus("AWAITING_CUSTOMER")})
     assert verdicts(twice) == {("doubled", "one key, one charge")}
 
 
 def test_two_open_payments_of_one_appointment_are_doubled() -> None:
     operations = [payment("k-1", "pay_1"), payment("key-2", "pay_2")]
     intents = [Intent(f"pi_{o.key}", "requires_action", o.ids["payments"], o.key) for o in operations]
-    standings = {o.ids["payments"]: Standing("AWAITING_CUSTOMER") for o in operations}
+    standings = {o.ids["payments"]: RecordStatus("AWAITING_CUSTOMER") for o in operations}
     found = verdicts(Evidence(operations, intents=intents, payments=standings))
     assert found == {("doubled", "one open payment an appointment")}
 
@@ -95,7 +101,7 @@ def test_who_has_paid_and_was_not_told_has_lost_something() -> None:
     paid = Evidence(
         [payment("k-1", "pay_1")],
         intents=[Intent("pi_1", "succeeded", "pay_1", "k-1")],
-        payments={"pay_1": Standing("SUCCEEDED")},
+        payments={"pay_1": RecordStatus("SUCCEEDED")},
     )
     assert verdicts(paid) == {("lost", "who has paid is told")}
 
@@ -104,7 +110,7 @@ def test_a_payment_that_stands_otherwise_than_at_stripe_is_wrong() -> None:
     behind = Evidence(
         [payment("k-1", "pay_1")],
         intents=[Intent("pi_1", "succeeded", "pay_1", "k-1")],
-        payments={"pay_1": Standing("AWAITING_CUSTOMER")},
+        payments={"pay_1": RecordStatus("AWAITING_CUSTOMER")},
     )
     assert verdicts(behind) == {("wrong", "a payment stands as Stripe says")}
 
@@ -115,7 +121,7 @@ def test_a_payment_that_no_webhook_told_of_is_wrong_all_the_same(state: str) -> 
     behind = Evidence(
         [payment("k-1", "pay_1")],
         intents=[Intent("pi_1", "succeeded", "pay_1", "k-1")],
-        payments={"pay_1": Standing("AWAITING_CUSTOMER")},
+        payments={"pay_1": RecordStatus("AWAITING_CUSTOMER")},
         webhooks=[unheard],
     )
     assert ("wrong", "a payment stands as Stripe says") in verdicts(behind)
