@@ -1,5 +1,5 @@
 """
-A door in front of a process's replicas: whoever calls is passed on to one that is there.
+A load balancer in front of a process's replicas, which passes connections to a running one.
 
 What goes through can be cut off with a reset, as a network does, and an answer can be seen before its caller sees it.
 """

@@ -129,7 +129,7 @@ class Trouble:
         """
         Kill at the moment a stored cursor is seen to move: what belongs to it has to be there as well.
 
-        One at a time: whoever aims goes ahead of all others, and several would leave the system no time to move it.
+        One at a time, because each aim has priority, and several would leave the system no time to progress.
         """
         if self._aiming.locked():
             return

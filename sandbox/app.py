@@ -21,7 +21,7 @@ from sandbox.webhooks import Sender
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to whoever runs it."""
+    """A server that leaves signals to its process."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

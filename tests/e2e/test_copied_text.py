@@ -85,12 +85,12 @@ async def test_copied_text_over_grpc_repeats_the_key_of_the_typed_one(
     system: Whole, copied: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
     def confirmation(patient: dict[str, str]) -> email_pb2.SendAppointmentConfirmationRequest:
-        asked = email_pb2.SendAppointmentConfirmationRequest(idempotency_key=request.node.name)
-        asked.recipient.address, asked.recipient.name = patient["email"], patient["name"]
-        asked.appointment.appointment_id, asked.appointment.patient_name = "apt", patient["name"]
-        asked.appointment.notes = patient["notes"]
-        asked.appointment.start_time.seconds = START
-        return asked
+        message = email_pb2.SendAppointmentConfirmationRequest(idempotency_key=request.node.name)
+        message.recipient.address, message.recipient.name = patient["email"], patient["name"]
+        message.appointment.appointment_id, message.appointment.patient_name = "apt", patient["name"]
+        message.appointment.notes = patient["notes"]
+        message.appointment.start_time.seconds = START
+        return message
 
     def text(patient: dict[str, str]) -> sms_pb2.SendSmsRequest:
         body = patient["notes"].replace("👩\u200d⚕️", "")

@@ -40,11 +40,11 @@ def lines(system: Whole, **wanted: object) -> list[dict[str, Any]]:
     for process in system.running.values():
         for line in process.lines:
             try:
-                told = json.loads(line)
+                fields = json.loads(line)
             except ValueError:
                 continue
-            if wanted.items() <= told.items():
-                found.append(told)
+            if wanted.items() <= fields.items():
+                found.append(fields)
     return found
 
 
@@ -89,8 +89,8 @@ async def follow(system: Whole, payment_id: str) -> None:
     [applied] = lines(system, event="rpc", method="payments.v1.PaymentAdminService/ApplyEvents", **same)
     assert (applied["event_outcome"], applied["subject"]) == ("APPLIED", payment_id)
     assert applied["event_id"] == webhook["event_id"]
-    [asked] = lines(system, event="rpc", method="sms.v1.SmsService/SendPaymentNotice", **same)
-    assert asked["sms_id"] == text["job"]
+    [call] = lines(system, event="rpc", method="sms.v1.SmsService/SendPaymentNotice", **same)
+    assert call["sms_id"] == text["job"]
     # The payment's own id finds the call that created it.
     assert lines(system, event="http", route="/v1/payments", payment_id=payment_id)
     assert lines(system, event="rpc", process="payments", payment_id=payment_id)
@@ -106,12 +106,12 @@ async def test_text_accepted_sent_and_delivered_takes_two_kilobytes_of_log(syste
             request = sms_pb2.SendSmsRequest(idempotency_key=f"k{n}", recipient=f"+551191234{n:04}", body="Olá")
             await sms_pb2_grpc.SmsServiceStub(channel).SendSms(request)
 
-    def told() -> list[str]:
+    def rpc_lines() -> list[str]:
         return [line for name, process in system.running.items() for line in process.lines[before[name] :]]
 
     async def complete() -> bool:
-        return len(told()) >= 8 * count
+        return len(rpc_lines()) >= 8 * count
 
     await eventually(complete)
     await asyncio.sleep(0.5)
-    assert sum(len(line.encode()) for line in told()) / count < 2_100
+    assert sum(len(line.encode()) for line in rpc_lines()) / count < 2_100

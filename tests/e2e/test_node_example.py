@@ -46,7 +46,7 @@ class Example:
             "PATIENCE": "60",
             **settings,
         }
-        self.said = ""
+        self.output = ""
 
     async def __aenter__(self) -> Self:
         self._running = await asyncio.create_subprocess_exec(
@@ -68,15 +68,15 @@ class Example:
     async def says(self, pattern: str) -> str:
         """Read on until this is said."""
         assert self._running.stdout is not None
-        while not (found := re.search(pattern, self.said)):
+        while not (found := re.search(pattern, self.output)):
             line = await asyncio.wait_for(self._running.stdout.readline(), 60)
-            assert line, f"never said {pattern}:\n{self.said}"
-            self.said += line.decode()
+            assert line, f"never said {pattern}:\n{self.output}"
+            self.output += line.decode()
         return found[0]
 
     async def ends(self) -> int:
         rest, _ = await asyncio.wait_for(self._running.communicate(), 60)
-        self.said += rest.decode()
+        self.output += rest.decode()
         return self._running.returncode or 0
 
 
@@ -87,7 +87,7 @@ async def test_the_node_example_outlives_trouble_and_creates_its_payment_once(in
         await system.ask("POST", f"{system.sandbox}/_sandbox/faults", fault)
         async with Example(system, tmp_path) as example:
             await example.says("Pix copia e cola: 00")
-            assert "RESOURCE_EXHAUSTED THROTTLED: again in 1" in example.said
+            assert "RESOURCE_EXHAUSTED THROTTLED: again in 1" in example.output
             payment = await example.says(r"pay_\w+")
             await example.says(f"{payment} .* -> AWAITING_CUSTOMER")
             system.running["payments"].kill()
@@ -96,18 +96,18 @@ async def test_the_node_example_outlives_trouble_and_creates_its_payment_once(in
             await system.ask("POST", f"{system.sandbox}/_sandbox/payments/{payment}/pay")
             await example.says(f"{payment} .* -> SUCCEEDED")
             assert await example.ends() == 0
-            assert "Pagamento de R$\N{NO-BREAK SPACE}150,00 confirmado" in example.said
+            assert "Pagamento de R$\N{NO-BREAK SPACE}150,00 confirmado" in example.output
 
         async with Example(system, tmp_path) as again:
             assert await again.ends() == 0
-            assert f"{payment} is SUCCEEDED" in again.said
+            assert f"{payment} is SUCCEEDED" in again.output
         async with Example(system, tmp_path, PAYMENTS_TOKEN="wrong") as stranger:
             assert await stranger.ends() == 1
-            assert "UNAUTHENTICATED UNAUTHENTICATED" in stranger.said
+            assert "UNAUTHENTICATED UNAUTHENTICATED" in stranger.output
 
 
 async def test_the_node_example_says_when_nobody_answers(installed: None, tmp_path: Path) -> None:
     nobody = {"PAYMENTS_TARGET": "127.0.0.1:1", "PATIENCE": "1"}
     async with Example(Whole(tmp_path), tmp_path, **nobody) as example:
         assert await example.ends() in {1, 3}
-        assert "UNAVAILABLE" in example.said
+        assert "UNAVAILABLE" in example.output

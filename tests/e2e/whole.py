@@ -48,8 +48,8 @@ class Whole(System):
 
     async def ledger(self, provider: str) -> list[Any]:
         """What a provider has accepted, oldest first."""
-        _, told = await self.ask("GET", f"{self.sandbox}/_sandbox/ledger?provider={provider}&limit=1000")
-        return [entry for entry in told["entries"] if entry["outcome"] == "accepted" and entry["method"] == "POST"]
+        _, ledger = await self.ask("GET", f"{self.sandbox}/_sandbox/ledger?provider={provider}&limit=1000")
+        return [entry for entry in ledger["entries"] if entry["outcome"] == "accepted" and entry["method"] == "POST"]
 
     async def metric(self, process: str, name: str) -> dict[str, float]:
         """The series of a metric by their labels, as they are written."""

@@ -48,7 +48,7 @@ class RunningGateway:
         return time.time() + self.offset
 
     def settings(self, **changes: Any) -> Settings:
-        told: dict[str, Any] = {
+        variables: dict[str, Any] = {
             "listen": Address("127.0.0.1", 0),
             "operations_listen": Address("127.0.0.1", 0),
             "database_url": "sqlite:///unused.db",
@@ -66,7 +66,7 @@ class RunningGateway:
         }
         if "auth_tokens" in changes:
             changes["auth_tokens"] = parse_tokens(changes["auth_tokens"])
-        return Settings(**(told | changes))
+        return Settings(**(variables | changes))
 
     async def post(
         self, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None

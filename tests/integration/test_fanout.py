@@ -29,7 +29,7 @@ SUCCEEDED, PROCESSING, AWAITING = (
 
 
 def payment(number: int = 1, status: Any = SUCCEEDED, **changes: Any) -> pb.Payment:
-    told = {
+    fields = {
         "payment_id": f"pay_{number}",
         "status": status,
         "amount": common.Money(amount_minor=15000, currency="BRL"),
@@ -39,7 +39,7 @@ def payment(number: int = 1, status: Any = SUCCEEDED, **changes: Any) -> pb.Paym
         "payer": pb.Payer(name="Ana", email="ana@example.com", phone="+5511912345678"),
         "method": common.PAYMENT_METHOD_PIX,
     }
-    return pb.Payment(**(told | changes))
+    return pb.Payment(**(fields | changes))
 
 
 def change(before: Any = PROCESSING, **changes: Any) -> pb.PaymentChange:
@@ -56,10 +56,10 @@ def test_a_success_tells_by_mail_and_by_text() -> None:
     mail, text = notices(change())
     assert (mail.queue, text.queue) == ("email", "sms")
     assert mail.key == text.key == "notice:pay_1:SUCCEEDED"
-    for told in (cast("Any", mail.request), cast("Any", text.request)):
-        assert told.kind == 1
-        assert (told.payment.amount.amount_minor, told.payment.amount.currency) == (14000, "BRL")
-        assert told.payment.method == common.PAYMENT_METHOD_PIX
+    for notice in (cast("Any", mail.request), cast("Any", text.request)):
+        assert notice.kind == 1
+        assert (notice.payment.amount.amount_minor, notice.payment.amount.currency) == (14000, "BRL")
+        assert notice.payment.method == common.PAYMENT_METHOD_PIX
 
 
 @pytest.mark.parametrize(

@@ -154,10 +154,10 @@ async def test_bodies_are_forgotten_after_a_week_and_ids_after_five(database_url
         await gateway.stripe(event(1))
         await until(lambda: bool(gateway.payments.events.applied))
 
-        async def learnt() -> bool:
+        async def applied() -> bool:
             return await outcomes(gateway) == ["APPLIED"]
 
-        await until(learnt)
+        await until(applied)
         await gateway.database.run(inbox.forget)
         assert (await gateway.stored())[0]["body"] == event(1)
 

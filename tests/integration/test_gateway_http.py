@@ -95,15 +95,15 @@ async def test_a_reminder_may_be_asked_for_so_long_before_the_start(gateway: Run
     assert gateway.sms.kept.requests["key-1"].before.seconds == 86400
 
 
-@pytest.mark.parametrize(("missing", "skipped", "asked"), [("email", "email", "sms"), ("phone", "sms", "email")])
+@pytest.mark.parametrize(("missing", "skipped", "sent"), [("email", "email", "sms"), ("phone", "sms", "email")])
 async def test_a_leg_without_an_address_is_skipped(
-    gateway: RunningGateway, missing: str, skipped: str, asked: str
+    gateway: RunningGateway, missing: str, skipped: str, sent: str
 ) -> None:
     body = CONFIRMATION | {"patient": PATIENT | {missing: None}}
     status, answer, _ = await call(gateway, "/v1/appointments/apt_1/confirmation", body)
     assert status == 200
     assert answer[skipped] == {"status": "SKIPPED"}
-    assert answer[asked]["status"] == "MESSAGE_STATUS_QUEUED"
+    assert answer[sent]["status"] == "MESSAGE_STATUS_QUEUED"
 
 
 async def test_a_patient_without_any_address_is_refused(gateway: RunningGateway) -> None:
@@ -255,8 +255,8 @@ async def test_a_payment_is_made_and_found_by_either_id(gateway: RunningGateway)
     assert made["payment"]["status"] == "PAYMENT_STATUS_AWAITING_METHOD"
     assert made["payment"]["amount"] == {"amount_minor": 15000, "currency": "BRL"}
     assert made["payment"]["client_secret"] == "pi_1_secret"
-    asked = gateway.payments.kept.requests["key-1"]
-    assert (list(asked.methods), dict(asked.metadata)) == ([2, 3], {"unit": "centro"})
+    message = gateway.payments.kept.requests["key-1"]
+    assert (list(message.methods), dict(message.metadata)) == ([2, 3], {"unit": "centro"})
     for reference in ("pay_1", "pi_1"):
         assert (await call(gateway, f"/v1/payments/{reference}", method="GET"))[:2] == (200, made)
 
@@ -356,11 +356,11 @@ async def test_404_and_405_are_problems_too(gateway: RunningGateway) -> None:
 
 async def test_the_story_goes_on_into_the_services_and_back(gateway: RunningGateway) -> None:
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    told = {"X_Correlation_Id": "story-1", "traceparent": parent}
-    _, _, headers = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION, **told)
-    assert headers["x-correlation-id"] == "story-1"
+    metadata = {"X_Correlation_Id": "request-1", "traceparent": parent}
+    _, _, headers = await call(gateway, "/v1/appointments/apt_1/confirmation", CONFIRMATION, **metadata)
+    assert headers["x-correlation-id"] == "request-1"
     assert headers["traceparent"].startswith("00-0af7651916cd43dd8448eb211c80319c-")
-    assert gateway.email.correlation_ids == gateway.sms.correlation_ids == ["story-1"]
+    assert gateway.email.correlation_ids == gateway.sms.correlation_ids == ["request-1"]
 
 
 def digest(name: str) -> str:
@@ -396,8 +396,8 @@ async def test_only_who_may_send_is_given_the_client_secret(payments: Payments, 
         assert (status, bool(made["payment"]["client_secret"])) == (201, True)
         for name in names:
             for reference in (made["payment"]["payment_id"], made["payment"]["stripe_payment_intent_id"]):
-                told = {"Authorization": f"Bearer {name}-secret"}
-                status, found, _ = await call(gateway, f"/v1/payments/{reference}", method="GET", **told)
+                metadata = {"Authorization": f"Bearer {name}-secret"}
+                status, found, _ = await call(gateway, f"/v1/payments/{reference}", method="GET", **metadata)
                 assert (status, bool(found["payment"]["client_secret"])) == (200, name == "desk")
 
 
@@ -462,8 +462,8 @@ async def test_what_a_proxy_forwards_is_served_to_nobody_without_a_token(
         f"sqlite:///{tmp_path}/other.db", working=False, auth_tokens=token("front-desk", "read"),
         public_url="https://hooks.example.com",
     ) as behind:  # fmt: skip
-        told = {"Authorization": "Bearer front-desk-secret"}
-        assert (await call(behind, "/v1/status", method="GET", **header, **told))[0] == 200
+        metadata = {"Authorization": "Bearer front-desk-secret"}
+        assert (await call(behind, "/v1/status", method="GET", **header, **metadata))[0] == 200
 
 
 async def test_a_caller_above_its_limit_is_429(tmp_path: Path) -> None:

@@ -238,11 +238,13 @@ async def test_garbage_is_400_from_twilio(gateway: RunningGateway) -> None:
         await refused(gateway, "/webhooks/twilio/status", body, signed)
 
 
-@pytest.mark.parametrize(("path", "most"), [("stripe", 1 << 20), ("sendgrid", 2 << 20), ("twilio/status", 64 << 10)])
+@pytest.mark.parametrize(
+    ("path", "max_bytes"), [("stripe", 1 << 20), ("sendgrid", 2 << 20), ("twilio/status", 64 << 10)]
+)
 async def test_a_declared_length_above_the_limit_is_413_before_a_byte_is_read(
-    gateway: RunningGateway, path: str, most: int
+    gateway: RunningGateway, path: str, max_bytes: int
 ) -> None:
-    for length in (most + 1, 10 << 20):
+    for length in (max_bytes + 1, 10 << 20):
         request = f"POST /webhooks/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
         assert (await raw(gateway, request, then_close=False)).startswith(b"HTTP/1.1 413")
     assert await gateway.stored() == []

@@ -50,12 +50,12 @@ def test_both_spellings_of_one_field_are_one_too_many() -> None:
 
 
 def test_what_is_answered_can_be_sent_again() -> None:
-    asked = CreatePaymentRequest(
+    message = CreatePaymentRequest(
         appointment_id="apt_1", methods=[PaymentMethod.PAYMENT_METHOD_CARD], metadata={"a": "b"}
     )
-    asked.amount.amount_minor, asked.amount.currency = 15000, "BRL"
-    asked.payer.address.city, asked.payer.address.postal_code = "São Paulo", "01310-100"
-    asked.expiry.FromSeconds(86_400)
+    message.amount.amount_minor, message.amount.currency = 15000, "BRL"
+    message.payer.address.city, message.payer.address.postal_code = "São Paulo", "01310-100"
+    message.expiry.FromSeconds(86_400)
     again, wrong = CreatePaymentRequest(), list[Violation]()
-    fill(again, to_json(asked), wrong)
-    assert (again, wrong) == (asked, [])
+    fill(again, to_json(message), wrong)
+    assert (again, wrong) == (message, [])
