@@ -59,6 +59,21 @@ def test_off_loopback_it_needs_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"PUBLIC_URL": "https://hooks.example.com", "GATEWAY_TLS_CLIENT_CA": __file__},
+        {"GATEWAY_LISTEN": "0.0.0.0:0", "LOG_LEVEL": "LOUD", "SMS_TARGET_NAME": "sms"},
+        {"GATEWAY_TLS_CLIENT_CA": __file__, "GATEWAY_ADMIN_LISTEN": "[::]:0", "SENDGRID_WEBHOOK_WINDOW": "0"},
+        {"PUBLIC_URL": "https://hooks.example.com", "STRIPE_WEBHOOK_SECRET": "", "EMAIL_TARGET_NAME": "email"},
+    ],
+)
+def test_refused_settings_are_all_named_at_once(tmp_path: Path, changes: dict[str, str]) -> None:
+    wrong = refusal(settings(tmp_path) | changes)
+    named = {line.partition(":")[0].replace("AUTH_TOKENS", "LISTEN") for line in wrong.splitlines()}
+    assert named == set(changes)
+
+
+@pytest.mark.parametrize(
     "url", ["https://hooks.example.com", "http://192.168.0.7:8080", "https://[2001:db8::1]/x", "http://gateway:8080"]
 )
 def test_a_public_url_off_loopback_needs_tokens(tmp_path: Path, url: str) -> None:
