@@ -117,13 +117,13 @@ SETTINGS: dict[str, dict[str, str]] = {
         "TWILIO_AUTH_TOKEN": "token",
         "TWILIO_PHONE_NUMBER": "+15005550006",
         "TWILIO_API_BASE": f"http://{NOBODY}",
-        "TWILIO_PER_SECOND": "1000000",
+        "TWILIO_PER_SECOND": "100000",
         "SMS_PEPPER": "a pepper of sixteen",
     },
     "services.payments": {
         "STRIPE_SECRET_KEY": "sk_test_bench",
         "STRIPE_API_BASE": f"http://{NOBODY}",
-        "STRIPE_PER_SECOND": "1000000",
+        "STRIPE_PER_SECOND": "100000",
     },
     "services.email": {
         "SENDGRID_API_KEY": "SG.bench",
