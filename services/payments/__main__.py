@@ -22,7 +22,7 @@ from services.chassis.queue.worker import Worker
 from services.chassis.rpc.idempotency import Fingerprints
 from services.chassis.rpc.server import Service, serve
 from services.chassis.settings import load
-from services.payments import store
+from services.payments import listing, store
 from services.payments.change_log import ChangeLog
 from services.payments.sender import SEND_TIMEOUT, Sender
 from services.payments.servicer import PaymentAdminServicer, PaymentServicer
@@ -48,7 +48,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         connect(settings.database_url, MIGRATIONS) as database,
         outbound(base, service="stripe", timeout=SEND_TIMEOUT) as http,
     ):
-        while await database.run(store.fill_columns):
+        while await database.run(listing.fill_columns):
             pass
         breaker = CircuitBreaker("stripe")
         provider = StripeProvider(http, base, settings.stripe_secret_key.get_secret_value())

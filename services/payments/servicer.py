@@ -17,7 +17,7 @@ from services.chassis.queue.worker import Worker
 from services.chassis.rpc.idempotency import Fingerprints
 from services.chassis.rpc.paging import page_size, page_token, position_of
 from services.chassis.rpc.validation import Fields, check_events
-from services.payments import store, stripe_events, transitions
+from services.payments import listing, opening, store, stripe_events, transitions
 from services.payments.change_log import ChangeLog
 from services.payments.requests import PaymentFilter, PaymentRequest, Position
 from services.payments.sender import Sender
@@ -69,7 +69,7 @@ class PaymentServicer(PaymentServiceServicer):
             raise OutcomeUnknown("stripe", None, "the outcome is not stored yet: repeat with the same key")
         return pb.CreatePaymentResponse(payment=stored.to_proto(), watch_cursor=str(cursor))
 
-    async def _create(self, new: store.NewPayment) -> str:
+    async def _create(self, new: opening.NewPayment) -> str:
         """Open the payment, perform its job and return its id. Raise the errors of both."""
         opened = await self._open(new)
         self._changes.wake()
@@ -78,20 +78,20 @@ class PaymentServicer(PaymentServiceServicer):
             self._changes.wake()
         return opened.payment_id
 
-    async def _open(self, new: store.NewPayment) -> store.Opened:
+    async def _open(self, new: opening.NewPayment) -> opening.Opened:
         """Open a payment. Before refusing a second one for an appointment, read the open one again."""
         queue = self._worker.queue
         try:
-            return await self._database.run(store.open_payment, queue, new)
+            return await self._database.run(opening.open_payment, queue, new)
         except AlreadyExists as refusal:
             if refusal.reason != "PAYMENT_OPEN":
                 raise
             with suppress(ServiceError, TimeoutError):
-                reading = await self._database.run(store.claim_reading, queue, refusal.metadata["payment_id"])
+                reading = await self._database.run(opening.claim_reading, queue, refusal.metadata["payment_id"])
                 if reading.job is not None:
                     async with asyncio.timeout(READ_TIMEOUT):
                         await self._worker.perform(reading.job, recovering=reading.recovering)
-        return await self._database.run(store.open_payment, queue, new)
+        return await self._database.run(opening.open_payment, queue, new)
 
     def _created(self, creating: "asyncio.Task[str]") -> None:
         self._creating.discard(creating)
@@ -107,7 +107,7 @@ class PaymentServicer(PaymentServiceServicer):
 
     async def RefreshPayment(self, request: pb.RefreshPaymentRequest, _context: Context) -> pb.RefreshPaymentResponse:
         stored = await self._database.read(store.get, *_reference(request), owner())
-        if await self._database.run(store.begin_refresh, self._worker.queue, stored.payment_id):
+        if await self._database.run(opening.begin_refresh, self._worker.queue, stored.payment_id):
             await self._sender.refresh(stored.payment_id)
             self._changes.wake()
             self._worker.wake()
@@ -119,7 +119,7 @@ class PaymentServicer(PaymentServiceServicer):
         filter = PaymentFilter.from_request(request, fields)
         size, position = page_size(fields, request), Position(*position_of(fields, request, *Position()))
         fields.check()
-        found = await self._database.read(store.list_payments, filter, owner(), position, size + 1)
+        found = await self._database.read(listing.list_payments, filter, owner(), position, size + 1)
         response = pb.ListPaymentsResponse(payments=found[:size])
         if len(found) > size:
             last = found[size - 1]
@@ -140,9 +140,9 @@ class PaymentServicer(PaymentServiceServicer):
         async for response in self._changes.watch(request.cursor, wanted, from_now=request.from_now):
             yield response
 
-    def _new_payment(self, request: PaymentRequest) -> store.NewPayment:
+    def _new_payment(self, request: PaymentRequest) -> opening.NewPayment:
         payment_id = f"pay_{secrets.token_hex(12)}"
-        return store.NewPayment(
+        return opening.NewPayment(
             record=request.record(payment_id, context.caller.get(), livemode=self._livemode),
             caller=context.caller.get(),
             idempotency_key=request.idempotency_key,

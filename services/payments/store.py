@@ -1,17 +1,14 @@
-"""The rows of payments, and the transactions that open, read and save them."""
+"""The rows of payments, and the transactions that read, save and schedule them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
 from services.chassis.database.transactions import Row, maybe_one, one, rows
-from services.chassis.errors import AlreadyExists, InProgress, NotFound, Rejected
-from services.chassis.queue import jobs, operations
-from services.chassis.queue.jobs import Job, Queue
-from services.chassis.queue.rate_limit import acquire
-from services.chassis.rpc.idempotency import Fingerprint
+from services.chassis.errors import NotFound
+from services.chassis.queue import jobs
+from services.chassis.queue.jobs import Job
 from services.payments import change_log
-from services.payments.requests import PaymentFilter, Position
 from services.payments.status import FINAL, add_alert, expires_at, is_paid, rank_of, status_of
 from topsmile.payments.v1 import payments_pb2 as pb
 
@@ -21,37 +18,11 @@ MINUTE = 60_000
 MIN_READ_INTERVAL, MAX_READ_INTERVAL = 5 * MINUTE, 360 * MINUTE
 #: The jobs of a payment outlast every outage of its provider: nothing else closes the payment.
 JOB_LIFETIME = 50_400 * MINUTE
-#: Milliseconds during which a reading is fresh enough to refuse a second payment, and to answer RefreshPayment.
-FRESH_FOR, REFRESHED_FOR = 30_000, 2_000
 
 COLUMNS = """payment_id, caller, fingerprint, intent_id, sole, confirmed, client_secret, rank, refusal, version,
         record, now_ms() AS now"""
 GET = f"SELECT {COLUMNS} FROM payment WHERE payment_id = :payment_id"
 BY_INTENT = f"SELECT {COLUMNS} FROM payment WHERE intent_id = :intent_id AND intent_id <> ''"
-BY_KEY = f"SELECT {COLUMNS} FROM payment WHERE caller = :caller AND idempotency_key = :idempotency_key"
-# Exclude the same key: a call with it may have committed after BY_KEY ran, and then the INSERT finds the conflict.
-BLOCKING = f"""
-    SELECT payment_id, status FROM payment
-    WHERE caller = :caller AND appointment_id = :appointment_id AND (rank < {FINAL} OR status = 'SUCCEEDED')
-        AND idempotency_key <> :idempotency_key
-    ORDER BY rank DESC LIMIT 1
-"""
-# The unique indexes decide between two concurrent calls: one payment per key, one sole open payment per appointment.
-INSERT = """
-    INSERT INTO payment (payment_id, caller, idempotency_key, fingerprint, appointment_id, patient_id, sole, confirmed,
-        status, rank, record, created_at)
-    VALUES (:payment_id, :caller, :idempotency_key, :fingerprint, :appointment_id, :patient_id, :sole, :confirmed,
-        'CREATING', 0, :record, :created_at)
-    ON CONFLICT DO NOTHING
-    RETURNING payment_id
-"""
-LIST = """
-    SELECT created_at, payment_id, caller, record FROM payment
-    WHERE {conditions}
-    ORDER BY created_at DESC, payment_id DESC LIMIT :limit
-"""
-UNFILLED = "SELECT payment_id, record FROM payment WHERE created_at = 0 LIMIT 500"
-FILL = "UPDATE payment SET created_at = :created_at, patient_id = :patient_id WHERE payment_id = :payment_id"
 SAVE = """
     UPDATE payment SET intent_id = :intent_id, client_secret = :client_secret, status = :status, rank = :rank,
         refusal = :refusal, record = :record, version = version + 1
@@ -67,11 +38,6 @@ REQUEST_REFRESH = """
 """
 BEGIN_READING = "UPDATE payment SET refresh_waiting = 0, read_at = now_ms() WHERE payment_id = :payment_id"
 NO_REFRESH = "UPDATE payment SET refresh_waiting = 0 WHERE payment_id = :payment_id AND refresh_waiting = 1"
-CLAIM_READING = """
-    UPDATE payment SET read_at = now_ms()
-    WHERE payment_id = :payment_id AND read_at <= now_ms() - :fresh_for AND intent_id <> '' AND status <> 'SUCCEEDED'
-    RETURNING read_at
-"""
 # Sole payments of one appointment exclude one another: at most one of them may be paid.
 PAID_TOO = """
     SELECT payment_id FROM payment
@@ -117,38 +83,15 @@ class Stored:
         return payment
 
 
-@dataclass(frozen=True)
-class NewPayment:
-    """A payment to store. A transaction may run twice, so every random value is chosen before it."""
-
-    record: pb.Payment
-    caller: str
-    idempotency_key: str
-    fingerprint: Fingerprint
-    allow_another: bool
-    confirmed: bool
-    prepared: bytes
-    trace: str
-
-
-@dataclass(frozen=True)
-class Opened:
-    """An open payment. Perform `job` now: it is claimed. None: there is nothing to do."""
-
-    payment_id: str
-    job: Job | None = None
-    recovering: bool = False
-
-
 async def find(sql: str, *, lock: bool = False, **parameters: object) -> Stored | None:
     row = await maybe_one(sql + (" FOR UPDATE" if lock else ""), **parameters)
     if row is None:
         return None
     values = {field.name: row[field.name] for field in fields(Stored)}
-    return Stored(**{**values, "record": _record(row)})
+    return Stored(**{**values, "record": record_of(row)})
 
 
-def _record(row: Row) -> pb.Payment:
+def record_of(row: Row) -> pb.Payment:
     record = pb.Payment.FromString(bytes(row["record"]))
     record.caller = row["caller"]
     return record
@@ -160,37 +103,6 @@ async def get(payment_id: str = "", intent_id: str = "", owner: str | None = Non
     if found is None or owner not in (None, found.caller):
         raise NotFound("no such payment")
     return found
-
-
-async def list_payments(filter: PaymentFilter, owner: str | None, position: Position, limit: int) -> list[pb.Payment]:
-    """Return up to `limit` payments after a position, the newest first. `owner` None: of all callers."""
-    equal = {
-        "caller": owner,
-        "appointment_id": filter.appointment_id,
-        "patient_id": filter.patient_id,
-        "status": filter.status,
-    }
-    values: dict[str, object] = {column: value for column, value in equal.items() if value}
-    conditions = [f"{column} = :{column}" for column in values]
-    if filter.created_from:
-        conditions.append("created_at >= :created_from")
-        values["created_from"] = filter.created_from
-    # One bound serves the filter and the page: the page begins at the earlier one.
-    created_at, payment_id = min(position, (filter.created_before, ""))
-    conditions.append("(created_at, payment_id) < (:before_created_at, :before_payment_id)")
-    sql = LIST.format(conditions=" AND ".join(conditions))
-    found = await rows(sql, before_created_at=created_at, before_payment_id=payment_id, limit=limit, **values)
-    return [_record(row) for row in found]
-
-
-async def fill_columns() -> int:
-    """Fill the columns of lists for payments that an older version stored. Return how many were filled."""
-    found = await rows(UNFILLED)
-    for row in found:
-        record = pb.Payment.FromString(bytes(row["record"]))
-        created_at = max(record.create_time.ToMilliseconds(), 1)
-        await rows(FILL, payment_id=row["payment_id"], patient_id=record.patient_id, created_at=created_at)
-    return len(found)
 
 
 async def get_with_cursor(
@@ -212,57 +124,6 @@ async def locked(payment_id: str) -> Stored:
     if found is None:
         raise NotFound("no such payment")
     return found
-
-
-async def open_payment(queue: Queue, new: NewPayment) -> Opened:
-    """Store the payment and its job, claimed by the caller; or return the payment that its key made before."""
-    known = await find(BY_KEY, caller=new.caller, idempotency_key=new.idempotency_key)
-    if known is not None:
-        return await _again(queue, known, new)
-    recovering = await acquire(queue.name, queue.rate_limit)
-    record, appointment_id = new.record, new.record.appointment_id
-    now = (await one("SELECT now_ms() AS now"))["now"]
-    record.create_time.FromMilliseconds(now)
-    record.update_time.FromMilliseconds(now)
-    if not new.allow_another:
-        row = await maybe_one(
-            BLOCKING, appointment_id=appointment_id, caller=new.caller, idempotency_key=new.idempotency_key
-        )
-        if row is not None:
-            paid = row["status"] == "SUCCEEDED"
-            raise AlreadyExists(
-                f"the appointment has {'been paid' if paid else 'an open payment'}",
-                reason="PAYMENT_ALREADY_PAID" if paid else "PAYMENT_OPEN",
-                metadata={"payment_id": str(row["payment_id"])},
-            )
-    inserted = await maybe_one(
-        INSERT, payment_id=record.payment_id, caller=new.caller, idempotency_key=new.idempotency_key,
-        fingerprint=new.fingerprint.stored, appointment_id=appointment_id, patient_id=record.patient_id,
-        created_at=now, sole=int(not new.allow_another),
-        confirmed=int(new.confirmed), record=record.SerializeToString(),
-    )  # fmt: skip
-    if inserted is None:  # a concurrent call won, by this key or for this appointment
-        raise InProgress("another call is opening this payment")
-    expires_at = now + JOB_LIFETIME
-    job = await jobs.add_claimed(queue, record.payment_id, new.prepared, expires_at=expires_at, trace=new.trace)
-    await change_log.append(None, record)
-    return Opened(record.payment_id, job, recovering)
-
-
-async def _again(queue: Queue, known: Stored, new: NewPayment) -> Opened:
-    """Repeat a key. Raise if the request differs, or InProgress while the first call is still running."""
-    new.fingerprint.check(known.fingerprint)
-    if known.settled:
-        return Opened(known.payment_id)
-    recovering = await acquire(queue.name, queue.rate_limit)
-    await operations.replay(queue.name, known.payment_id)  # if it was dead
-    job = await jobs.claim_one(queue, known.payment_id)
-    if job is None:
-        row = await operations.show(queue.name, known.payment_id)
-        if row is not None and row["state"] == "cancelled":
-            raise Rejected("an operator has discarded the job of this key", reason="DISCARDED")
-        raise InProgress("the first call with this key is still running")
-    return Opened(known.payment_id, job, recovering)
 
 
 async def store_attempt(payment_id: str, outcome: pb.AttemptOutcome.ValueType) -> None:
@@ -292,24 +153,6 @@ async def request_refresh(payment_id: str, intent_id: str = "") -> None:
     if row is not None:
         id = f"{payment_id}/refresh/{row['refreshes']}"
         await jobs.add(QUEUE, id, intent_id.encode(), priority=jobs.REMINDERS)
-
-
-async def claim_reading(queue: Queue, payment_id: str) -> Opened:
-    """Claim a reading for a waiting caller. No job: the last reading is fresh, or Stripe has no payment yet."""
-    row = await maybe_one(CLAIM_READING, payment_id=payment_id, fresh_for=FRESH_FOR)
-    if row is None:
-        return Opened(payment_id)
-    recovering = await acquire(queue.name, queue.rate_limit)
-    job = await jobs.add_claimed(queue, f"{payment_id}/refresh/caller/{row['read_at']}", b"")
-    return Opened(payment_id, job, recovering)
-
-
-async def begin_refresh(queue: Queue, payment_id: str) -> bool:
-    """Take a turn of the rate limit for a reading without a job. Return False if there is nothing newer to read."""
-    row = await maybe_one(CLAIM_READING, payment_id=payment_id, fresh_for=REFRESHED_FOR)
-    if row is not None:
-        await acquire(queue.name, queue.rate_limit)
-    return row is not None
 
 
 async def begin_reading(payment_id: str) -> tuple[Stored, bool]:

@@ -17,7 +17,7 @@ from services.chassis.outbound.retry import Retry
 from services.chassis.queue import jobs
 from services.chassis.queue.jobs import Complete, Queue
 from services.chassis.rpc.idempotency import Fingerprints
-from services.payments import store, transitions
+from services.payments import opening, store, transitions
 from services.payments.__main__ import MIGRATIONS
 from services.payments.provider import PaymentSnapshot, Status
 from services.payments.requests import PaymentRequest
@@ -70,7 +70,7 @@ class PaymentUnderTest:
 
     async def open(self) -> None:
         wanted = PaymentRequest.from_request(payment_request())
-        new = store.NewPayment(
+        new = opening.NewPayment(
             record=wanted.record(ID, "local", livemode=False),
             caller="local",
             idempotency_key="key-1",
@@ -80,7 +80,7 @@ class PaymentUnderTest:
             prepared=b"",
             trace="",
         )
-        await self.database.run(store.open_payment, self.queue, new)
+        await self.database.run(opening.open_payment, self.queue, new)
 
     async def receive(self, what: str) -> None:
         if what == "response":
