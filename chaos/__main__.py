@@ -102,11 +102,11 @@ async def progress(journal: Journal, trouble: Trouble) -> None:
     began = time.monotonic()
     while True:
         await asyncio.sleep(PROGRESS)
-        asked = len(journal.operations)
+        count = len(journal.operations)
         answered = sum(operation.answered for operation in journal.operations)
         down = f"; down: {', '.join(trouble.down)}" if trouble.down else ""
         passed = time.monotonic() - began
-        say(f"{passed:4.0f} s  {answered} of {asked} answered, {sum(trouble.kills.values())} kills{down}")
+        say(f"{passed:4.0f} s  {answered} of {count} answered, {sum(trouble.kills.values())} kills{down}")
 
 
 def say(line: str) -> None:

@@ -73,7 +73,7 @@ class Supervised:
         return [pid for pid in children(os.getpid()) if "supervisor.supervisord" in command_of(pid)]
 
     async def _keep(self) -> None:
-        """Whoever runs the system starts it again when its supervisor is gone."""
+        """Start the system again when its supervisor is gone."""
         while True:
             await asyncio.sleep(0.2)
             if not self._supervisor():

@@ -29,11 +29,11 @@ def settings(folder: Path) -> dict[str, str]:
     }
 
 
-def refusal(told: dict[str, str]) -> str:
+def refusal(variables: dict[str, str]) -> str:
     ended = subprocess.run(
         [sys.executable, "-m", "gateway"],
         cwd=ROOT,
-        env={**BARE, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}", **told},
+        env={**BARE, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}", **variables},
         capture_output=True,
         text=True,
         timeout=30,
@@ -44,9 +44,9 @@ def refusal(told: dict[str, str]) -> str:
 
 
 def test_it_does_not_start_without_webhook_secrets_and_names_all_that_is_missing() -> None:
-    said = refusal({"TWILIO_AUTH_TOKEN": " , ", "PUBLIC_URL": "hooks"})
+    output = refusal({"TWILIO_AUTH_TOKEN": " , ", "PUBLIC_URL": "hooks"})
     for name in ("STRIPE_WEBHOOK_SECRET", "SENDGRID_WEBHOOK_PUBLIC_KEY", "TWILIO_AUTH_TOKEN", "PUBLIC_URL"):
-        assert f"{name}: " in said
+        assert f"{name}: " in output
 
 
 @pytest.mark.parametrize("key", ["x", "AAAA", ",", signing.SendGridKey().public + ",x"])
@@ -120,12 +120,12 @@ def test_shared_keys_that_are_none_are_refused(tmp_path: Path, keys: str) -> Non
 def test_it_takes_events_while_nothing_else_runs_and_ends_on_sigterm(tmp_path: Path) -> None:
     with process("gateway", settings(tmp_path)) as gateway:
         body = b'{"id":"evt_1","type":"x"}'
-        asked = urllib.request.Request(
+        request = urllib.request.Request(
             f"http://{gateway.listening['http']}/webhooks/stripe",
             body,
             signing.stripe_header(body, "whsec_1", int(time.time())),
         )
-        with urllib.request.urlopen(asked, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=10) as answer:
             assert answer.status == 200
         with urllib.request.urlopen(f"http://{gateway.listening['operations']}/readyz", timeout=10) as answer:
             assert answer.status == 200
