@@ -1,6 +1,8 @@
-"""The public listener: what happens around every request, who may call what, and the routes."""
+"""The public listener: the middleware of every request, authorization, and the routes."""
 
+import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -39,8 +41,9 @@ from services.chassis.rpc.authentication import Authenticator
 from services.chassis.rpc.limits import CallerLimit
 
 DEADLINE = 10.0  # seconds for a whole request
-MAX_CONCURRENT = 500  # requests that run together; more are shed
-WAITING = 2000  # requests whose senders are slow; they take nobody's turn
+MAX_CONCURRENT = 500  # requests that run together; more wait for a turn
+MAX_TURN_WAIT = 2.0  # seconds until a request without a turn is shed
+MAX_SLOW = 2000  # requests whose senders are slow; they take nobody's turn
 SMALL = 64 << 10  # bytes of a body that are always taken
 LARGE = 64 << 20  # bytes of all bodies together, beyond what is small of each
 #: Headers that a proxy adds: its clients are not on this machine's loopback.
@@ -51,20 +54,30 @@ log = structlog.get_logger()
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class Entry:
-    """Around every request: its story, one log line, a bound on how many run, and no word of a bug to the outside."""
+class RequestMiddleware:
+    """
+    Give each request a correlation id, a log line and a turn; hide the text of bugs.
 
-    def __init__(self, app: ASGIApp, at_once: int) -> None:
+    A request without a turn waits, first come, first served. Its client sends nothing else meanwhile, so an overload
+    costs little. An early refusal costs as much as a fifth of an answer, and clients would send the next request at
+    once.
+    """
+
+    def __init__(self, app: ASGIApp, max_concurrent: int) -> None:
         self._app = app
-        self._at_once = at_once
+        self._max_concurrent = max_concurrent
         self._running = 0
-        self._waiting = 0
+        self._turns: deque[asyncio.Future[bool]] = deque()
+        self._slow = 0
         self._large = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._running >= self._at_once or self._waiting >= WAITING:
-            # Before anything costs anything: what refusals take is what is missing for the rest.
-            await answer(shedding())(scope, receive, send)
+        try:
+            if self._slow >= MAX_SLOW:
+                raise shedding()
+            await self._take_turn()
+        except Unavailable as error:
+            await answer(error)(scope, receive, send)
             return
         offered = dict(scope["headers"])
         identity = context.adopt(
@@ -89,9 +102,8 @@ class Entry:
                 raise shedding()
             return message
 
-        self._running += 1
         try:
-            self._admit(scope)
+            self._require_host(scope)
             await self._app(scope, counting, echoing)
         except Exception as error:  # noqa: BLE001 - the one place that keeps a bug's text from the outside
             bug = None if isinstance(error, (ServiceError, Refusal)) else error
@@ -99,26 +111,60 @@ class Entry:
                 await answer(error)(scope, receive, echoing)
         finally:
             self._running -= 1
+            self._give_turns()
             self._large -= max(0, taken - SMALL)
-            _tell(scope, status, time.monotonic() - started, bug)
+            _log_request(scope, status, time.monotonic() - started, bug)
 
-    @staticmethod
-    def _admit(scope: Scope) -> None:
-        if sum(name == b"host" for name, _ in scope["headers"]) != 1 and scope["http_version"] == "1.1":
-            raise Refusal(400, "NO_HOST", "a request names one host", CLOSE)
+    async def _take_turn(self) -> None:
+        """Wait for a turn; raise Unavailable after MAX_TURN_WAIT."""
+        if self._running < self._max_concurrent:
+            self._running += 1
+            return
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[bool] = loop.create_future()
+        self._turns.append(turn)
+        expiry = loop.call_later(MAX_TURN_WAIT, _expire, turn)
+        taken = await turn
+        expiry.cancel()
+        if not taken:
+            raise shedding()
+
+    def _give_turns(self) -> None:
+        while self._turns and self._running < self._max_concurrent:
+            turn = self._turns.popleft()
+            if not turn.done():  # it has expired
+                self._running += 1
+                turn.set_result(True)
 
     async def _receive(self, receive: Receive) -> Message:
-        """Wait for a sender without taking a turn meanwhile."""
+        """Receive without a turn, so that a slow sender does not keep others from theirs."""
         self._running -= 1
-        self._waiting += 1
+        self._slow += 1
+        if self._turns:  # call_soon: a body that is already here comes before the turn is given away
+            asyncio.get_running_loop().call_soon(self._give_turns)
         try:
             message = await receive()
         finally:
             self._running += 1
-            self._waiting -= 1
-        if self._running > self._at_once:
-            raise shedding()
+            self._slow -= 1
+        if self._running > self._max_concurrent:
+            self._running -= 1
+            try:
+                await self._take_turn()
+            except Unavailable:
+                self._running += 1  # the request has not ended yet
+                raise
         return message
+
+    @staticmethod
+    def _require_host(scope: Scope) -> None:
+        if sum(name == b"host" for name, _ in scope["headers"]) != 1 and scope["http_version"] == "1.1":
+            raise Refusal(400, "NO_HOST", "a request must name one host", CLOSE)
+
+
+def _expire(turn: asyncio.Future[bool]) -> None:
+    if not turn.done():
+        turn.set_result(False)
 
 
 def shedding() -> Unavailable:
@@ -126,7 +172,7 @@ def shedding() -> Unavailable:
     return Unavailable("too many requests are running", reason="SHEDDING", retry_after=1.0)
 
 
-def _tell(scope: Scope, status: int, seconds: float, bug: Exception | None) -> None:
+def _log_request(scope: Scope, status: int, seconds: float, bug: Exception | None) -> None:
     route = getattr(scope.get("route"), "path", "none")  # the pattern: paths hold ids
     method = scope["method"] if scope["method"] in {"GET", "HEAD", "POST"} else "OTHER"
     metrics.http_requests_total.labels(route, method, status).inc()
@@ -138,24 +184,24 @@ def _tell(scope: Scope, status: int, seconds: float, bug: Exception | None) -> N
     )  # fmt: skip
 
 
-class Guard:
-    """Names the caller of /v1 and holds it to its scopes and limits."""
+class Authorization:
+    """Authenticate the callers of /v1, and require their scopes and limits."""
 
     def __init__(self, settings: Settings, seconds: float) -> None:
         self._seconds = seconds
         self._anonymous = not settings.auth_tokens
-        self._doorkeeper = Authenticator(settings.auth_tokens)
-        self._each = CallerLimit(settings.caller_limit)
+        self._authenticator = Authenticator(settings.auth_tokens)
+        self._caller_limit = CallerLimit(settings.caller_limit)
 
     def before(self, scope: authentication.Scope, endpoint: Endpoint) -> Endpoint:
         async def guarded(request: Request) -> Response:
             if self._anonymous and not FORWARDED.isdisjoint(request.headers):
-                raise PermissionDenied("what a proxy forwards needs a token: set GATEWAY_AUTH_TOKENS")
-            caller = self._doorkeeper.authenticate(request.headers.get("authorization", ""))
+                raise PermissionDenied("a request that a proxy forwards must have a token: set GATEWAY_AUTH_TOKENS")
+            caller = self._authenticator.authenticate(request.headers.get("authorization", ""))
             context.caller.set(caller.name)
             context.scopes.set(frozenset(caller.scopes))
             authentication.require(caller, scope)
-            await self._each.count(caller.name)
+            await self._caller_limit.count(caller.name)
             with deadline.within(self._seconds):
                 return await endpoint(request)
 
@@ -178,25 +224,31 @@ def application(
     wake: Callable[[str], None],
     *,
     clock: Callable[[], float] = time.time,
-    at_once: int = MAX_CONCURRENT,
+    max_concurrent: int = MAX_CONCURRENT,
     seconds: float = DEADLINE,
 ) -> Starlette:
-    guard = Guard(settings, seconds)
+    authorization = Authorization(settings, seconds)
     appointments, payments = Appointments(clients), Payments(clients)
     app = Starlette(
         routes=[
             *webhooks(settings, database, wake, clock),
-            Route("/v1/appointments/{id}/confirmation", guard.before("send", appointments.confirm), methods=["POST"]),
-            Route("/v1/appointments/{id}/reminder", guard.before("send", appointments.remind), methods=["POST"]),
+            Route(
+                "/v1/appointments/{id}/confirmation",
+                authorization.before("send", appointments.confirm),
+                methods=["POST"],
+            ),
+            Route(
+                "/v1/appointments/{id}/reminder", authorization.before("send", appointments.remind), methods=["POST"]
+            ),
             Route(
                 "/v1/payments",
-                guard.by_method(GET=("read", payments.list_payments), POST=("send", payments.create)),
+                authorization.by_method(GET=("read", payments.list_payments), POST=("send", payments.create)),
                 methods=["GET", "POST"],
             ),
-            Route("/v1/payments/{id}", guard.before("read", payments.get)),
-            Route("/v1/status", guard.before("read", Status(settings, clients))),
+            Route("/v1/payments/{id}", authorization.before("read", payments.get)),
+            Route("/v1/status", authorization.before("read", Status(settings, clients))),
         ],
-        middleware=[Middleware(Entry, at_once=at_once)],
+        middleware=[Middleware(RequestMiddleware, max_concurrent=max_concurrent)],
         exception_handlers={ServiceError: _problem, HTTPException: _problem},
     )
     app.router.redirect_slashes = False  # a redirect would be made of the caller's Host header

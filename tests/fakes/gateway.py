@@ -97,7 +97,7 @@ class RunningGateway:
 
 @asynccontextmanager
 async def running_gateway(
-    database_url: str, *, working: bool = True, at_once: int = 500, seconds: float = 10.0, **changes: Any
+    database_url: str, *, working: bool = True, max_concurrent: int = 500, seconds: float = 10.0, **changes: Any
 ) -> AsyncIterator[RunningGateway]:
     built = RunningGateway()
     async with AsyncExitStack() as stack:
@@ -117,7 +117,13 @@ async def running_gateway(
         if working:
             await stack.enter_async_context(running([*workers.values(), built.watcher]))
         app = application(
-            settings, built.database, built.clients, wake, clock=built.clock, at_once=at_once, seconds=seconds
+            settings,
+            built.database,
+            built.clients,
+            wake,
+            clock=built.clock,
+            max_concurrent=max_concurrent,
+            seconds=seconds,
         )
         built.address = await stack.enter_async_context(server.listening(app, settings.listen))
         yield built

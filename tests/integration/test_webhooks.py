@@ -424,7 +424,7 @@ async def test_a_callback_s_address_is_part_of_the_proof(gateway: RunningGateway
 
 async def test_too_many_requests_at_once_are_503_with_retry_after(tmp_path: Path) -> None:
     async with (
-        running_gateway(f"sqlite:///{tmp_path}/gateway.db", working=False, at_once=0) as gateway,
+        running_gateway(f"sqlite:///{tmp_path}/gateway.db", working=False, max_concurrent=0) as gateway,
         gateway.http.post(f"http://{gateway.address}/webhooks/stripe", data=EVENT) as answer,
     ):
         problem: Any = await answer.json(content_type=None)
@@ -432,7 +432,7 @@ async def test_too_many_requests_at_once_are_503_with_retry_after(tmp_path: Path
 
 
 async def test_a_sender_that_is_slow_takes_nobody_s_turn(tmp_path: Path) -> None:
-    async with running_gateway(f"sqlite:///{tmp_path}/gateway.db", working=False, at_once=1) as gateway:
+    async with running_gateway(f"sqlite:///{tmp_path}/gateway.db", working=False, max_concurrent=1) as gateway:
         _, writer = await asyncio.open_connection(*gateway.address)
         writer.write(b"POST /webhooks/stripe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n{}")
         await writer.drain()
@@ -441,3 +441,24 @@ async def test_a_sender_that_is_slow_takes_nobody_s_turn(tmp_path: Path) -> None
             assert answer.status == 400  # its signature was looked at
         writer.close()
         await writer.wait_closed()
+
+
+@pytest.mark.parametrize("count", [2, 20, 100])
+async def test_requests_above_the_limit_wait_and_are_all_stored(tmp_path: Path, count: int) -> None:
+    async with running_gateway(f"sqlite:///{tmp_path}/gateway.db", working=False, max_concurrent=1) as gateway:
+        bodies = [b'{"id":"evt_%d","type":"x"}' % number for number in range(count)]
+        assert await asyncio.gather(*map(gateway.stripe, bodies)) == [200] * count
+        assert {bytes(event["body"]) for event in await gateway.stored()} == set(bodies)
+
+
+@pytest.mark.parametrize("count", [1, 5, 50])
+async def test_clients_that_leave_while_they_wait_keep_no_turn(tmp_path: Path, count: int) -> None:
+    head = b"POST /webhooks/stripe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
+    async with running_gateway(f"sqlite:///{tmp_path}/gateway.db", working=False, max_concurrent=1) as gateway:
+        for _ in range(count):
+            _, writer = await asyncio.open_connection(*gateway.address)
+            writer.write(head)
+            await writer.drain()
+            writer.transport.abort()
+        async with asyncio.timeout(2):
+            assert await gateway.stripe(EVENT) == 200
