@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.chassis.database.connect import connect
 from services.chassis.database.transactions import rows
 from services.chassis.errors import InvalidRequest
+from services.payments.__main__ import MIGRATIONS
+from services.payments.listing import LIST
 from tests.fakes.payments_service import Payments, payments_service, refusal
 from tests.fakes.sandbox_bench import Bench
 from topsmile.payments.v1 import payments_pb2 as pb
@@ -142,3 +146,23 @@ async def test_list_after_an_upgrade_filters_payments_of_the_older_version(datab
     async with payments_service(database_url, bench.url) as upgraded:
         assert await all_pages(upgraded) == [each.payment_id for each in reversed(made)]
         assert await all_pages(upgraded, patient_id="pat-2") == [made[1].payment_id]
+
+
+@pytest.mark.parametrize(
+    ("columns", "index"),
+    [
+        (["caller"], "payment_caller_created"),
+        (["caller", "patient_id"], "payment_patient"),
+        (["caller", "appointment_id"], "payment_appointment"),
+        (["caller", "status"], "payment_caller_created"),
+        ([], "payment_created"),
+    ],
+)
+async def test_list_query_uses_the_index_of_its_filter(tmp_path: Path, columns: list[str], index: str) -> None:
+    conditions = [*(f"{column} = :{column}" for column in columns), "(created_at, payment_id) < (:at, :id)"]
+    sql = f"EXPLAIN QUERY PLAN {LIST.format(conditions=' AND '.join(conditions))}"
+    async with connect(f"sqlite:///{tmp_path}/p.db", MIGRATIONS) as database:
+        plan = await database.read(rows, sql, at=1, id="", limit=50, **dict.fromkeys(columns, "x"))
+
+    assert len(plan) == 1
+    assert f"USING INDEX {index} (" in plan[0]["detail"]
