@@ -3,13 +3,13 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache, partial
 
 import structlog
+from prometheus_client import Counter, Histogram
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -58,13 +58,16 @@ class RequestMiddleware:
     """
     Give each request a correlation id, a log line and a turn; hide the text of bugs.
 
+    Webhooks are found by their path alone: the framework's routing costs more than their signature.
+
     A request without a turn waits, first come, first served. Its client sends nothing else meanwhile, so an overload
     costs little. An early refusal costs as much as a fifth of an answer, and clients would send the next request at
     once.
     """
 
-    def __init__(self, app: ASGIApp, max_concurrent: int) -> None:
+    def __init__(self, app: ASGIApp, webhooks: Mapping[str, Webhook], max_concurrent: int) -> None:
         self._app = app
+        self._webhooks = webhooks
         self._max_concurrent = max_concurrent
         self._running = 0
         self._turns: deque[asyncio.Future[bool]] = deque()
@@ -104,7 +107,10 @@ class RequestMiddleware:
 
         try:
             self._require_host(scope)
-            await self._app(scope, counting, echoing)
+            webhook = self._webhooks.get(scope["path"])
+            if webhook is not None:
+                scope["route"] = webhook
+            await (webhook or self._app)(scope, counting, echoing)
         except Exception as error:  # noqa: BLE001 - the one place that keeps a bug's text from the outside
             bug = None if isinstance(error, (ServiceError, Refusal)) else error
             if not status:
@@ -172,11 +178,17 @@ def shedding() -> Unavailable:
     return Unavailable("too many requests are running", reason="SHEDDING", retry_after=1.0)
 
 
+@lru_cache(maxsize=512)
+def _series(route: str, method: str, status: int) -> tuple[Counter, Histogram]:
+    return metrics.http_requests_total.labels(route, method, status), metrics.http_seconds.labels(route)
+
+
 def _log_request(scope: Scope, status: int, seconds: float, bug: Exception | None) -> None:
     route = getattr(scope.get("route"), "path", "none")  # the pattern: paths hold ids
     method = scope["method"] if scope["method"] in {"GET", "HEAD", "POST"} else "OTHER"
-    metrics.http_requests_total.labels(route, method, status).inc()
-    metrics.http_seconds.labels(route).observe(seconds)
+    requests, durations = _series(route, method, status)
+    requests.inc()
+    durations.observe(seconds)
     log.log(
         40 if bug else 30 if status in {401, 403} else 20,
         "http", route=route, method=method, status=status, reason=scope.get("reason"), seconds=round(seconds, 4),
@@ -226,12 +238,11 @@ def application(
     clock: Callable[[], float] = time.time,
     max_concurrent: int = MAX_CONCURRENT,
     seconds: float = DEADLINE,
-) -> Starlette:
+) -> ASGIApp:
     authorization = Authorization(settings, seconds)
     appointments, payments = Appointments(clients), Payments(clients)
     app = Starlette(
         routes=[
-            *webhooks(settings, database, wake, clock),
             Route(
                 "/v1/appointments/{id}/confirmation",
                 authorization.before("send", appointments.confirm),
@@ -248,16 +259,15 @@ def application(
             Route("/v1/payments/{id}", authorization.before("read", payments.get)),
             Route("/v1/status", authorization.before("read", Status(settings, clients))),
         ],
-        middleware=[Middleware(RequestMiddleware, max_concurrent=max_concurrent)],
-        exception_handlers={ServiceError: _problem, HTTPException: _problem},
+        exception_handlers={ServiceError: _problem, HTTPException: _problem, Exception: _problem},
     )
     app.router.redirect_slashes = False  # a redirect would be made of the caller's Host header
-    return app
+    return RequestMiddleware(app, webhooks(settings, database, wake, clock), max_concurrent)
 
 
 def webhooks(
     settings: Settings, database: Database, wake: Callable[[str], None], clock: Callable[[], float]
-) -> list[Route]:
+) -> dict[str, Webhook]:
     stripe_secrets = [secret.get_secret_value().encode() for secret in settings.stripe_webhook_secret]
     twilio_tokens = [token.get_secret_value().encode() for token in settings.twilio_auth_token]
     twilio_secrets = TwilioSecrets(twilio_tokens, settings.twilio_shared_keys)
@@ -269,11 +279,12 @@ def webhooks(
         clock=clock,
     )
     twilio = partial(twilio_events, secrets=twilio_secrets, public_url=settings.public_url)
-    return [
-        Route("/webhooks/stripe", Webhook(database, "stripe", stripe, MAX_STRIPE_BYTES, wake)),
-        Route("/webhooks/sendgrid", Webhook(database, "sendgrid", sendgrid, MAX_SENDGRID_BYTES, wake)),
-        Route("/webhooks/twilio/status", Webhook(database, "twilio", twilio, MAX_TWILIO_BYTES, wake)),
+    found = [
+        Webhook("/webhooks/stripe", database, "stripe", stripe, max_bytes=MAX_STRIPE_BYTES, stored=wake),
+        Webhook("/webhooks/sendgrid", database, "sendgrid", sendgrid, max_bytes=MAX_SENDGRID_BYTES, stored=wake),
+        Webhook("/webhooks/twilio/status", database, "twilio", twilio, max_bytes=MAX_TWILIO_BYTES, stored=wake),
     ]
+    return {webhook.path: webhook for webhook in found}
 
 
 async def _problem(_request: Request, error: Exception) -> Response:

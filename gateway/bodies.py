@@ -55,7 +55,7 @@ def _too_large(max_bytes: int) -> Refusal:
 def parse_json(body: bytes) -> Any:
     """Read UTF-8 JSON; whatever else came is one refusal."""
     try:
-        given = json.loads(body.decode(), parse_constant=_finite, parse_float=_finite)
+        given = _decode(body.decode())
         if HALF_CHARACTER.search(body):
             json.dumps(given, ensure_ascii=False).encode()
         if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
@@ -74,6 +74,9 @@ def _finite(number: str) -> float:
     if not math.isfinite(value):
         raise ValueError(number)
     return value
+
+
+_decode = json.JSONDecoder(parse_constant=_finite, parse_float=_finite).decode
 
 
 def _require_shallow(given: object) -> None:

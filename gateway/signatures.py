@@ -41,7 +41,7 @@ def verify_stripe(header: bytes, body: bytes, secrets: Sequence[bytes], now: flo
         )
     require_fresh(moments[0], now, TOLERANCE)
     signed = moments[0] + b"." + body
-    expected = [hmac.new(secret, signed, hashlib.sha256).hexdigest().encode() for secret in secrets]
+    expected = [hmac.digest(secret, signed, "sha256").hex().encode() for secret in secrets]
     require_match(expected, offered)
 
 

@@ -14,8 +14,7 @@ from urllib.parse import parse_qs, parse_qsl, urlencode
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import inbox
 from gateway.bodies import parse_json, read_body
@@ -53,26 +52,29 @@ class Post:
 
 
 class Webhook:
-    """Bare ASGI: at hundreds of events a second a framework's request costs more than the signature."""
+    """Bare ASGI, since a request of the framework costs more than a signature."""
 
     def __init__(
         self,
+        path: str,
         database: Database,
         provider: str,
         read: Callable[[Post], Sequence[Event]],
+        *,
         max_bytes: int,
         stored: Callable[[str], None],
     ) -> None:
+        self.path = path
         self._database = database
         self._provider = provider
         self._read = read  #: Verifies and takes apart; raises BadSignature or Refusal.
         self._max_bytes = max_bytes
-        self._stored = stored  #: Told which queue has something new.
+        self._stored = stored  #: Called with the name of the queue that has a new job.
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = Response()
         try:
             await self._take(scope, receive)
+            response: ASGIApp = _accept
         except BadSignature as refusal:
             self._tell(refusal.reason, str(refusal))
             response = answer(Refusal(400, "BAD_SIGNATURE", str(refusal)))
@@ -100,6 +102,11 @@ class Webhook:
     def _tell(self, reason: str, detail: str) -> None:
         metrics.webhooks_rejected_total.labels(self._provider, reason).inc()
         log.warning("webhook.rejected", provider=self._provider, reason=reason, detail=detail)
+
+
+async def _accept(_scope: Scope, _receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
 
 
 def stripe_events(post: Post, secrets: Sequence[bytes], clock: Callable[[], float]) -> list[Event]:
