@@ -1,4 +1,4 @@
-"""Reading bodies: bounded in size and time, then JSON into the contracts' messages with every wrong field named."""
+"""Read bodies within limits of size and time, and JSON into the contracts' messages; name every wrong field."""
 
 import asyncio
 import json
@@ -21,14 +21,14 @@ from services.chassis.violations import InvalidValueError, Rule, Violation
 
 SECONDS = 10.0
 JSON_AT_MOST = 256 << 10
-MAX_DEPTH = 100  # levels of JSON: what reads it later recurses, too
+MAX_DEPTH = 100  # levels of JSON; later readers recurse
 #: The escape of half a character: alone, it stands for nothing that UTF-8 can write.
 HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
-CLOSE = {"connection": "close"}  # nothing more is expected from this sender
+CLOSE = {"connection": "close"}  # the rest of the request is not read
 
 
 async def read_body(scope: Scope, receive: Receive, max_bytes: int, seconds: float = SECONDS) -> bytes:
-    """Read no more than is allowed: a declared length is judged before the first byte, a streamed body as it comes."""
+    """Return the body; raise Refusal if it is too large, too slow or cut off. A declared length is checked first."""
     declared = dict(scope["headers"]).get(b"content-length", b"")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
@@ -38,7 +38,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, seconds: flo
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise Refusal(400, "BODY_CUT_OFF", "the body ended early")
+                    raise Refusal(400, "BODY_CUT_OFF", "the body must be complete")
                 body += message.get("body", b"")
                 more = message.get("more_body", False)
                 if len(body) > max_bytes:
@@ -53,7 +53,7 @@ def _too_large(max_bytes: int) -> Refusal:
 
 
 def parse_json(body: bytes) -> Any:
-    """Read UTF-8 JSON; whatever else came is one refusal."""
+    """Parse UTF-8 JSON; raise Refusal for anything else."""
     try:
         given = _decode(body.decode())
         if HALF_CHARACTER.search(body):
@@ -193,7 +193,7 @@ def _integer(value: object) -> int:
 
 
 def _enum(kind: Any, value: object) -> int:
-    """Take `PIX` for `PAYMENT_METHOD_PIX` too."""
+    """Accept `PIX` as well as `PAYMENT_METHOD_PIX`."""
     known = choices(kind)
     prefix = kind.values_by_number[0].name.removesuffix("UNSPECIFIED")
     if not isinstance(value, str) or value.removeprefix(prefix) not in known:

@@ -1,8 +1,8 @@
 """
-Proof that a webhook comes from its provider, computed over the very bytes that came.
+Verify that a webhook comes from its provider, over the bytes as received.
 
-Each function returns when the proof holds and raises BadSignature in every other case, whatever it was given. Several
-secrets are valid at once: that is how they rotate.
+Each function returns None for a valid signature and raises BadSignature for any other input. Several secrets are valid
+at once, so that secrets can rotate.
 """
 
 import base64
@@ -17,13 +17,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
-#: Seconds that a provider's clock and ours may be apart, the way included.
+#: Seconds by which a provider's timestamp may differ from our clock.
 TOLERANCE = 300.0
 PORTS = {"http": 80, "https": 443}
 
 
 class BadSignature(Exception):  # noqa: N818 - a refusal, no error of ours
-    """`reason` is a metric's label; the message says what is wrong. Neither quotes anything that came."""
+    """A refused webhook. `reason` is a metric label. Neither it nor the message quotes the request."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -37,7 +37,8 @@ def verify_stripe(header: bytes, body: bytes, secrets: Sequence[bytes], now: flo
     offered = [value for name, value in pairs if name == b"v1"]
     if len(moments) != 1 or not offered:
         raise BadSignature(
-            "SIGNATURE_MALFORMED" if header else "SIGNATURE_MISSING", "the signature's header has not the form t=…,v1=…"
+            "SIGNATURE_MALFORMED" if header else "SIGNATURE_MISSING",
+            "the Stripe-Signature header must have the form t=…,v1=…",
         )
     require_fresh(moments[0], now, TOLERANCE)
     signed = moments[0] + b"." + body
@@ -54,16 +55,16 @@ def verify_sendgrid(
     now: float,
     window: float,
 ) -> None:
-    """Verify ECDSA over timestamp and body. The same event has many valid signatures: they identify nothing."""
+    """Verify ECDSA over timestamp and body. One event has many valid signatures, so they do not identify it."""
     if not signature:
-        raise BadSignature("SIGNATURE_MISSING", "there is no signature")
+        raise BadSignature("SIGNATURE_MISSING", "the signature header must be present")
     require_fresh(moment, now, window)
     try:
         der = base64.b64decode(signature, validate=True)
     except binascii.Error as error:
-        raise BadSignature("SIGNATURE_MALFORMED", "the signature is no base64") from error
+        raise BadSignature("SIGNATURE_MALFORMED", "the signature must be base64") from error
     if not any(_verifies(key, der, moment + body) for key in keys):
-        raise BadSignature("SIGNATURE_MISMATCH", "no key of ours verifies the signature")
+        raise BadSignature("SIGNATURE_MISMATCH", "the signature must match one of SENDGRID_WEBHOOK_PUBLIC_KEY")
 
 
 def _verifies(key: EllipticCurvePublicKey, der: bytes, signed: bytes) -> bool:
@@ -76,7 +77,7 @@ def _verifies(key: EllipticCurvePublicKey, der: bytes, signed: bytes) -> bool:
 
 class TwilioSecrets(NamedTuple):
     tokens: Sequence[bytes]
-    #: By the id that Twilio gave them.
+    #: Keyed by Twilio's id of the key.
     shared_keys: Mapping[str, bytes]
 
 
@@ -84,12 +85,12 @@ def verify_twilio(
     signature: bytes, settings: bytes, url: str, form: Sequence[tuple[str, str]], secrets: TwilioSecrets
 ) -> None:
     """
-    Verify an HMAC over the public address and the sorted form, blank values included. It has no time in it.
+    Verify an HMAC over the public address and the sorted form, blank values included. It contains no timestamp.
 
     `settings` is the header `key=…,algorithm=HMAC_SHA256` of a shared key; without it an auth token signs with SHA-1.
     """
     if not signature:
-        raise BadSignature("SIGNATURE_MISSING", "there is no signature")
+        raise BadSignature("SIGNATURE_MISSING", "the signature header must be present")
     algorithm, keys = (hashlib.sha256, _shared(settings, secrets)) if settings else (hashlib.sha1, secrets.tokens)
     parameters = "".join(name + value for name, value in sorted(set(form)))
     expected = [
@@ -106,20 +107,20 @@ def _shared(settings: bytes, secrets: TwilioSecrets) -> Sequence[bytes]:
         raise BadSignature("ALGORITHM_UNKNOWN", "the algorithm must be HMAC_SHA256")
     key = secrets.shared_keys.get(named.get(b"key", b"").decode("latin-1"))
     if key is None:
-        raise BadSignature("KEY_UNKNOWN", "the key is none of TWILIO_SHARED_KEYS")
+        raise BadSignature("KEY_UNKNOWN", "the key must be one of TWILIO_SHARED_KEYS")
     return [key]
 
 
 def verify_body_hash(hashes: Sequence[str], body: bytes) -> None:
-    """Verify `bodySHA256` of a signed address: it stands for a body that is no form."""
+    """Verify `bodySHA256` of a signed address, which covers a body that is not a form."""
     if len(hashes) != 1:
         raise BadSignature("BODY_NOT_SIGNED", "the address must name the body's SHA-256 once")
     if not hmac.compare_digest(hashlib.sha256(body).hexdigest().encode(), hashes[0].lower().encode()):
-        raise BadSignature("BODY_MISMATCH", "the body is not the one that was signed")
+        raise BadSignature("BODY_MISMATCH", "the body must match the signed bodySHA256")
 
 
 def spellings(url: str) -> set[str]:
-    """The address with and without its port: Twilio signs now the one, now the other."""
+    """Return the address with and without its port, since Twilio signs either."""
     parts = urlsplit(url)
     authority, _, rest = url.removeprefix(f"{parts.scheme}://").partition("/")
     host = authority.removesuffix(f":{parts.port}")
@@ -128,15 +129,15 @@ def spellings(url: str) -> set[str]:
 
 def require_fresh(moment: bytes, now: float, window: float) -> None:
     if not moment.isdigit() or len(moment) > 12:
-        raise BadSignature("TIMESTAMP_MALFORMED", "the timestamp is no number of seconds")
+        raise BadSignature("TIMESTAMP_MALFORMED", "the timestamp must be a number of seconds")
     age = now - int(moment)
     if age > window:
         raise BadSignature("TIMESTAMP_TOO_OLD", "the timestamp is too old")
     if age < -TOLERANCE:
-        raise BadSignature("TIMESTAMP_IN_FUTURE", "the timestamp lies in the future")
+        raise BadSignature("TIMESTAMP_IN_FUTURE", "the timestamp must not be in the future")
 
 
 def require_match(expected: Sequence[bytes], offered: Sequence[bytes]) -> None:
-    # All of them, always: the time taken tells nothing about which one came close.
+    # Compare against every secret so that timing does not reveal which one matched.
     if True not in [hmac.compare_digest(ours, theirs) for ours in expected for theirs in offered]:
-        raise BadSignature("SIGNATURE_MISMATCH", "no secret of ours makes this signature")
+        raise BadSignature("SIGNATURE_MISMATCH", "the signature must match one of the configured secrets")

@@ -1,7 +1,7 @@
 """
-The providers' webhooks: verify the bytes, commit events and jobs, then say 200.
+Receive the providers' webhooks: verify the bytes, commit events and jobs, then answer 200.
 
-400 is for a signature or body that will never be right, 503 for what could not be stored: the provider tries again.
+400 means that the signature or body is invalid. 503 means that the event is not stored; the provider retries.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Post:
-    """One request as it came."""
+    """One request as received."""
 
     headers: Mapping[bytes, bytes]
     path: str
@@ -67,7 +67,7 @@ class Webhook:
         self.path = path
         self._database = database
         self._provider = provider
-        self._read = read  #: Verifies and takes apart; raises BadSignature or Refusal.
+        self._read = read  #: Verifies and parses; raises BadSignature or Refusal.
         self._max_bytes = max_bytes
         self._stored = stored  #: Called with the name of the queue that has a new job.
 
@@ -85,7 +85,7 @@ class Webhook:
 
     async def _take(self, scope: Scope, receive: Receive) -> None:
         if scope["method"] != "POST":
-            raise Refusal(405, "METHOD_NOT_ALLOWED", "webhooks are posted", {"allow": "POST"})
+            raise Refusal(405, "METHOD_NOT_ALLOWED", "the method must be POST", {"allow": "POST"})
         body = await read_body(scope, receive, self._max_bytes)
         path = scope["raw_path"].decode("ascii", "replace")
         query = scope["query_string"].decode("ascii", "replace")
@@ -94,7 +94,7 @@ class Webhook:
             async with asyncio.timeout(STORED_WITHIN):
                 await self._database.add(inbox.take, events, context.trace())
         except TimeoutError:
-            raise Unavailable("the inbox is not answering", reason="STORE_UNAVAILABLE") from None
+            raise Unavailable("the inbox does not answer", reason="STORE_UNAVAILABLE") from None
         self._stored(OWNERS[self._provider])
         if self._provider == "stripe":  # the others' events have no ids
             context.note(event_id=events[0].event_id)
@@ -113,12 +113,12 @@ def stripe_events(post: Post, secrets: Sequence[bytes], clock: Callable[[], floa
     verify_stripe(post.header(b"stripe-signature"), post.body, secrets, clock())
     payload = parse_json(post.body)
     if not isinstance(payload, dict):
-        raise Refusal(400, "MALFORMED_EVENT", "an event is a JSON object")
+        raise Refusal(400, "MALFORMED_EVENT", "an event must be a JSON object")
     event_id, kind = _word(payload.get("id")), _word(payload.get("type"))
     account = _word(payload.get("account")) or _word(payload.get("context"))
     if not event_id or not kind:
-        raise Refusal(400, "MALFORMED_EVENT", "an event has an id and a type")
-    # Two accounts may use one id.
+        raise Refusal(400, "MALFORMED_EVENT", "an event must have an id and a type")
+    # Two accounts may use the same id.
     key = f"{account}/{event_id}".removeprefix("/")
     return [Event("stripe", key, kind, post.body, account, livemode=int(payload.get("livemode") is True))]
 
@@ -131,7 +131,7 @@ def sendgrid_events(
     verify_sendgrid(signature, moment, post.body, keys=keys, now=clock(), window=window)
     payload = parse_json(post.body)
     if not isinstance(payload, list) or not all(isinstance(item, dict) for item in payload):
-        raise Refusal(400, "MALFORMED_EVENT", "events come as a JSON list of objects")
+        raise Refusal(400, "MALFORMED_EVENT", "the events must be a JSON list of objects")
     return [_sendgrid_event(item) for item in payload]
 
 
@@ -159,19 +159,19 @@ def twilio_events(post: Post, secrets: TwilioSecrets, public_url: str) -> list[E
         try:
             form = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=200)
         except ValueError:
-            raise BadSignature("BODY_MALFORMED", "the body is no form in UTF-8") from None
+            raise BadSignature("BODY_MALFORMED", "the body must be a form in UTF-8") from None
         verify_twilio(signature, settings, url, form, secrets)
     payload = dict(form)
     message, status = _word(payload.get("MessageSid")), _word(payload.get("MessageStatus"))
     if not message or not status:
-        raise Refusal(400, "MALFORMED_EVENT", "a status callback has MessageSid and MessageStatus")
+        raise Refusal(400, "MALFORMED_EVENT", "a status callback must have MessageSid and MessageStatus")
     return [Event("twilio", _hash((message, status, post.query)), status, body, query=post.query)]
 
 
 def _form(payload: object) -> list[tuple[str, str]]:
-    """Write a JSON callback as the form that the service reads."""
+    """Convert a JSON callback to the form that the service reads."""
     if not isinstance(payload, dict):
-        raise Refusal(400, "MALFORMED_EVENT", "a status callback is a JSON object")
+        raise Refusal(400, "MALFORMED_EVENT", "a status callback must be a JSON object")
     return [
         (name, value if isinstance(value, str) else json.dumps(value))
         for name, value in payload.items()
@@ -180,10 +180,10 @@ def _form(payload: object) -> list[tuple[str, str]]:
 
 
 def _word(value: object) -> str:
-    """An identifier or a type as it may stand in a table; anything else is none."""
+    """Return a printable text of at most 255 characters, or an empty one for anything else."""
     return value if isinstance(value, str) and len(value) <= 255 and value.isprintable() else ""
 
 
 def _hash(parts: Any) -> str:
-    """Join what identifies a fact, readable for nobody: an address is among it."""
+    """Hash the parts that identify an event, since they include an address."""
     return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
