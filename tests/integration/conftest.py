@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from services.chassis import metrics
 from tests.fakes.payments_service import Payments, payments_service
 from tests.fakes.sandbox_bench import Bench, sandbox_bench
+
+
+@pytest.fixture(autouse=True)
+def own_queues() -> Iterator[None]:
+    """Forget the queues that a test counted: readiness shows those of the process, and all tests share one."""
+    yield
+    metrics.queues.clear()
 
 
 @pytest.fixture

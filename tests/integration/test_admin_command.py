@@ -153,10 +153,10 @@ async def test_token_file_names_the_caller(database_url: str, tmp_path: Path) ->
     wrong.write_text("clinic\n")
     tokens = f"{entry('ops', 'admin')},{entry('clinic', 'read+send')}"
     async with process(database_url, tokens=tokens) as started:
-        told = ("--target", started.target, "--token-file")
-        await run(*told, str(right), "pause", "post", *WHY)
-        _, audit, _ = await run(*told, str(right), "--json", "audit", "--by", "ops")
-        refused = await run(*told, str(wrong), "queues")
+        command = ("--target", started.target, "--token-file")
+        await run(*command, str(right), "pause", "post", *WHY)
+        _, audit, _ = await run(*command, str(right), "--json", "audit", "--by", "ops")
+        refused = await run(*command, str(wrong), "queues")
 
     assert json.loads(audit)["caller"] == "ops"
     assert (refused[0], "PERMISSION_DENIED" in refused[2]) == (1, True)
