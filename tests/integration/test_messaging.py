@@ -22,8 +22,8 @@ from services.chassis.errors import (
     ServiceError,
 )
 from services.chassis.outbound.breaker import CircuitBreaker
-from services.chassis.queue import operations
-from services.chassis.queue.jobs import Job
+from services.chassis.queue import jobs, operations
+from services.chassis.queue.jobs import Job, Queue
 from services.chassis.queue.rate_limit import RateLimit
 from services.chassis.settings import ProcessSettings
 from services.messaging.channel import Channel, assemble
@@ -119,6 +119,14 @@ async def pigeons(database_url: str, tmp_path: Path, *, first_per_second: float 
         yield Pigeons(channel, first, second)
 
 
+async def not_handled(_job: Job, _mark_attempted: jobs.MarkAttempted) -> jobs.Outcome:
+    raise AssertionError("nothing runs these jobs")
+
+
+async def not_discarded(_job: Job, _reason: str) -> None:
+    raise AssertionError("nothing discards these jobs")
+
+
 @pytest.fixture
 async def loft(database_url: str, tmp_path: Path) -> AsyncIterator[Pigeons]:
     async with pigeons(database_url, tmp_path) as built, running([built.channel.worker]):
@@ -141,6 +149,27 @@ async def test_open_breaker_moves_messages_to_the_next_provider(loft: Pigeons) -
     back = (await loft.becomes((await loft.send("c")).message_id, "SENT")).provider
 
     assert (away, back) == (["second", "second"], "first")
+
+
+@pytest.mark.parametrize("priority", jobs.PRIORITIES)
+async def test_job_added_between_the_claims_of_two_providers_stays_with_the_first(
+    database: Database, priority: int
+) -> None:
+    """A later provider looks for what it lost itself, as long as the one before it can take more."""
+    queue = Queue("pigeons", not_handled, not_discarded)
+    await database.run(jobs.add, "pigeons", "lost", b"", priority=priority)
+    [lost] = (await database.run(jobs.claim, queue, 1, provider="second")).jobs
+    await database.run(jobs.mark_attempted, lost, 1_000)
+    database.offset_ms += queue.lease_ms + 1
+    first = await database.run(jobs.claim, queue, 5, provider="first")
+    await database.run(jobs.add, "pigeons", "new", b"", priority=priority)
+    seen = await database.read(jobs.peek, "pigeons", "second", free=first.full)
+    second = await database.run(jobs.claim, queue, 5, provider="second", free=first.full)
+    stalled = await database.run(jobs.claim, queue, 5, provider="second", free=first.full, stalled=True)
+
+    assert (first.jobs, first.full, seen.due, second.jobs) == ((), False, (), ())
+    assert [job.id for job in stalled.jobs] == ["lost"]
+    assert [job.id for job in (await database.run(jobs.claim, queue, 1, provider="first")).jobs] == ["new"]
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ async def test_200_000_jobs_ahead_are_not_read_by_a_claim(database: Database, da
     if not sqlite:
         await database.run(rows, "ANALYZE job")
     await database.run(jobs.add, "post", "now", b"")
-    asked = {"queue": "post", "priority": 2, "state": state, "slots": 20, "lease": 20_000, "provider": ""}
+    asked = {"queue": "post", "priority": 2, "state": state, "slots": 20, "lease": 20_000, "provider": "", "free": 1}
 
     for statement in (Statement(jobs.CLAIM, asked), Statement(jobs.PEEK, asked)):
         plan = await plan_of(database, sqlite, statement)

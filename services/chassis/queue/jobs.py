@@ -178,8 +178,8 @@ def live(priority: object, state: str) -> str:
     return f"queue = :queue AND priority = {priority} AND state IN ('queued', 'running') AND state = {state}"
 
 
-# A lost answer is looked for at the provider that was asked.
-OF_ROUTE = "(attempted = 0 OR provider = '' OR provider = :provider)"
+# A lost answer is looked for at the provider that was asked. Every other job is `free`: any provider may take it.
+OF_ROUTE = "(attempted = 1 AND provider = :provider OR :free = 1 AND (attempted = 0 OR provider = ''))"
 CLAIM = f"""
     WITH due AS MATERIALIZED (
         SELECT queue, id FROM job WHERE {live(":priority", ":state")} AND due_at <= now_ms() AND {OF_ROUTE}
@@ -285,16 +285,17 @@ class QueueSnapshot:
     due: tuple[int, ...] = ()
     stalled_for: float | None = None
     wait: float | None = None
+    paused: bool = False
 
 
-async def peek(queue: str, provider: str = "") -> QueueSnapshot:
+async def peek(queue: str, provider: str = "", *, free: bool = True) -> QueueSnapshot:
     """Look without a lock at what is due for a provider, by priority. Costs nothing but a read."""
     provider = provider or queue
-    found = await rows(PEEK, queue=queue, provider=provider)
+    found = await rows(PEEK, queue=queue, provider=provider, free=int(free))
     now = found[0]["now"]
     state = await rate_limit.peek(provider)
     if state.paused_for > 0:
-        return QueueSnapshot(wait=state.paused_for)
+        return QueueSnapshot(wait=state.paused_for, paused=True)
     next_at = [row["next_at"] for row in found if row["next_at"] is not None]
     stalled_at = [row["stalled_at"] for row in found if row["stalled_at"] is not None]
     return QueueSnapshot(
@@ -306,10 +307,15 @@ async def peek(queue: str, provider: str = "") -> QueueSnapshot:
 
 @dataclass(frozen=True)
 class Claimed:
-    """What a claim got. `recovering`: the queue was paused and the job is its trial."""
+    """
+    What a claim got.
+
+    `recovering`: the queue was paused and the job is its trial. `full`: the provider can take no more now.
+    """
 
     jobs: tuple[Job, ...] = ()
     recovering: bool = False
+    full: bool = True
 
 
 async def claim(
@@ -318,11 +324,13 @@ async def claim(
     priorities: Sequence[int] = PRIORITIES,
     *,
     provider: str = "",
+    free: bool = True,
     stalled: bool = False,
 ) -> Claimed:
     """
-    Claim what is due and can start now: within the slots and the provider's pace; one trial after a pause.
+    Claim what is due and can start now: within the slots and the provider's rate limit; one trial after a pause.
 
+    Without `free`, only jobs whose answer this provider lost: a provider before it can take the others.
     With `stalled`, one job whose worker is gone. Only for a worker that runs nothing else: it may be what killed it.
     """
     route = queue.route(provider)
@@ -338,12 +346,12 @@ async def claim(
         if slots > len(jobs):
             found = await rows(
                 CLAIM, queue=queue.name, priority=priority, state="running" if stalled else "queued",
-                slots=slots - len(jobs), lease=queue.lease_ms, provider=route.provider,
+                slots=slots - len(jobs), lease=queue.lease_ms, provider=route.provider, free=int(free),
             )  # fmt: skip
             jobs += map(job_of, found)
     if limit is not None and jobs:
         await rate_limit.store(route.provider, limit.after(state.free_at, state.now, len(jobs)))
-    return Claimed(tuple(jobs), state.recovering)
+    return Claimed(tuple(jobs), state.recovering, full=len(jobs) >= slots)
 
 
 async def claim_one(queue: Queue, id: str) -> Job | None:

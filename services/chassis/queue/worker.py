@@ -115,33 +115,42 @@ class Worker:
         await asyncio.shield(self._start(job, recovering=recovering))
 
     async def _turn(self) -> bool:
-        """Claim and start what can start, route by route; True if there may be more at once."""
-        turns = [await self._turn_of(route) for route in self._routes]
-        return any(turns)
+        """
+        Claim and start what can start, route by route; True if there may be more at once.
 
-    async def _turn_of(self, route: Route) -> bool:
+        A later route takes new work only while every earlier one is full, paused or open. Otherwise a job that is added
+        between two claims would go to the provider that is meant for emergencies.
+        """
+        started, free = False, True
+        for route in self._routes:
+            began, full = await self._turn_of(route, free=free)
+            started, free = started or began, free and full
+        return started
+
+    async def _turn_of(self, route: Route, *, free: bool) -> tuple[bool, bool]:
+        """Return whether anything was started, and whether the route can take no more now."""
         capacity, now = route.capacity(), asyncio.get_running_loop().time()
         slots = min(self._queue.concurrency - len(self._running), capacity)
         if capacity <= 0:
             self._gate.set()
-            return False
+            return False, True
         if slots <= 0 and now < self._look_at and self._gate.is_set():
-            return False
+            return False, False
         self._look_at = now + POLL  # a worker that is always full looks too: a job may have stalled
         try:
-            seen = await self._database.read(jobs.peek, self._queue.name, route.provider)
+            seen = await self._database.read(jobs.peek, self._queue.name, route.provider, free=free)
             self._wait = seen.wait
             alone = self._make_room(seen.stalled_for)
             if not alone and (slots <= 0 or not seen.due or not self._gate.is_set()):
-                return False
+                return False, seen.paused
             claimed = await self._database.run(
-                jobs.claim, self._queue, slots, seen.due, provider=route.provider, stalled=alone
+                jobs.claim, self._queue, slots, seen.due, provider=route.provider, free=free, stalled=alone
             )
         except Unavailable as error:
             self._gate.set()
             self._store_retry = min(5.0, self._store_retry * 2 + POLL)
             log.warning("queue.claim_failed", queue=self._queue.name, reason=error.reason)
-            return False
+            return False, False
         self._store_retry = 0.0
         started = [self._start(job, recovering=claimed.recovering, alone=alone) for job in claimed.jobs]
         if alone and started:
@@ -149,7 +158,7 @@ class Worker:
         self._gate.set()
         # Not at every end of a job: to claim a few together costs little more than to claim one.
         self._refill_at = len(self._running) * 3 // 4 if len(started) == slots else -1
-        return bool(started)
+        return bool(started), claimed.full
 
     def _make_room(self, stalled_for: float | None) -> bool:
         """
