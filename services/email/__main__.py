@@ -10,19 +10,15 @@ from pathlib import Path
 from services.chassis.lifecycle import run
 from services.chassis.outbound.breaker import CircuitBreaker
 from services.chassis.outbound.client import outbound
-from services.chassis.queue.jobs import Job
 from services.chassis.queue.rate_limit import RateLimit
 from services.chassis.rpc.server import Service
 from services.chassis.settings import load
-from services.email.message import Mailbox, kept
-from services.email.provider import Mail
-from services.email.rendering import Renderer
+from services.email.rendering import Mail, Renderer
 from services.email.sendgrid_provider import SendGridProvider
 from services.email.servicer import EmailAdminServicer, EmailServicer
 from services.email.settings import Settings
 from services.messaging.channel import Channel, assemble, run_channel
 from services.messaging.provider import Provider
-from services.messaging.record import MessageRecord
 from services.messaging.sender import SEND_TIMEOUT, Policy
 from services.messaging.store import Store
 from topsmile.email.v1.email_pb2_grpc import (
@@ -43,13 +39,7 @@ async def assembled(settings: Settings, timeout: float = SEND_TIMEOUT) -> AsyncI
         # SendGrid cannot be asked about a mail: its events prove that a lost answer was a yes.
         providers = [Provider[Mail]("sendgrid", sendgrid.send, CircuitBreaker("sendgrid"), rate_limit)]
 
-        def render(record: MessageRecord, job: Job) -> Mail:
-            message = kept(record.template, job.payload)
-            content = renderer.render(message, record)
-            to = Mailbox(record.recipient, record.recipient_name)
-            return Mail(job.id, job.claims, to, message.subject, content.text, content.html, content.invitation)
-
-        async with assemble(settings, MIGRATIONS, Store("email", "eml"), providers, Policy(render)) as channel:
+        async with assemble(settings, MIGRATIONS, Store("email", "eml"), providers, Policy(renderer.render)) as channel:
             yield channel
 
 

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from icalendar import Calendar, Event, Timezone, vCalAddress, vText
 
-from services.email.message import Mailbox
+from services.email.requests import Mailbox
 from services.messaging.record import MessageRecord
 from services.messaging.requests import Appointment
 

@@ -1,4 +1,4 @@
-"""From what a mail has to say to the words and the look it says it with."""
+"""The words of the mails, in pt-BR, as text and as HTML."""
 
 from __future__ import annotations
 
@@ -13,21 +13,36 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from services.brazil.dates import clock, spoken_day
 from services.brazil.money import reais
+from services.chassis.queue.jobs import Job
 from services.chassis.rpc.validation import CLINIC_ZONE
 from services.email.invitation import invitation
-from services.email.message import Mailbox, Message
+from services.email.requests import Mailbox, stored
 from services.messaging.record import MessageRecord
-from services.messaging.requests import CONFIRMATION, Appointment, Payment
+from services.messaging.requests import CONFIRMATION, RECEIPT, REMINDER, Appointment, Payment
 
 TEMPLATES = Path(__file__).with_name("templates")
 METHODS = {"CARD": "Cartão", "PIX": "Pix", "BOLETO": "Boleto"}
 
 
+SUBJECTS = {
+    CONFIRMATION: "Confirmação de Agendamento",
+    REMINDER: "Lembrete de Consulta",
+    RECEIPT: "Recibo de Pagamento",
+}
+
+
 @dataclass(frozen=True)
-class Content:
+class Mail:
+    """One mail, ready to send. `attempt` only rises from one hand-over of the same email to the next."""
+
+    email_id: str
+    attempt: int
+    recipient: Mailbox
+    subject: str
     text: str
     html: str
-    invitation: bytes | None
+    #: An iCalendar file; None: the mail carries none.
+    invitation: bytes | None = None
 
 
 class Renderer:
@@ -46,12 +61,14 @@ class Renderer:
         # Mail programs ignore style sheets; the few that do not may use the rules for dark mode that stay.
         self._inliner = css_inline.CSSInliner(keep_at_rules=True, load_remote_stylesheets=False)
 
-    def render(self, message: Message, record: MessageRecord) -> Content:
-        """Return the bodies, and the calendar entry of a confirmation."""
-        about = message.about
+    def render(self, record: MessageRecord, job: Job) -> Mail:
+        """Return the mail that a job holds; a confirmation carries its calendar entry."""
+        message = stored(record.template, job.payload)
+        recipient = Mailbox(record.recipient, record.recipient_name)
+        about, subject = message.about, SUBJECTS[message.template]
         facts = appointment_facts(about) if isinstance(about, Appointment) else payment_facts(about)
         named = {
-            "subject": message.subject,
+            "subject": subject,
             "clinic": about.clinic if isinstance(about, Appointment) else "",
             "greeted": message.recipient.name or about.patient_name,
             "facts": [(label, value) for label, value in facts if value],
@@ -61,11 +78,9 @@ class Renderer:
         entry = None
         if message.template == CONFIRMATION and isinstance(about, Appointment):
             entry = invitation(about, self._sender, message.recipient, record)
-        return Content(
-            text=self._templates.get_template(f"{message.template}.txt").render(named),
-            html=self._inliner.inline(self._templates.get_template(f"{message.template}.html").render(named)),
-            invitation=entry,
-        )
+        text = self._templates.get_template(f"{message.template}.txt").render(named)
+        html = self._inliner.inline(self._templates.get_template(f"{message.template}.html").render(named))
+        return Mail(job.id, job.claims, recipient, subject, text, html, entry)
 
 
 def appointment_facts(appointment: Appointment) -> list[tuple[str, str]]:

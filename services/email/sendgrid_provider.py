@@ -30,8 +30,8 @@ from services.chassis.errors import (
     ServiceError,
 )
 from services.chassis.outbound.client import Outbound, ProviderResponse, retry_after
-from services.email.message import Mailbox
-from services.email.provider import Mail
+from services.email.rendering import Mail
+from services.email.requests import Mailbox
 from services.messaging.provider import Receipt
 
 #: Seconds until used-up credits are tried again, and a throttled call that was not told when.

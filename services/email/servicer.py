@@ -7,8 +7,9 @@ from typing import Any
 
 import grpc
 
-from services.email import message, sendgrid_events
-from services.email.message import SUBJECTS, EmailRequest
+from services.email import requests, sendgrid_events
+from services.email.rendering import SUBJECTS
+from services.email.requests import EmailRequest
 from services.messaging.outbox import Outbox
 from services.messaging.record import MessageRecord
 from topsmile.email.v1 import email_pb2 as pb
@@ -42,7 +43,7 @@ class EmailServicer(EmailServiceServicer):
         return pb.CancelEmailsResponse(canceled_count=canceled, too_late_count=too_late)
 
     async def _accept(self, request: EmailRequest) -> pb.Email:
-        return to_proto(await self._outbox.accept(message.accept(request)))
+        return to_proto(await self._outbox.accept(requests.accept(request)))
 
 
 class EmailAdminServicer(EmailAdminServiceServicer):

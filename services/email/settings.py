@@ -8,7 +8,7 @@ from pydantic import PlainValidator, SecretStr
 from services.chassis.rpc.validation import email_address
 from services.chassis.settings import PerSecond, ProcessSettings
 from services.chassis.violations import InvalidValueError
-from services.email.message import Mailbox
+from services.email.requests import Mailbox
 
 
 def _mailbox(text: str | Mailbox) -> Mailbox:

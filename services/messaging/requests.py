@@ -1,9 +1,8 @@
 """
-What the requests of all channels have in common, read into values, with every wrong field named.
+The parts that the requests of all channels share, read into values. Every wrong field is named.
 
-A channel may read a request twice: when it is accepted, and from its job when it is handed over. So a reminder that is
-stored today is rendered by the version that runs on its day. The second reading does not check: the request was
-accepted by the rules of its day.
+A channel may read a request twice: when it is accepted, and from its job when it is handed over. So the version that
+runs on that day renders it. The second reading does not check, because the rules may have changed since.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from google.protobuf.message import Message as ProtoMessage
@@ -23,40 +23,50 @@ from topsmile.common.v1 import common_pb2 as common
 CONFIRMATION, REMINDER, RECEIPT = "appointment_confirmation", "appointment_reminder", "payment_succeeded"
 
 DAY = 24 * 60 * 60 * 1000
-#: How long after its start an appointment without an end is over.
+#: An appointment without an end is over this long after its start.
 OVER_AFTER = timedelta(hours=1)
-#: A reminder is asked for at least so long before the start, at which it expires.
+#: The least time between a reminder and the start, when the reminder expires.
 MIN_NOTICE = timedelta(minutes=1)
-#: Stands for a time that is missing, until `check` names it.
-NEVER = datetime.max.replace(tzinfo=UTC)
+#: Replaces a missing time until `check` names its field. A duration can be added to it.
+MISSING_TIME = datetime(9999, 1, 1, tzinfo=UTC)
 #: A notice has no word for these.
 UNNAMED_METHODS = ("AUTOMATIC", "OTHER")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+class Schedule(NamedTuple):
+    """When a message may be handed over."""
+
+    #: None: at once.
+    send_at: datetime | None = None
+    #: The message is of no use from here on. None: `lifetime` milliseconds after it was due.
+    expires_at: datetime | None = None
+    #: A new request is refused from here on.
+    over_at: datetime | None = None
+
+
+UNSCHEDULED = Schedule()
+
+
 @dataclass(frozen=True)
 class NewMessage:
-    """What a channel asks the store to accept."""
+    """A message that the store shall accept."""
 
     template: str
     idempotency_key: str
     recipient: str
-    #: What the hand-over reads: a protobuf message.
+    #: A protobuf message that the hand-over reads.
     payload: bytes
-    #: The fields by their paths: what tells this request from another one under the same key.
+    #: The request's fields by their paths. Another request under the same key differs in one of them.
     fields: Mapping[str, object]
     recipient_name: str = ""
     appointment_id: str = ""
-    #: Whether it carries a calendar entry that replaces the appointment's earlier ones.
+    #: Whether its calendar entry replaces the appointment's earlier ones.
     revises: bool = False
     priority: int = jobs.NOTICES
-    #: When to hand it over; None is at once.
-    send_at: datetime | None = None
-    #: From when on it is of no use; None: `lifetime` milliseconds after it was due.
-    expires_at: datetime | None = None
+    schedule: Schedule = UNSCHEDULED
+    #: Milliseconds.
     lifetime: int = DAY
-    #: From when on it is too late to ask for it.
-    over_at: datetime | None = None
     encoding: str = ""
     segments: int = 0
 
@@ -95,7 +105,7 @@ class Request:
     """
     A request that is being read.
 
-    A part that is missing is read as an empty one: `check` raises before anybody looks at it.
+    A missing part is read as an empty one; `check` raises before its values are used.
     """
 
     def __init__(self, request: ProtoMessage) -> None:
@@ -117,7 +127,7 @@ class Request:
             professional=fields.text("professional", max_length=200),
             clinic=fields.text("clinic", max_length=200),
             address=fields.text("address", max_length=300),
-            start_at=start_at or NEVER,
+            start_at=start_at or MISSING_TIME,
             zone=fields.zone("time_zone"),
             clinic_phone=fields.text("clinic_phone", max_length=40),
             end_at=end_at,
@@ -135,21 +145,25 @@ class Request:
             description=fields.text("description", max_length=500),
             appointment_id=fields.identifier("appointment_id", required=False),
             patient_name=fields.text("patient_name", max_length=200),
-            paid_at=fields.time("paid_time", required=True) or NEVER,
+            paid_at=fields.time("paid_time", required=True) or MISSING_TIME,
             method=fields.choice("method", excluded=UNNAMED_METHODS) if fields.has("method") else "",
         )
 
-    def send_at(self, start_at: datetime) -> datetime | None:
-        """Return when a reminder is asked for; None is at once."""
+    def schedule(self, template: str, about: Appointment | Payment) -> Schedule:
+        """Return when a message about this may go. Only reminders have a time of their own."""
+        if not isinstance(about, Appointment):
+            return UNSCHEDULED
+        if template != REMINDER:
+            return Schedule(over_at=about.over_at)
         send_at, before = self.fields.time("send_time"), self.fields.duration("before")
-        if send_at is not None and send_at > start_at - MIN_NOTICE:
+        if send_at is not None and send_at > about.start_at - MIN_NOTICE:
             self.fields.wrong("send_time", Rule.NOT_BEFORE_START)
         if before is not None and before < MIN_NOTICE:
             self.fields.wrong("before", Rule.NOT_BEFORE_START)
-        return send_at if before is None else start_at - before
+        return Schedule(send_at if before is None else about.start_at - before, about.start_at, about.start_at)
 
     def given(self) -> dict[str, object]:
-        """Return the fields that are set, by path, without the key; times and durations are values here."""
+        """Return the set fields by path, without the key. Times and durations count as one value each."""
         return dict(_given(self._request))
 
 

@@ -182,7 +182,7 @@ PURGE_EVENTS = """
 
 
 class Due(NamedTuple):
-    """When a message may be handed over, and why that is later than asked for."""
+    """When a message may be handed over, and why that is later than requested."""
 
     at: int
     reason: str = ""
@@ -202,7 +202,7 @@ class Store:
     """
     The transactions of one channel. `prefix` begins the ids of its messages.
 
-    `due_at(message, asked, now)` is the channel's own word about when a message may go, such as quiet hours.
+    `due_at(message, requested, now)` returns when the channel allows a message to go, such as after quiet hours.
     """
 
     def __init__(self, queue: str, prefix: str, due_at: Callable[[NewMessage, int, int], Due] | None = None) -> None:
@@ -221,14 +221,14 @@ class Store:
             segments=message.segments, revision=await _revision(call, message),
             status=status, rank=RANKS[status], due_at=due.at if due else None,
             waiting_reason=due.reason if due else "", lifetime=message.lifetime,
-            expires_at=milliseconds(message.expires_at) if message.expires_at else None,
+            expires_at=milliseconds(message.schedule.expires_at) if message.schedule.expires_at else None,
         )  # fmt: skip
         if row is None:
             before = await one(BY_KEY, caller=call.caller, key=message.idempotency_key)
             call.fingerprint.check(before["fingerprint"])
             return await self.get(before["message_id"], call.caller)
         scheduled_at, expires_at, now = row["scheduled_at"], row["expires_at"], row["created_at"]
-        if message.over_at is not None and milliseconds(message.over_at) <= now:
+        if message.schedule.over_at is not None and milliseconds(message.schedule.over_at) <= now:
             raise InvalidRequest([Rule.APPOINTMENT_OVER.at("appointment.start_time")])
         await jobs.add(
             self.queue, call.message_id, message.payload, priority=message.priority, trace=call.trace,
@@ -242,11 +242,11 @@ class Store:
 
     async def _due(self, message: NewMessage) -> Due | None:
         """Return when a message may go; None is at once."""
-        if message.send_at is None and message.priority != jobs.REMINDERS:
+        if message.schedule.send_at is None and message.priority != jobs.REMINDERS:
             return None
         now: int = (await one("SELECT now_ms() AS now"))["now"]
-        asked = max(now, milliseconds(message.send_at)) if message.send_at else now
-        due = self._due_at(message, asked, now) if self._due_at else Due(asked)
+        requested = max(now, milliseconds(message.schedule.send_at)) if message.schedule.send_at else now
+        due = self._due_at(message, requested, now) if self._due_at else Due(requested)
         return due if due.at > now else None
 
     async def get(self, message_id: str, caller: str | None = None) -> MessageRecord:

@@ -12,29 +12,22 @@ from services.brazil.phones import mobile
 from services.chassis.lifecycle import run
 from services.chassis.outbound.breaker import CircuitBreaker
 from services.chassis.outbound.client import outbound
-from services.chassis.queue.jobs import Job
 from services.chassis.queue.rate_limit import RateLimit
 from services.chassis.rpc.server import Service
 from services.chassis.settings import load
 from services.messaging.channel import Channel, assemble, run_channel
 from services.messaging.provider import Provider
-from services.messaging.record import MessageRecord
-from services.messaging.requests import REMINDER, NewMessage, milliseconds, time_of
-from services.messaging.sender import SEND_TIMEOUT, Policy
-from services.messaging.store import Due, Store
-from services.sms.message import CODE
+from services.messaging.sender import SEND_TIMEOUT
+from services.messaging.store import Store
 from services.sms.pepper import Pepper
-from services.sms.provider import Text
-from services.sms.quiet_hours import QuietHours
+from services.sms.policy import due_at, policy
+from services.sms.rendering import Text
 from services.sms.servicer import SmsAdminServicer, SmsServicer
 from services.sms.settings import Settings
 from services.sms.twilio_provider import TwilioProvider
-from topsmile.sms.v1 import sms_pb2 as pb
 from topsmile.sms.v1.sms_pb2_grpc import add_SmsAdminServiceServicer_to_server, add_SmsServiceServicer_to_server
 
 MIGRATIONS = Path(__file__).with_name("migrations")
-#: What Twilio allows as a text's validity, in seconds; below 5 it sends nothing at all.
-MIN_VALIDITY, MAX_VALIDITY = 10, 36_000
 
 
 @asynccontextmanager
@@ -55,41 +48,10 @@ async def assembled(settings: Settings) -> AsyncIterator[Channel]:
                 ask_every=10.0,
             )
         ]
-        policy = Policy(
-            partial(render, Pepper(settings.sms_pepper.get_secret_value())),
-            hold=partial(quiet_for, settings.sms_quiet_hours),
-            prefers_twice=lambda record: record.template == CODE,
-        )
-        store = Store("sms", "sms", partial(due_at, settings.sms_quiet_hours))
-        async with assemble(settings, MIGRATIONS, store, providers, policy) as channel:
+        pepper, quiet_hours = Pepper(settings.sms_pepper.get_secret_value()), settings.sms_quiet_hours
+        store = Store("sms", "sms", partial(due_at, quiet_hours))
+        async with assemble(settings, MIGRATIONS, store, providers, policy(pepper, quiet_hours)) as channel:
             yield channel
-
-
-def render(pepper: Pepper, record: MessageRecord, job: Job) -> Text:
-    body = pb.SendSmsRequest.FromString(job.payload).body
-    valid_for = min(max((record.expires_at - record.now) // 1000, MIN_VALIDITY), MAX_VALIDITY)
-    return Text(
-        job.id, job.claims, record.recipient, pepper.unseal(body) if record.template == CODE else body, valid_for
-    )
-
-
-def due_at(quiet_hours: QuietHours, message: NewMessage, asked: int, now: int) -> Due:
-    """Keep a reminder out of the recipient's night."""
-    if message.template != REMINDER or message.expires_at is None:
-        return Due(asked)
-    allowed = quiet_hours.allowed_at(
-        time_of(asked), now=time_of(now), recipient=message.recipient, start_at=message.expires_at
-    )
-    return Due(milliseconds(allowed), "" if allowed == time_of(asked) else "QUIET_HOURS")
-
-
-def quiet_for(quiet_hours: QuietHours, record: MessageRecord) -> tuple[float, str]:
-    """Return the rest of the recipient's night, for a reminder that an outage has pushed into it."""
-    if record.template != REMINDER:
-        return 0.0, ""
-    now, start_at = time_of(record.now), time_of(record.expires_at)
-    allowed = quiet_hours.allowed_at(now, now=now, recipient=record.recipient, start_at=start_at)
-    return (milliseconds(allowed) - record.now) / 1000, "QUIET_HOURS"
 
 
 def rpc_services(channel: Channel, settings: Settings) -> list[Service]:

@@ -8,9 +8,9 @@ import grpc
 from services.messaging.outbox import Outbox
 from services.messaging.record import MessageRecord
 from services.messaging.requests import NewMessage
-from services.sms import message, twilio_events
-from services.sms.message import Numbers
+from services.sms import requests, twilio_events
 from services.sms.pepper import Pepper
+from services.sms.requests import Numbers
 from topsmile.sms.v1 import sms_pb2 as pb
 from topsmile.sms.v1 import sms_pb2_grpc as pb_grpc
 
@@ -26,25 +26,27 @@ class SmsServicer(pb_grpc.SmsServiceServicer):
     async def SendAppointmentConfirmation(
         self, request: pb.SendAppointmentConfirmationRequest, _rpc: Rpc
     ) -> pb.SendAppointmentConfirmationResponse:
-        sms = await self._accept(message.confirmation(request, self._numbers))
+        sms = await self._accept(requests.about_appointment(request, self._numbers))
         return pb.SendAppointmentConfirmationResponse(sms=sms)
 
     async def SendAppointmentReminder(
         self, request: pb.SendAppointmentReminderRequest, _rpc: Rpc
     ) -> pb.SendAppointmentReminderResponse:
-        return pb.SendAppointmentReminderResponse(sms=await self._accept(message.reminder(request, self._numbers)))
+        return pb.SendAppointmentReminderResponse(
+            sms=await self._accept(requests.about_appointment(request, self._numbers))
+        )
 
     async def SendVerificationCode(
         self, request: pb.SendVerificationCodeRequest, _rpc: Rpc
     ) -> pb.SendVerificationCodeResponse:
-        sms = await self._accept(message.verification_code(request, self._numbers, self._pepper.seal))
+        sms = await self._accept(requests.verification_code(request, self._numbers, self._pepper.seal))
         return pb.SendVerificationCodeResponse(sms=sms)
 
     async def SendPaymentNotice(self, request: pb.SendPaymentNoticeRequest, _rpc: Rpc) -> pb.SendPaymentNoticeResponse:
-        return pb.SendPaymentNoticeResponse(sms=await self._accept(message.payment_notice(request, self._numbers)))
+        return pb.SendPaymentNoticeResponse(sms=await self._accept(requests.payment_notice(request, self._numbers)))
 
     async def SendSms(self, request: pb.SendSmsRequest, _rpc: Rpc) -> pb.SendSmsResponse:
-        return pb.SendSmsResponse(sms=await self._accept(message.custom(request, self._numbers)))
+        return pb.SendSmsResponse(sms=await self._accept(requests.custom(request, self._numbers)))
 
     async def GetSms(self, request: pb.GetSmsRequest, _rpc: Rpc) -> pb.GetSmsResponse:
         return pb.GetSmsResponse(sms=to_proto(await self._outbox.get(request, "sms_id")))

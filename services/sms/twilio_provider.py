@@ -25,7 +25,7 @@ from services.chassis.errors import (
 )
 from services.chassis.outbound.client import Outbound, ProviderResponse, retry_after
 from services.messaging.provider import Receipt
-from services.sms.provider import Text
+from services.sms.rendering import Text
 from services.sms.twilio_codes import CODES, alarm
 
 #: For answers without a code that says more.

@@ -10,8 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from services.email.message import Mailbox
-from services.email.provider import Mail
+from services.email.rendering import Mail
+from services.email.requests import Mailbox
 from services.email.sendgrid_provider import SendGridProvider
 from services.email.settings import Settings
 

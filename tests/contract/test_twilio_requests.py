@@ -27,7 +27,7 @@ from services.chassis.errors import (
 )
 from services.chassis.outbound.client import outbound
 from services.messaging.provider import OptedOut, Receipt
-from services.sms.provider import Text
+from services.sms.rendering import Text
 from services.sms.twilio_provider import TwilioProvider
 
 ROOT = Path(__file__).parent.parent.parent

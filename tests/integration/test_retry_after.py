@@ -10,12 +10,12 @@ import pytest
 
 from services.chassis.errors import ProviderThrottled
 from services.chassis.outbound.client import outbound
-from services.email.message import Mailbox
-from services.email.provider import Mail
+from services.email.rendering import Mail
+from services.email.requests import Mailbox
 from services.email.sendgrid_provider import SendGridProvider
 from services.payments.requests import PaymentRequest
 from services.payments.stripe_provider import StripeProvider
-from services.sms.provider import Text
+from services.sms.rendering import Text
 from services.sms.twilio_provider import TwilioProvider
 from tests.fakes.payments_service import payment_request
 from tests.fakes.sandbox_bench import ACCOUNT, TWILIO_TOKEN, sandbox_bench

@@ -10,7 +10,7 @@ import icalendar
 import pytest
 
 from services.email.invitation import invitation
-from services.email.message import Mailbox
+from services.email.requests import Mailbox
 from services.messaging.record import MessageRecord
 from services.messaging.requests import Appointment
 

@@ -10,7 +10,7 @@ import pytest
 
 from services.chassis.currencies import CURRENCIES
 from services.messaging.requests import Appointment, Payment
-from services.sms import words
+from services.sms import rendering
 from services.sms.segments import size
 
 SAO_PAULO = ZoneInfo("America/Sao_Paulo")
@@ -31,12 +31,12 @@ def appointment(**changes: str) -> Appointment:
 
 
 def test_a_reminder_begins_with_the_agreed_words() -> None:
-    bare = words.reminder(appointment(professional="", clinic=""))
+    bare = rendering.reminder(appointment(professional="", clinic=""))
     assert bare == "Lembrete: Consulta agendada para quinta-feira, 12 de marco às 14h30. Paciente: Ana"
 
 
 def test_details_are_left_out_before_a_second_segment_is_begun() -> None:
-    text = words.reminder(appointment(address="Avenida Brigadeiro Faria Lima " * 9, clinic_phone="(11) 3123-4567"))
+    text = rendering.reminder(appointment(address="Avenida Brigadeiro Faria Lima " * 9, clinic_phone="(11) 3123-4567"))
 
     assert "Faria Lima" not in text
     assert text.endswith("Clinica Riso. Duvidas: (11) 3123-4567. Paciente: Ana")
@@ -44,13 +44,13 @@ def test_details_are_left_out_before_a_second_segment_is_begun() -> None:
 
 
 def test_a_code_s_text_is_the_agreed_one() -> None:
-    assert words.verification("493021") == "Seu codigo de verificacao: 493021"
+    assert rendering.verification("493021") == "Seu codigo de verificacao: 493021"
 
 
 def test_a_receipt_says_what_was_paid_for() -> None:
     paid = Payment("pay_1", 15000, "BRL", "Limpeza", "apt-1", "Ana", datetime(2026, 3, 13, 1, tzinfo=UTC), "CARD")
 
-    assert words.receipt(paid) == "Pagamento recebido: R$ 150,00 em 12/03/2026 por cartao. Limpeza. Paciente: Ana"
+    assert rendering.receipt(paid) == "Pagamento recebido: R$ 150,00 em 12/03/2026 por cartao. Limpeza. Paciente: Ana"
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def test_a_detail_is_written_in_latin_letters_or_left_out(name: str, told: str) 
     about = replace(appointment(professional="", clinic=""), patient_name=name)
     bare = "Lembrete: Consulta agendada para quinta-feira, 12 de marco às 14h30"
 
-    assert words.reminder(about) == (f"{bare}. {told}" if told else bare)
+    assert rendering.reminder(about) == (f"{bare}. {told}" if told else bare)
 
 
 def test_a_receipt_keeps_the_currency_of_every_amount() -> None:
     for currency in CURRENCIES:
         paid = Payment("pay_1", 15000, currency, "", "", "", datetime(2026, 3, 13, 1, tzinfo=UTC), "")
-        told = words.receipt(paid)
+        told = rendering.receipt(paid)
         assert size(told).encoding == "GSM_7"
         assert re.search(r"recebido: \D{1,5} [\d.,]+ em 12/03/2026$", told), told

@@ -1,24 +1,51 @@
-"""What the texts say, in pt-BR. Each is folded in the end: write them with their accents."""
+"""The words of the texts, in pt-BR. Write them with their accents; each text is folded at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 from unicodedata import category
 from zoneinfo import ZoneInfo
 
 from services.brazil.dates import clock, spoken_day
 from services.brazil.folding import fold
 from services.brazil.money import reais
+from services.chassis.queue.jobs import Job
+from services.messaging.record import MessageRecord
+from services.messaging.requests import Appointment, Payment
+from services.sms.pepper import Pepper
 from services.sms.segments import GSM, size
+from topsmile.sms.v1 import sms_pb2 as pb
 
-if TYPE_CHECKING:
-    from services.messaging.requests import Appointment, Payment
+CODE = "verification_code"
 
 METHODS = {"CARD": "cartão", "PIX": "Pix", "BOLETO": "boleto"}
-#: Unicode's categories of what decorates a name: emoji, their skin tones, and frames.
+#: Unicode's categories of emoji, their skin tones, and frames.
 PICTURES = frozenset({"So", "Sk", "Me"})
 PAYMENTS_ZONE = ZoneInfo("America/Sao_Paulo")
+#: Seconds that Twilio allows as a text's validity. It sends nothing with less than 5.
+MIN_VALIDITY, MAX_VALIDITY = 10, 36_000
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text, ready to send. `attempt` only rises from one hand-over of the same sms to the next."""
+
+    sms_id: str
+    attempt: int
+    recipient: str
+    body: str
+    #: Seconds after which the provider must not send it any more.
+    valid_for: int
+
+
+def render(pepper: Pepper, record: MessageRecord, job: Job) -> Text:
+    """Return the text that a job holds."""
+    body = pb.SendSmsRequest.FromString(job.payload).body
+    valid_for = min(max((record.expires_at - record.now) // 1000, MIN_VALIDITY), MAX_VALIDITY)
+    return Text(
+        job.id, job.claims, record.recipient, pepper.unseal(body) if record.template == CODE else body, valid_for
+    )
 
 
 def reminder(appointment: Appointment) -> str:
@@ -60,9 +87,9 @@ def _details(appointment: Appointment) -> Iterator[str]:
 
 def _one_segment(opening: str, details: Iterator[str]) -> str:
     """
-    Add what still fits; the opening is sent however long it is.
+    Add the details that still fit in one segment. The opening is never cut.
 
-    A detail loses its pictures. One with letters of another script is left out whole.
+    A detail loses its pictures. A detail with letters of another script is left out.
     """
     text = fold(opening, GSM).text
     for detail in details:

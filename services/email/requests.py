@@ -1,4 +1,4 @@
-"""What a mail has to say, read from the request that asked for it: when it is accepted, and when it is handed over."""
+"""The requests for mails, read once when they are accepted and again when the mail is handed over."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ EmailRequest: TypeAlias = (
     pb.SendAppointmentConfirmationRequest | pb.SendAppointmentReminderRequest | pb.SendPaymentNoticeRequest
 )
 
-SUBJECTS = {
-    CONFIRMATION: "Confirmação de Agendamento",
-    REMINDER: "Lembrete de Consulta",
-    RECEIPT: "Recibo de Pagamento",
-}
+#: The request of each template.
 REQUESTS: dict[str, type[EmailRequest]] = {
     CONFIRMATION: pb.SendAppointmentConfirmationRequest,
     REMINDER: pb.SendAppointmentReminderRequest,
@@ -33,23 +29,17 @@ class Mailbox(NamedTuple):
 
 @dataclass(frozen=True)
 class Message:
-    """What the templates show."""
+    """The values that the templates show."""
 
     template: str
     recipient: Mailbox
     about: Appointment | Payment
 
-    @property
-    def subject(self) -> str:
-        return SUBJECTS[self.template]
-
 
 def accept(request: EmailRequest) -> NewMessage:
-    """Read a new request; raises InvalidRequest with every wrong field."""
+    """Read a new request. Raise InvalidRequest with every wrong field."""
     read, message = _read(request)
-    about, reminds = message.about, message.template == REMINDER
-    starts_at = about.start_at if reminds and isinstance(about, Appointment) else None
-    send_at = None if starts_at is None else read.send_at(starts_at)
+    schedule = read.schedule(message.template, message.about)
     read.check()
     return NewMessage(
         template=message.template,
@@ -58,17 +48,15 @@ def accept(request: EmailRequest) -> NewMessage:
         recipient_name=message.recipient.name,
         payload=request.SerializeToString(),
         fields={"rpc": message.template, **read.given()},
-        appointment_id=about.appointment_id,
+        appointment_id=message.about.appointment_id,
         revises=message.template == CONFIRMATION,
-        priority=jobs.REMINDERS if reminds else jobs.NOTICES,
-        send_at=send_at,
-        expires_at=starts_at,
-        over_at=starts_at or (about.over_at if isinstance(about, Appointment) else None),
+        priority=jobs.REMINDERS if message.template == REMINDER else jobs.NOTICES,
+        schedule=schedule,
     )
 
 
-def kept(template: str, payload: bytes) -> Message:
-    """Read a request that was accepted before."""
+def stored(template: str, payload: bytes) -> Message:
+    """Read a request that was accepted before, without the checks."""
     return _read(REQUESTS[template].FromString(payload))[1]
 
 
@@ -76,7 +64,5 @@ def _read(request: EmailRequest) -> tuple[Request, Message]:
     read = Request(request)
     to = read.fields.child("recipient") or Fields(pb.Recipient())
     recipient = Mailbox(to.email("address"), to.text("name", max_length=200))
-    if isinstance(request, pb.SendPaymentNoticeRequest):
-        return read, Message(RECEIPT, recipient, read.payment())
-    template = REMINDER if isinstance(request, pb.SendAppointmentReminderRequest) else CONFIRMATION
-    return read, Message(template, recipient, read.appointment())
+    template = next(name for name, kind in REQUESTS.items() if isinstance(request, kind))
+    return read, Message(template, recipient, read.payment() if template == RECEIPT else read.appointment())
