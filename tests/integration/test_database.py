@@ -1,4 +1,4 @@
-"""Both databases keep the same promises about a transaction."""
+"""The promises of a transaction, on both databases."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ async def notes(database: Database) -> Database:
     return database
 
 
-async def test_a_transaction_returns_what_its_coroutine_returns(notes: Database) -> None:
+async def test_transaction_returns_the_result_of_its_coroutine(notes: Database) -> None:
     await notes.run(add, "a", amount=2**40)
     row = await notes.read(maybe_one, "SELECT id, amount, body FROM note WHERE id = :id", id="a")
 
@@ -43,7 +43,7 @@ async def test_a_transaction_returns_what_its_coroutine_returns(notes: Database)
     assert dict(row) == {"id": "a", "amount": 2**40, "body": b"\x00\xff"}
 
 
-async def test_what_a_transaction_raises_rolls_it_back_and_reaches_the_caller(notes: Database) -> None:
+async def test_transaction_that_raises_is_rolled_back_and_raises_to_its_caller(notes: Database) -> None:
     async def refuse() -> None:
         await add("a")
         raise Rejected("no")
@@ -54,7 +54,7 @@ async def test_what_a_transaction_raises_rolls_it_back_and_reaches_the_caller(no
     assert await notes.read(count) == 0
 
 
-async def test_a_database_error_never_resumes_a_transaction(notes: Database) -> None:
+async def test_transaction_after_a_database_error_is_not_resumed(notes: Database) -> None:
     resumed = False
 
     async def twice() -> None:
@@ -62,7 +62,7 @@ async def test_a_database_error_never_resumes_a_transaction(notes: Database) -> 
         await add("a")
         try:
             await add("a")
-        except Exception:  # noqa: BLE001 - nothing may arrive here
+        except Exception:  # noqa: BLE001 - no exception may arrive here
             resumed = True
 
     with pytest.raises((sqlite3.IntegrityError, asyncpg.UniqueViolationError)):
@@ -72,7 +72,7 @@ async def test_a_database_error_never_resumes_a_transaction(notes: Database) -> 
     assert await notes.read(count) == 0
 
 
-async def test_awaiting_anything_but_a_statement_raises_and_rolls_back(notes: Database) -> None:
+async def test_transaction_that_awaits_another_coroutine_raises_and_is_rolled_back(notes: Database) -> None:
     async def sleepy() -> None:
         await add("a")
         await asyncio.sleep(0)
@@ -83,7 +83,7 @@ async def test_awaiting_anything_but_a_statement_raises_and_rolls_back(notes: Da
     assert await notes.read(count) == 0
 
 
-async def test_one_failing_transaction_takes_no_other_of_its_group_with_it(notes: Database) -> None:
+async def test_failing_transaction_of_a_group_fails_alone(notes: Database) -> None:
     answers = await asyncio.gather(*(notes.run(add, str(n // 2)) for n in range(100)), return_exceptions=True)
 
     assert await notes.read(count) == 50
@@ -91,9 +91,7 @@ async def test_one_failing_transaction_takes_no_other_of_its_group_with_it(notes
 
 
 @pytest.mark.parametrize("names", ["a", "ab", "abcde"])
-async def test_transactions_that_store_the_same_at_once_see_each_other_on_a_second_look(
-    notes: Database, names: str
-) -> None:
+async def test_concurrent_inserts_of_one_key_see_each_other_when_run_again(notes: Database, names: str) -> None:
     async def unless_there(id: str) -> bool:
         missing = await maybe_one("SELECT id FROM note WHERE id = :id", id=id) is None
         if missing:
@@ -105,22 +103,22 @@ async def test_transactions_that_store_the_same_at_once_see_each_other_on_a_seco
     assert sum(stored) == await notes.read(count) == len(names)
 
 
-async def test_what_is_added_together_is_answered_and_refused_each_for_itself(notes: Database) -> None:
+async def test_added_transactions_of_a_group_get_their_own_results(notes: Database) -> None:
     async def refuse(id: str) -> None:
         await add(id)
         raise Rejected(id)
 
     await notes.add(add, "there")
-    adding = [notes.add(add, id) for id in ("a", "there", "b")]
-    refusing = [notes.add(refuse, id) for id in "xy"]
-    a, there, b, x, y = await asyncio.gather(*adding, *refusing, return_exceptions=True)
+    added = [notes.add(add, id) for id in ("a", "there", "b")]
+    refused = [notes.add(refuse, id) for id in "xy"]
+    a, there, b, x, y = await asyncio.gather(*added, *refused, return_exceptions=True)
 
     assert (a, b, str(x), str(y)) == ("a", "b", "x", "y")
     assert isinstance(there, sqlite3.IntegrityError | asyncpg.UniqueViolationError)
     assert await notes.read(count) == 3
 
 
-async def test_what_is_added_together_is_committed_together(request: pytest.FixtureRequest) -> None:
+async def test_added_transactions_share_commits(request: pytest.FixtureRequest) -> None:
     url = request.getfixturevalue("postgres").database()
     async with connect(url) as notes:
         await notes.run(rows, TABLE)
@@ -130,7 +128,7 @@ async def test_what_is_added_together_is_committed_together(request: pytest.Fixt
         assert int(commits["n"]) <= 200 / 10
 
 
-async def test_cancelling_the_caller_does_not_stop_the_transaction(notes: Database) -> None:
+async def test_transaction_of_a_cancelled_caller_is_committed(notes: Database) -> None:
     caller = asyncio.create_task(notes.run(add, "a"))
     await asyncio.sleep(0)
     caller.cancel()
@@ -144,7 +142,7 @@ async def test_cancelling_the_caller_does_not_stop_the_transaction(notes: Databa
     assert await notes.read(count) == 1
 
 
-async def test_read_then_write_under_a_lock_never_overspends(notes: Database) -> None:
+async def test_concurrent_withdrawals_under_a_row_lock_never_overdraw(notes: Database) -> None:
     async def spend() -> None:
         row = await one("SELECT amount FROM note WHERE id = 'purse' FOR UPDATE")
         if row["amount"] < 100:
@@ -158,7 +156,7 @@ async def test_read_then_write_under_a_lock_never_overspends(notes: Database) ->
     assert row["amount"] == 0
 
 
-async def test_the_clock_is_the_databases_and_can_be_moved(notes: Database) -> None:
+async def test_clock_offset_moves_the_database_clock(notes: Database) -> None:
     before = (await notes.run(one, "SELECT now_ms() AS now"))["now"]
     notes.offset_ms = 3_600_000
 
@@ -166,7 +164,7 @@ async def test_the_clock_is_the_databases_and_can_be_moved(notes: Database) -> N
     assert 3_600_000 <= (await notes.read(one, "SELECT now_ms() AS now"))["now"] - before < 3_660_000
 
 
-async def test_a_second_start_finds_the_schema_done_and_a_newer_one_does_no_harm(
+async def test_second_start_applies_no_migration_again_and_accepts_a_newer_schema(
     database_url: str, tmp_path: Path
 ) -> None:
     newer = tmp_path / "newer"
@@ -193,7 +191,7 @@ async def test_replicas_that_start_together_migrate_once(request: pytest.Fixture
     assert await asyncio.gather(*(start() for _ in range(4))) == [0, 0, 0, 0]
 
 
-async def test_a_second_process_may_not_open_the_same_file(tmp_path: Path) -> None:
+async def test_second_process_on_one_sqlite_file_refuses_to_start(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/one.db"
     async with connect(url):
         with pytest.raises(SystemExit, match="use postgresql://"):
@@ -204,7 +202,7 @@ async def test_a_second_process_may_not_open_the_same_file(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-async def test_sqlite_files_are_private_whoever_made_them(tmp_path: Path, umask: int) -> None:
+async def test_sqlite_files_of_any_umask_are_private(tmp_path: Path, umask: int) -> None:
     folder = tmp_path / "made"
     before = os.umask(umask)
     try:
@@ -216,20 +214,20 @@ async def test_sqlite_files_are_private_whoever_made_them(tmp_path: Path, umask:
                 assert set(modes) == {"one.db", "one.db-wal", "one.db-shm", "one.db.lock"}
                 assert set(modes.values()) == {0o600}, attempt
                 assert folder.stat().st_mode & 0o777 == 0o700
-                # As an older version left them, killed.
+                # A killed process of an older version leaves these modes.
                 for file in folder.iterdir():
                     file.chmod(0o644)
     finally:
         os.umask(before)
 
 
-async def test_sqlite_in_a_folder_that_exists_leaves_its_mode(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)  # noqa: ASYNC240 - before there is anything to wait for
+async def test_sqlite_in_an_existing_folder_keeps_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)  # noqa: ASYNC240 - no other task runs
     async with connect(f"sqlite:///{tmp_path}/one.db"):
-        assert tmp_path.stat().st_mode & 0o777 == 0o755  # noqa: ASYNC240 - nothing else runs
+        assert tmp_path.stat().st_mode & 0o777 == 0o755  # noqa: ASYNC240 - no other task runs
 
 
-async def test_a_full_queue_of_writes_refuses_instead_of_growing(tmp_path: Path) -> None:
+async def test_full_queue_of_writes_refuses_callers(tmp_path: Path) -> None:
     database = await SQLite.open(f"{tmp_path}/small.db", waiting=5)
     await database.run(rows, TABLE)
 
@@ -241,7 +239,7 @@ async def test_a_full_queue_of_writes_refuses_instead_of_growing(tmp_path: Path)
     await database.close()
 
 
-async def test_a_full_disk_refuses_the_one_that_met_it_and_keeps_the_others(tmp_path: Path) -> None:
+async def test_full_disk_refuses_one_transaction_and_commits_the_others(tmp_path: Path) -> None:
     async def big(id: str) -> None:
         await rows(INSERT, id=id, amount=0, body=b"x" * 400_000)
 
@@ -272,7 +270,7 @@ async def test_a_full_disk_refuses_the_one_that_met_it_and_keeps_the_others(tmp_
         ("57P03", "STORE_UNAVAILABLE"),
     ],
 )
-async def test_a_full_disk_of_postgresql_is_told_from_other_outages(
+async def test_postgresql_outage_reports_a_full_disk_by_its_reason(
     request: pytest.FixtureRequest, sqlstate: str, reason: str
 ) -> None:
     async with connect(request.getfixturevalue("postgres").database()) as database:
@@ -283,9 +281,7 @@ async def test_a_full_disk_of_postgresql_is_told_from_other_outages(
 
 
 @pytest.mark.parametrize("seconds", [2.0, 3.0, 4.0])
-async def test_readiness_is_checked_while_every_connection_of_the_pool_is_taken(
-    request: pytest.FixtureRequest, seconds: float
-) -> None:
+async def test_readiness_with_an_exhausted_pool_is_checked(request: pytest.FixtureRequest, seconds: float) -> None:
     async with connect(request.getfixturevalue("postgres").database()) as database:
         taken = [
             asyncio.create_task(database.run(rows, "SELECT CAST(pg_sleep(:seconds) AS TEXT)", seconds=seconds))
@@ -301,7 +297,7 @@ async def test_readiness_is_checked_while_every_connection_of_the_pool_is_taken(
 
 
 @pytest.mark.parametrize("writes", [500, 2_000, 5_000])
-async def test_readiness_never_waits_behind_the_writes(notes: Database, writes: int) -> None:
+async def test_readiness_does_not_wait_for_writes(notes: Database, writes: int) -> None:
     waiting = [asyncio.create_task(notes.add(add, str(number))) for number in range(writes)]
     await asyncio.sleep(0)
     await notes.ready()
@@ -310,9 +306,9 @@ async def test_readiness_never_waits_behind_the_writes(notes: Database, writes: 
     await asyncio.gather(*waiting)
 
 
-async def test_a_file_that_another_connection_keeps_locked_is_not_ready(tmp_path: Path) -> None:
+async def test_locked_sqlite_file_is_not_ready(tmp_path: Path) -> None:
     async with connect(f"sqlite:///{tmp_path}/locked.db") as database:
-        await asyncio.sleep(1.1)  # the last commit is then too long ago to prove anything
+        await asyncio.sleep(1.1)  # a recent commit would count as a proof
         other = sqlite3.connect(f"{tmp_path}/locked.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(Unavailable) as refused:
@@ -324,7 +320,7 @@ async def test_a_file_that_another_connection_keeps_locked_is_not_ready(tmp_path
     assert refused.value.reason == "STORE_UNAVAILABLE"
 
 
-async def test_a_frozen_process_does_not_keep_its_locks_for_ever(request: pytest.FixtureRequest) -> None:
+async def test_locks_of_a_frozen_process_are_released(request: pytest.FixtureRequest) -> None:
     url = request.getfixturevalue("postgres").database()
     async with connect(url) as database:
         await database.run(rows, TABLE)
@@ -343,7 +339,7 @@ async def test_a_frozen_process_does_not_keep_its_locks_for_ever(request: pytest
 
 
 @pytest.mark.skipif(BINARIES is None, reason="no PostgreSQL here")
-async def test_a_commit_that_waits_for_its_standby_in_vain_is_seen_by_nobody() -> None:
+async def test_commit_without_its_standby_is_not_visible() -> None:
     with cluster() as server:
         url = server.database()
         database = await Postgres.open(url, timeout=0.5)
@@ -355,7 +351,7 @@ async def test_a_commit_that_waits_for_its_standby_in_vain_is_seen_by_nobody() -
         with pytest.raises(Unavailable):
             await database.run(add, "purse", 1000)
 
-        await asyncio.sleep(0.3)  # a request to cancel would come on a connection of its own
+        await asyncio.sleep(0.3)  # asyncpg would cancel on a connection of its own
         assert await database.read(rows, "SELECT amount FROM note") == []
         server.psql("ALTER SYSTEM RESET synchronous_standby_names")
         server.psql("SELECT pg_reload_conf()")

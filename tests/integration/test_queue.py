@@ -1,4 +1,4 @@
-"""The durable queue, rule by rule, on both databases. Time is moved, not waited for."""
+"""The rules of the durable queue, on both databases. The tests move the clock instead of waiting."""
 
 import asyncio
 from dataclasses import replace
@@ -24,7 +24,7 @@ async def remember(job: Job, reason: str) -> None:
     await rows("INSERT INTO given_up (id, reason) VALUES (:id, :reason)", id=job.id, reason=reason)
 
 
-async def nothing(_job: Job, _begin_act: MarkAttempted) -> Outcome:
+async def nothing(_job: Job, _mark_attempted: MarkAttempted) -> Outcome:
     return Complete()
 
 
@@ -51,7 +51,7 @@ async def state_of(db: Database, id: str) -> str:
 
 
 async def work(db: Database, queue: Queue, until: int = 1, capacity: int = 20) -> None:
-    """Run a worker until so many jobs of the queue are finished."""
+    """Run a worker until `until` jobs are finished."""
     worker = Worker(db, queue, capacity=lambda: capacity)
     running = asyncio.create_task(worker.run())
     async with asyncio.timeout(30):
@@ -64,21 +64,21 @@ async def work(db: Database, queue: Queue, until: int = 1, capacity: int = 20) -
     await running
 
 
-async def test_adding_a_known_id_again_changes_nothing(db: Database) -> None:
+async def test_job_added_again_is_unchanged(db: Database) -> None:
     assert await db.run(jobs.add, "post", "a", b"first")
     assert not await db.run(jobs.add, "post", "a", b"second")
 
     assert [job.payload for job in await claim_now(db)] == [b"first"]
 
 
-async def test_codes_go_before_notices_and_these_before_reminders(db: Database) -> None:
+async def test_claim_takes_codes_before_notices_before_reminders(db: Database) -> None:
     for id, priority in (("reminder", REMINDERS), ("notice", jobs.NOTICES), ("code", CODES)):
         await db.run(jobs.add, "post", id, b"", priority=priority)
 
     assert [(await claim_now(db, slots=1))[0].id for _ in range(3)] == ["code", "notice", "reminder"]
 
 
-async def test_a_job_is_claimed_once_and_only_when_due(db: Database) -> None:
+async def test_job_is_claimed_once_and_only_when_due(db: Database) -> None:
     now = (await db.run(one, "SELECT now_ms() AS now"))["now"]
     await db.run(jobs.add, "post", "later", b"", due_at=now + 60_000)
     await db.run(jobs.add, "post", "now", b"")
@@ -89,11 +89,11 @@ async def test_a_job_is_claimed_once_and_only_when_due(db: Database) -> None:
     assert [job.id for job in await claim_now(db)] == ["later"]
 
 
-async def test_a_worker_frozen_past_its_lease_may_not_act_and_its_outcome_does_not_count(db: Database) -> None:
+async def test_worker_frozen_past_its_lease_may_not_send_and_its_outcome_does_not_count(db: Database) -> None:
     await db.run(jobs.add, "post", "a", b"")
     [frozen] = await claim_now(db)
     db.offset_ms = QUEUE.lease_ms + 1_000
-    [thawed] = (await db.run(jobs.claim, QUEUE, 5, stalled=True)).jobs
+    [overtaking] = (await db.run(jobs.claim, QUEUE, 5, stalled=True)).jobs
 
     for step in (
         jobs.mark_attempted(frozen, 1_000),
@@ -102,13 +102,13 @@ async def test_a_worker_frozen_past_its_lease_may_not_act_and_its_outcome_does_n
     ):
         with pytest.raises(jobs.LeaseLost):
             await db.run(lambda step=step: step)  # type: ignore[misc]  # a coroutine made beforehand
-    await db.run(jobs.mark_attempted, thawed, 1_000)
-    await db.run(jobs.complete, thawed, Complete())
+    await db.run(jobs.mark_attempted, overtaking, 1_000)
+    await db.run(jobs.complete, overtaking, Complete())
 
     assert await state_of(db, "a") == "done"
 
 
-async def test_an_act_needs_a_lease_that_outlasts_it(db: Database) -> None:
+async def test_request_that_outlasts_its_lease_is_refused(db: Database) -> None:
     await db.run(jobs.add, "post", "a", b"")
     [job] = await claim_now(db)
 
@@ -117,10 +117,10 @@ async def test_an_act_needs_a_lease_that_outlasts_it(db: Database) -> None:
         await db.run(jobs.mark_attempted, job, QUEUE.lease_ms + 1_000)
 
 
-async def test_what_is_unknown_after_an_act_stays_unsure_and_what_is_known_clears_it(db: Database) -> None:
+async def test_outcome_stays_unknown_until_a_definite_answer(db: Database) -> None:
     errors: list[Exception] = [
         OutcomeUnknown("Sandbox", None, "reset"),
-        NotSent("Sandbox", None, "the lookup was refused"),  # raised before an act: says nothing of the first
+        NotSent("Sandbox", None, "the lookup was refused"),  # raised before a request: says nothing of the first
         NotSent("Sandbox", None, "refused"),
     ]
     seen: list[bool] = []
@@ -144,7 +144,7 @@ async def test_what_is_unknown_after_an_act_stays_unsure_and_what_is_known_clear
     assert await state_of(db, "a") == "done"
 
 
-async def test_outcome_and_record_are_stored_together_or_not_at_all(db: Database) -> None:
+async def test_outcome_whose_record_fails_is_not_stored(db: Database) -> None:
     async def broken() -> None:
         await rows("INSERT INTO given_up (id, reason) VALUES ('a', 'x')")
         raise ValueError("a bug")
@@ -158,8 +158,8 @@ async def test_outcome_and_record_are_stored_together_or_not_at_all(db: Database
     assert await db.read(rows, "SELECT id FROM given_up") == []
 
 
-async def test_a_dead_letter_tells_its_record_why_in_the_same_transaction(db: Database) -> None:
-    async def handler(_job: Job, _begin_act: MarkAttempted) -> Outcome:
+async def test_dead_letter_stores_its_reason_in_the_record(db: Database) -> None:
+    async def handler(_job: Job, _mark_attempted: MarkAttempted) -> Outcome:
         return Discard("NO_SUCH_TEMPLATE")
 
     await db.run(jobs.add, "post", "a", b"")
@@ -172,18 +172,18 @@ async def test_a_dead_letter_tells_its_record_why_in_the_same_transaction(db: Da
     assert await state_of(db, "a") == "queued"
 
 
-async def test_a_job_is_given_up_when_it_was_tried_enough_and_its_time_is_over(db: Database) -> None:
+async def test_expired_job_after_the_minimum_of_tries_becomes_a_dead_letter(db: Database) -> None:
     await db.run(jobs.add, "post", "a", b"")
     for attempt in range(1, jobs.MIN_TRIES + 1):
         db.offset_ms += 2 * 86_400_000
         [job] = await claim_now(db)
-        given_up = await db.run(jobs.fail, job, 1.0, "NOT_SENT", remember)
-        assert given_up == (attempt == jobs.MIN_TRIES)
+        died = await db.run(jobs.fail, job, 1.0, "NOT_SENT", remember)
+        assert died == (attempt == jobs.MIN_TRIES)
 
     assert await state_of(db, "a") == "dead"
 
 
-async def test_a_postponement_is_no_failure(db: Database) -> None:
+async def test_snoozed_job_counts_no_failure(db: Database) -> None:
     await db.run(jobs.add, "post", "a", b"")
     for _ in range(20):
         db.offset_ms += 86_400_000
@@ -202,15 +202,15 @@ async def test_a_postponement_is_no_failure(db: Database) -> None:
         (CredentialsRefused("Sandbox", None, "401"), "PROVIDER_CREDENTIALS", 60),
     ],
 )
-async def test_a_throttling_or_refusing_provider_pauses_the_queue_and_a_single_trial_ends_that(
+async def test_pause_of_a_provider_ends_after_one_successful_trial(
     db: Database, error: Exception, reason: str, pause: int
 ) -> None:
-    acts = 0
+    requests = 0
 
     async def handler(_job: Job, mark_attempted: MarkAttempted) -> Outcome:
-        nonlocal acts
+        nonlocal requests
         await mark_attempted(1.0)
-        acts += 1
+        requests += 1
         if db.offset_ms == 0:
             raise error
         return Complete()
@@ -236,10 +236,10 @@ async def test_a_throttling_or_refusing_provider_pauses_the_queue_and_a_single_t
     await worker.perform(trial.jobs[0], recovering=True)
     assert (await db.read(operations.census, "post"))["paused"] == ""
     await work(db, queue, until=5)
-    assert acts == 6
+    assert requests == 6
 
 
-async def test_the_pace_is_shared_and_a_burst_is_not_exceeded(db: Database) -> None:
+async def test_rate_limit_is_shared_and_its_burst_is_not_exceeded(db: Database) -> None:
     queue = queue_of(rate_limit=RateLimit(per_second=10, burst=3))
     for n in range(10):
         await db.run(jobs.add, "post", str(n), b"")
@@ -253,7 +253,7 @@ async def test_the_pace_is_shared_and_a_burst_is_not_exceeded(db: Database) -> N
     assert len(await claim_now(db, queue=queue)) == 3
 
 
-async def test_cancelling_is_too_late_once_a_job_runs_or_may_have_been_done(db: Database) -> None:
+async def test_cancel_of_a_running_or_attempted_job_is_refused(db: Database) -> None:
     for id in ("waiting", "outcome_unknown", "running"):
         await db.run(jobs.add, "post", id, b"")
     outcome_unknown = await db.run(jobs.claim_one, QUEUE, "outcome_unknown")
@@ -269,7 +269,7 @@ async def test_cancelling_is_too_late_once_a_job_runs_or_may_have_been_done(db: 
     assert not await db.run(jobs.reschedule, "post", "outcome_unknown", 0)
 
 
-async def test_a_job_can_be_moved_and_set_aside(db: Database) -> None:
+async def test_job_can_be_rescheduled_and_parked(db: Database) -> None:
     await db.run(jobs.add, "post", "a", b"")
     now = (await db.run(one, "SELECT now_ms() AS now"))["now"]
 
@@ -283,7 +283,7 @@ async def test_a_job_can_be_moved_and_set_aside(db: Database) -> None:
     assert [job.id for job in await claim_now(db)] == ["a"]
 
 
-async def test_finished_jobs_are_forgotten_by_age_and_dead_letters_are_not(db: Database) -> None:
+async def test_purge_deletes_old_finished_jobs_and_keeps_dead_letters(db: Database) -> None:
     for id in ("done", "dead"):
         await db.run(jobs.add, "post", id, b"secret")
     dead, done = sorted(await claim_now(db), key=lambda job: job.id)
@@ -299,7 +299,7 @@ async def test_finished_jobs_are_forgotten_by_age_and_dead_letters_are_not(db: D
 
 
 @pytest.mark.parametrize("days", [1, 35, 90])
-async def test_dead_letter_of_its_age_is_forgotten_and_a_parked_job_is_not(db: Database, days: int) -> None:
+async def test_old_dead_letter_is_purged_and_a_parked_job_is_kept(db: Database, days: int) -> None:
     for id in ("never", "tried", "parked", "young"):
         await db.run(jobs.add, "post", id, b"words of a message")
     claimed = {job.id: job for job in await claim_now(db)}
@@ -315,18 +315,18 @@ async def test_dead_letter_of_its_age_is_forgotten_and_a_parked_job_is_not(db: D
     worker = Worker(db, queue)
     running = asyncio.create_task(worker.run())
     async with asyncio.timeout(10):
-        while await state_of(db, "never") or await state_of(db, "tried"):  # noqa: ASYNC110 - nobody tells
+        while await state_of(db, "never") or await state_of(db, "tried"):  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.02)
     worker.stop()
     await running
     assert [await state_of(db, id) for id in ("parked", "young")] == ["parked", "dead"]
 
 
-async def test_one_poison_job_among_twenty_takes_nobody_with_it(db: Database) -> None:
-    """A poison's worker vanishes: all its claims expire together, as after kill -9."""
+async def test_poison_job_among_twenty_dies_alone(db: Database) -> None:
+    """All claims of the poison job's worker expire together, as after kill -9."""
     done: set[str] = set()
 
-    async def handler(job: Job, _begin_act: MarkAttempted) -> Outcome:
+    async def handler(job: Job, _mark_attempted: MarkAttempted) -> Outcome:
         done.add(job.id)
         return Complete()
 
@@ -349,13 +349,13 @@ async def test_one_poison_job_among_twenty_takes_nobody_with_it(db: Database) ->
     assert row["reason"] == "CRASHES"
 
 
-async def test_a_vanished_job_runs_alone(db: Database) -> None:
-    running, most = 0, 0
+async def test_stalled_job_runs_alone(db: Database) -> None:
+    running, max_running = 0, 0
 
-    async def handler(_job: Job, _begin_act: MarkAttempted) -> Outcome:
-        nonlocal running, most
+    async def handler(_job: Job, _mark_attempted: MarkAttempted) -> Outcome:
+        nonlocal running, max_running
         running += 1
-        most = max(most, running)
+        max_running = max(max_running, running)
         await asyncio.sleep(0.02)
         running -= 1
         return Complete()
@@ -366,18 +366,18 @@ async def test_a_vanished_job_runs_alone(db: Database) -> None:
     db.offset_ms = QUEUE.lease_ms + 1
     await work(db, queue_of(handler), until=5)
 
-    assert most == 1
+    assert max_running == 1
 
 
 class Load:
-    """Handles jobs for 50 ms each, and remembers who ran beside whom."""
+    """Run each job for 50 ms, and record the jobs that ran beside a stalled one."""
 
     def __init__(self) -> None:
         self.running: set[str] = set()
         self.done: list[str] = []
         self.beside_stalled: set[str] = set()
 
-    async def handle(self, job: Job, _begin_act: MarkAttempted) -> Outcome:
+    async def handle(self, job: Job, _mark_attempted: MarkAttempted) -> Outcome:
         self.running.add(job.id)
         if any(id.startswith("stalled") for id in self.running):
             self.beside_stalled |= {id for id in self.running if not id.startswith("stalled")}
@@ -388,7 +388,7 @@ class Load:
 
 
 async def stalled(db: Database, *ids: str, seconds: float) -> None:
-    """Store jobs whose leases ended so long ago."""
+    """Store jobs whose leases ended that many seconds ago."""
     for id in ids:
         await db.run(jobs.add_claimed, QUEUE, id, b"")
         ended = "UPDATE job SET due_at = now_ms() - CAST(:age AS BIGINT) WHERE id = :id"
@@ -399,7 +399,7 @@ async def stalled(db: Database, *ids: str, seconds: float) -> None:
 async def test_stalled_jobs_under_constant_load_run_alone_within_seconds(
     db: Database, queued: int, by_rpc: int
 ) -> None:
-    """40 calls at once are more than the queue's own width: its worker never has a free slot."""
+    """40 concurrent calls exceed the queue's concurrency, so its worker never has a free slot."""
     load = Load()
     queue = queue_of(load.handle, concurrency=20)
     worker = Worker(db, queue)
@@ -426,7 +426,7 @@ async def test_stalled_jobs_under_constant_load_run_alone_within_seconds(
     assert load.done
     await stalled(db, "stalled-1", "stalled-2", "stalled-3", seconds=4)
     async with asyncio.timeout(20):
-        while sum(id.startswith("stalled") for id in load.done) < 3:  # noqa: ASYNC110 - the handler tells nobody
+        while sum(id.startswith("stalled") for id in load.done) < 3:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.01)
     loading = False
     await asyncio.gather(*loads)
@@ -437,7 +437,7 @@ async def test_stalled_jobs_under_constant_load_run_alone_within_seconds(
     assert len(load.done) > 3
 
 
-async def test_young_stalled_job_holds_nobody_up(db: Database) -> None:
+async def test_young_stalled_job_does_not_close_the_gate(db: Database) -> None:
     load = Load()
     worker = Worker(db, queue_of(load.handle))
     await stalled(db, "stalled", seconds=0.1)
@@ -478,7 +478,7 @@ async def test_call_that_waits_for_a_stalled_job_is_performed_whatever_ends_the_
 
 
 async def clock_set_back(db: Database, seconds: float) -> None:
-    """What was stored until now is that far ahead."""
+    """Set the clock back, so that the stored times lie in the future."""
     db.offset_ms -= int(seconds * 1000)
 
 
@@ -493,7 +493,7 @@ async def test_rate_limit_after_the_clock_was_set_back_is_at_most_a_burst_ahead(
     await clock_set_back(db, seconds)
     await db.run(jobs.add, "post", "a", b"")
 
-    assert await claim_now(db, queue=queue) == ()  # the burst was used up a moment ago
+    assert await claim_now(db, queue=queue) == ()  # the burst is used up
     db.offset_ms += int(limit.burst / limit.per_second * 1000) + 5
     assert [job.id for job in await claim_now(db, queue=queue)] == ["a"]
 
@@ -508,7 +508,7 @@ async def test_pause_after_the_clock_was_set_back_is_over_and_one_trial_begins(d
     await clock_set_back(db, seconds)
 
     trial = await db.run(jobs.claim, QUEUE, 10)
-    assert trial.jobs == ()  # they were added after the moment that the clock shows
+    assert trial.jobs == ()  # they were added after the time that the clock shows
     await db.run(operations.clock_set_back, "post", QUEUE.lease_ms)
     trial = await db.run(jobs.claim, QUEUE, 10)
     assert (len(trial.jobs), trial.recovering) == (1, True)
@@ -532,11 +532,11 @@ async def test_jobs_after_the_clock_was_set_back_wait_no_longer_than_before(db: 
     await clock_set_back(db, seconds)
     running = asyncio.create_task(worker.run())
     async with asyncio.timeout(10):
-        while len(load.done) < 2:  # noqa: ASYNC110 - the handler tells nobody
+        while len(load.done) < 2:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.01)
     db.offset_ms += QUEUE.lease_ms + 1_000
     async with asyncio.timeout(10):
-        while len(load.done) < 3:  # noqa: ASYNC110 - the handler tells nobody
+        while len(load.done) < 3:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.01)
     worker.stop()
     await running
@@ -549,7 +549,7 @@ async def test_jobs_after_the_clock_was_set_back_wait_no_longer_than_before(db: 
         await db.run(jobs.mark_attempted, lost, 1_000)
 
 
-async def test_a_lone_claim_of_one_job_overtakes_its_back_off_but_not_another_worker(db: Database) -> None:
+async def test_claim_of_one_job_ignores_its_backoff_but_not_another_worker(db: Database) -> None:
     await db.run(jobs.add, "post", "a", b"")
     [job] = await claim_now(db)
     assert await db.run(jobs.claim_one, QUEUE, "a") is None
@@ -560,7 +560,7 @@ async def test_a_lone_claim_of_one_job_overtakes_its_back_off_but_not_another_wo
     assert again.failures == 1
 
 
-async def test_a_handler_past_its_deadline_fails_and_keeps_its_doubt(db: Database) -> None:
+async def test_handler_past_its_deadline_fails_with_an_unknown_outcome(db: Database) -> None:
     async def handler(_job: Job, mark_attempted: MarkAttempted) -> Outcome:
         await mark_attempted(0.1)
         await asyncio.sleep(5)
@@ -578,7 +578,7 @@ async def test_a_handler_past_its_deadline_fails_and_keeps_its_doubt(db: Databas
     assert (row["state"], row["failures"], row["attempted"], row["note"]) == ("queued", 1, 1, "TimeoutError")
 
 
-async def test_workers_share_what_is_due_and_do_each_job_once(db: Database) -> None:
+async def test_workers_share_due_jobs_and_run_each_once(db: Database) -> None:
     done: list[str] = []
 
     async def handler(job: Job, mark_attempted: MarkAttempted) -> Outcome:
@@ -593,13 +593,13 @@ async def test_workers_share_what_is_due_and_do_each_job_once(db: Database) -> N
     assert sorted(done) == sorted(str(n) for n in range(100))
 
 
-async def test_an_outage_of_the_database_is_survived_and_is_nobodys_crash(request: pytest.FixtureRequest) -> None:
+async def test_worker_survives_an_outage_of_the_database(request: pytest.FixtureRequest) -> None:
     server = request.getfixturevalue("postgres")
     from services.chassis.database.connect import connect  # noqa: PLC0415
 
     done = asyncio.Event()
 
-    async def handler(_job: Job, _begin_act: MarkAttempted) -> Outcome:
+    async def handler(_job: Job, _mark_attempted: MarkAttempted) -> Outcome:
         done.set()
         return Complete()
 

@@ -1,4 +1,4 @@
-"""kill -9 and freezes of real workers: nothing acknowledged is lost, nothing is done twice where one can ask."""
+"""Real workers are killed and frozen: no stored job is lost, and none runs twice if the provider can be asked."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ from tests.processes import process
 JOBS = 300
 
 
-async def left(database: Database) -> int:
+async def count_unfinished(database: Database) -> int:
     row = await database.read(one, "SELECT COUNT(*) AS n FROM job WHERE state IN ('queued', 'running')")
     return int(row["n"])
 
@@ -27,13 +27,13 @@ async def fill(url: str) -> None:
             await database.run(add, "post", f"job{n:03}", b"")
 
 
-async def worked_off(ledger: Path) -> None:
+async def all_written(ledger: Path) -> None:
     async with asyncio.timeout(60):
         while len(set(ledger.read_text().split())) < JOBS:  # noqa: ASYNC110, ASYNC240 - another process writes it
             await asyncio.sleep(0.1)
 
 
-async def test_workers_killed_at_random_lose_nothing_and_repeat_nothing(database_url: str, tmp_path: Path) -> None:
+async def test_workers_killed_at_random_run_each_job_once(database_url: str, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     ledger.touch()
     await fill(database_url)
@@ -43,32 +43,32 @@ async def test_workers_killed_at_random_lose_nothing_and_repeat_nothing(database
         with process("tests.fakes.working_process", settings):
             await asyncio.sleep(dice.uniform(0.0, 0.15))
     with process("tests.fakes.working_process", settings):
-        await worked_off(ledger)
-        await asyncio.sleep(2.5)  # a lease, for those whose act is done and whose outcome died
+        await all_written(ledger)
+        await asyncio.sleep(2.5)  # a lease, for jobs whose worker died between the request and the outcome
 
     done = ledger.read_text().split()
     assert sorted(done) == [f"job{n:03}" for n in range(JOBS)]
     async with connect(database_url) as database:
-        assert await left(database) == 0
+        assert await count_unfinished(database) == 0
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
-async def test_a_worker_frozen_past_its_lease_is_overtaken_and_repeats_nothing(
+async def test_worker_frozen_past_its_lease_is_overtaken_and_repeats_nothing(
     postgres: Cluster, tmp_path: Path, place: str
 ) -> None:
-    database_url = postgres.database()  # an SQLite file is one process's own: nobody could overtake it
+    database_url = postgres.database()  # only one process opens an SQLite file, so no other could overtake it
     ledger = tmp_path / "ledger"
     ledger.touch()
     await fill(database_url)
     settings = {"WORK_DATABASE_URL": database_url, "WORK_LEDGER": str(ledger)}
-    # One job at a time: another one may always be where no freeze can be seen, between its mark_attempted and its act.
+    # One job at a time: another one could be between mark_attempted and its request, where a freeze repeats it.
     stopping = {**settings, "WORK_CONCURRENCY": "1", "WORK_STOPS": f"{place} job020"}
     with process("tests.fakes.working_process", stopping) as frozen:
         async with asyncio.timeout(20):
             while not frozen.stopped():  # noqa: ASYNC110 - another process stops itself
                 await asyncio.sleep(0.02)
         with process("tests.fakes.working_process", settings):
-            await worked_off(ledger)
+            await all_written(ledger)
             frozen.thaw()
             await asyncio.sleep(1.0)
 

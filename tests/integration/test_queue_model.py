@@ -1,4 +1,4 @@
-"""A hypothesis state machine: the queue on a real database beside a model of it in twenty lines of Python."""
+"""A hypothesis state machine compares the queue on a real database with a model in Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.integration.test_queue import nothing, remember
 from tests.postgres_cluster import Cluster
 
 IDS = st.sampled_from([f"job{n}" for n in range(5)])
-#: The model's clock ticks in hundreds of seconds, so that the seconds a test takes change nothing.
+#: Seconds of one tick of the model's clock. The seconds that a test takes are too few to matter.
 TICK = 100
 TICKS = st.integers(0, 6)
 QUEUE = Queue("post", nothing, remember, deadline=10 * TICK / 2)
@@ -32,7 +32,7 @@ LEASE = 10 * TICK
 class Modelled:
     priority: int
     due: int
-    give_up: int
+    expires_at: int
     state: str = "queued"
     claims: int = 0
     attempted: int = 0
@@ -41,7 +41,7 @@ class Modelled:
 
 
 class QueueBesideModel(RuleBasedStateMachine):
-    """Each rule does the same to both; after each, every job must look the same in both."""
+    """Each rule does the same to both. After each, every job must be equal in both."""
 
     url = ""
 
@@ -73,8 +73,8 @@ class QueueBesideModel(RuleBasedStateMachine):
     @rule(id=IDS, priority=st.sampled_from(jobs.PRIORITIES), wait=TICKS)
     def add(self, id: str, priority: int, wait: int) -> None:
         row = self.do(rows, "SELECT now_ms() AS now")[0]
-        due, give_up = row["now"] + wait * TICK * 1000, row["now"] + (wait + 20) * TICK * 1000
-        added = self.do(jobs.add, "post", id, b"", priority=priority, due_at=due, expires_at=give_up)
+        due, expires_at = row["now"] + wait * TICK * 1000, row["now"] + (wait + 20) * TICK * 1000
+        added = self.do(jobs.add, "post", id, b"", priority=priority, due_at=due, expires_at=expires_at)
 
         assert added == (id not in self.model)
         if added:
@@ -88,7 +88,7 @@ class QueueBesideModel(RuleBasedStateMachine):
     def due(self, state: str) -> list[str]:
         return [id for id, job in self.model.items() if job.state == state and job.due <= self.now]
 
-    def take(self, job: Job, *, crashed: bool = False) -> None:
+    def record_claim(self, job: Job, *, crashed: bool = False) -> None:
         modelled = self.model[job.id]
         modelled.state, modelled.due = "running", self.now + LEASE
         modelled.claims += 1
@@ -106,16 +106,16 @@ class QueueBesideModel(RuleBasedStateMachine):
         order = {id: (self.model[id].priority, self.model[id].due) for id in due}
         assert all(order[job.id] <= order[other] for job in claimed for other in left)
         for job in claimed:
-            self.take(job)
+            self.record_claim(job)
 
     @rule()
-    def claim_vanished(self) -> None:
+    def claim_stalled(self) -> None:
         due = self.due("running")
         claimed: tuple[Job, ...] = self.do(jobs.claim, QUEUE, 4, stalled=True).jobs
 
         assert len(claimed) == min(1, len(due))
         for job in claimed:
-            self.take(job, crashed=True)
+            self.record_claim(job, crashed=True)
 
     @rule(id=IDS)
     def claim_one(self, id: str) -> None:
@@ -125,21 +125,21 @@ class QueueBesideModel(RuleBasedStateMachine):
         free = modelled is not None and (modelled.state == "queued" or id in self.due("running"))
         assert (job is not None) == free
         if job is not None:
-            self.take(job)
+            self.record_claim(job)
 
-    def still_ours(self, job: Job) -> bool:
+    def owns(self, job: Job) -> bool:
         modelled = self.model[job.id]
         return modelled.state == "running" and modelled.claims == job.claims
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data(), act=st.sampled_from([0.5, 4.5, 20.5]))
-    def mark_attempted(self, data: st.DataObject, act: float) -> None:
+    @rule(data=st.data(), timeout=st.sampled_from([0.5, 4.5, 20.5]))
+    def mark_attempted(self, data: st.DataObject, timeout: float) -> None:
         job = data.draw(st.sampled_from(self.held))
-        may = self.still_ours(job) and self.model[job.id].due >= self.now + act * TICK
-        if self.refused(jobs.mark_attempted, job, int(act * TICK * 1000)):
-            assert not may
+        allowed = self.owns(job) and self.model[job.id].due >= self.now + timeout * TICK
+        if self.refused(jobs.mark_attempted, job, int(timeout * TICK * 1000)):
+            assert not allowed
         else:
-            assert may
+            assert allowed
             self.model[job.id].attempted = 1
 
     def refused(self, transaction: Any, *args: Any, **kwargs: Any) -> bool:
@@ -150,26 +150,28 @@ class QueueBesideModel(RuleBasedStateMachine):
         return False
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data(), kind=st.sampled_from(["done", "later", "failed", "dead"]), sure=st.booleans(), ticks=TICKS)
-    def outcome(self, data: st.DataObject, kind: str, sure: bool, ticks: int) -> None:
+    @rule(
+        data=st.data(), kind=st.sampled_from(["done", "later", "failed", "dead"]), definite=st.booleans(), ticks=TICKS
+    )
+    def outcome(self, data: st.DataObject, kind: str, definite: bool, ticks: int) -> None:
         job = data.draw(st.sampled_from(self.held))
         self.held.remove(job)
-        stored = replace(job, attempted=0 if sure else 1)
+        stored = replace(job, attempted=0 if definite else 1)
         delay = ticks * TICK
-        ours = self.still_ours(job)
+        owned = self.owns(job)
         calls: dict[str, tuple[Any, ...]] = {
             "done": (jobs.complete, stored, Complete()),
             "later": (jobs.snooze, stored, Snooze(delay, "because")),
             "failed": (jobs.fail, stored, float(delay), "why", remember),
-            "dead": (jobs.discard, stored, "never", remember),
+            "dead": (jobs.discard, stored, "because", remember),
         }
-        assert self.refused(*calls[kind]) == (not ours)
-        if not ours:
+        assert self.refused(*calls[kind]) == (not owned)
+        if not owned:
             return
         modelled = self.model[job.id]
         modelled.attempted, modelled.crashes = stored.attempted, 0
         modelled.failures += kind == "failed"
-        over = modelled.failures >= jobs.MIN_TRIES and self.now + delay >= modelled.give_up
+        over = modelled.failures >= jobs.MIN_TRIES and self.now + delay >= modelled.expires_at
         if kind in {"later", "failed"}:
             modelled.due = self.now + delay
         modelled.state = kind if kind in {"done", "dead"} else "dead" if kind == "failed" and over else "queued"
@@ -209,7 +211,7 @@ class QueueBesideModel(RuleBasedStateMachine):
         assert did == (job is not None and job.state == "queued" and not job.attempted)
         if did and job is not None:
             due = self.now + ticks * TICK
-            job.give_up, job.due = job.give_up + due - job.due, due
+            job.expires_at, job.due = job.expires_at + due - job.due, due
 
     @invariant()
     def every_job_is_as_the_model_says(self) -> None:
@@ -226,7 +228,7 @@ class QueueBesideModel(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgres"])
-def test_the_queue_behaves_as_its_model(backend: str, request: pytest.FixtureRequest) -> None:
+def test_queue_behaves_as_its_model(backend: str, request: pytest.FixtureRequest) -> None:
     class Machine(QueueBesideModel):
         url = ""
 

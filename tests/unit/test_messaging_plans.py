@@ -1,4 +1,4 @@
-"""No statement that runs for each message reads all messages."""
+"""Each statement that runs for one message uses an index."""
 
 import sqlite3
 from pathlib import Path

@@ -11,7 +11,7 @@ from services.chassis.database.postgres import Postgres
 from services.chassis.database.sqlite import SQLite
 from services.chassis.database.transactions import Database, rows
 
-# An SQLite file is one process's own, so nobody holds a lease when it is opened.
+# Only one process opens an SQLite file, so no lease is valid when it is opened.
 EXPIRE_LEASES = """
     UPDATE job SET due_at = now_ms() WHERE state IN ('queued', 'running') AND state = 'running' AND due_at > now_ms()
 """
@@ -22,8 +22,8 @@ async def connect(url: str, *migrations: Path) -> AsyncIterator[Database]:
     """
     Open `sqlite:///file`, `sqlite:////absolute/file` or `postgresql://…` and bring its schema up to date.
 
-    PostgreSQL URLs may name several hosts (`postgresql://a,b,c/name`); the one that takes writes is used. Raises
-    SystemExit with the reason where it cannot be opened.
+    A PostgreSQL URL may name several hosts (`postgresql://a,b,c/name`); the one that accepts writes is used. Raises
+    SystemExit with the reason if the database cannot be opened.
     """
     database: Database
     if url.startswith("sqlite:///"):
@@ -31,7 +31,7 @@ async def connect(url: str, *migrations: Path) -> AsyncIterator[Database]:
     elif url.startswith(("postgresql://", "postgres://")):
         database = await Postgres.open(url)
     else:
-        raise ValueError("a database URL begins with sqlite:/// or postgresql://")
+        raise ValueError("a database URL must begin with sqlite:/// or postgresql://")
     try:
         await migrate(database, *migrations)
         if url.startswith("sqlite:"):

@@ -1,8 +1,8 @@
 """
-Bring a schema up to date: numbered SQL files, one transaction, one at a time.
+Bring a schema up to date: numbered SQL files in one transaction.
 
-The chassis' files and those of the service's folders make one stream, sorted by name and each applied once. A release
-only adds to the schema; what it no longer needs is removed by a later one, so an older process runs on a newer schema.
+The files of the chassis and of the service's folders form one list. It is sorted by name, and each file is applied
+once. A release only adds to the schema, and a later one removes old parts, so an older process runs on a newer schema.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import asyncpg
 
 from services.chassis.database.transactions import Database, one, rows
 
-OURS = Path(__file__).with_name("schema")
+CHASSIS_SCHEMA = Path(__file__).with_name("schema")
 
 BOOTSTRAP = (
     "CREATE TABLE IF NOT EXISTS schema_lock (id BIGINT PRIMARY KEY, touched_at BIGINT NOT NULL)",
@@ -25,13 +25,13 @@ BOOTSTRAP = (
 
 
 async def migrate(database: Database, *folders: Path) -> None:
-    """Apply what is missing. Replicas that start together wait for one another at the lock row."""
+    """Apply the missing files. A lock row makes replicas that start together wait for one another."""
     scripts = stream(*folders)
     for attempt in range(10):
         try:
             await database.run(bootstrap)
             break
-        except asyncpg.PostgresError:  # two replicas create the same table: the loser looks again
+        except asyncpg.PostgresError:  # another replica has created the same table
             if attempt == 9:
                 raise
             await asyncio.sleep(0.1)
@@ -39,7 +39,7 @@ async def migrate(database: Database, *folders: Path) -> None:
 
 
 def stream(*folders: Path) -> list[tuple[str, list[str]]]:
-    files = [file for folder in (OURS, *folders) for file in folder.glob("*.sql")]
+    files = [file for folder in (CHASSIS_SCHEMA, *folders) for file in folder.glob("*.sql")]
     return sorted((file.stem, statements(file.read_text(encoding="utf-8"))) for file in files)
 
 
@@ -59,6 +59,6 @@ async def apply(scripts: Sequence[tuple[str, Sequence[str]]]) -> None:
 
 
 def statements(script: str) -> list[str]:
-    """Split at the semicolons that end a line; comments on lines of their own are dropped."""
+    """Split a script at the semicolons that end a line; drop comments that have a line of their own."""
     code = "\n".join(line for line in script.splitlines() if not line.lstrip().startswith("--"))
     return [statement.strip() for statement in code.split(";\n") if statement.strip(" \n;")]

@@ -1,11 +1,11 @@
 """
-PostgreSQL when one machine is outgrown: several replicas of a process, a replicated database under them.
+PostgreSQL for several replicas of a process, with a replicated database under them.
 
-Transactions that only add are committed together, without savepoints, which cost more than they save: where one of a
-group fails, each is run again by itself. All others have a connection each: two groups that each hold what the other
-wants (a pace's row, the change log's counter) would wait for PostgreSQL to see the deadlock, a second each time.
-No advisory locks, no LISTEN/NOTIFY (a global lock at commit), no sequences: what distributed databases of this protocol
-speak, too.
+`add` commits transactions together without savepoints, which cost more than they save. If one of a group fails, each
+runs again alone. `run` takes a connection for each transaction. In groups, two of them could deadlock on a rate limit
+and the change log's counter, and PostgreSQL takes a second to find that.
+The SQL uses no advisory locks, no LISTEN/NOTIFY (a global lock at commit) and no sequences, because distributed
+databases of this protocol lack them.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ P = ParamSpec("P")
 
 log = structlog.get_logger()
 
-#: Seconds for one statement, and for a free connection. Below the default deadline of an RPC.
+#: Seconds for one statement, and for a free connection. They are below the default deadline of an RPC.
 STATEMENT_TIMEOUT = 8.0
 ACQUIRE_TIMEOUT = 5.0
-#: Milliseconds after which the server ends a transaction that asks for nothing: its process is frozen or its machine is
-#: gone, and what it has locked is wanted by others.
-FROZEN_MS = "5000"
-#: Groups that are committed at the same time, and transactions in one.
-GROUPS, MAX_BATCH = 2, 64
-#: Seconds a starting process waits for its database.
+#: Milliseconds after which the server ends an idle transaction. Its process is frozen or its machine is gone, and
+#: others wait for its locks.
+IDLE_IN_TRANSACTION_MS = "5000"
+#: Groups that are committed at the same time, and transactions in one group.
+MAX_GROUPS, MAX_BATCH = 2, 64
+#: Seconds for which a starting process waits for its database.
 START_TIMEOUT = 60.0
 
-# STABLE over statement_timestamp(): with clock_timestamp() an index on due_at is not used.
+# STABLE over statement_timestamp(), because PostgreSQL would use no index on due_at with clock_timestamp().
 NOW_MS = """
     CREATE OR REPLACE FUNCTION now_ms() RETURNS BIGINT LANGUAGE sql STABLE AS $$
         SELECT CAST(extract(epoch FROM statement_timestamp()) * 1000 AS BIGINT)
@@ -51,8 +51,8 @@ NOW_MS = """
 """
 
 REPLAY = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
-# A database that is gone, going, coming, or no longer the primary.
-GONE = (
+# The database is away, is starting or stopping, or is no longer the primary.
+OUTAGES = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
@@ -68,8 +68,8 @@ GONE = (
 
 
 @lru_cache(maxsize=1024)
-def numbered(sql: str) -> tuple[str, tuple[str, ...]]:
-    """Compile `:name` to `$n`; `::` casts are left alone."""
+def to_positional(sql: str) -> tuple[str, tuple[str, ...]]:
+    """Replace `:name` by `$n` and return the names in that order; leave `::` casts alone."""
     names: list[str] = []
 
     def place(match: re.Match[str]) -> str:
@@ -81,11 +81,11 @@ def numbered(sql: str) -> tuple[str, tuple[str, ...]]:
 
 
 async def keep_session(_connection: object) -> None:
-    """Do nothing between two users of a connection: no transaction changes the session, so nothing needs resetting."""
+    """Do nothing when a connection returns to the pool, because no transaction changes its session."""
 
 
-def each_host(url: str) -> list[str]:
-    """Take apart `postgresql://user@a:1,b:2/name`."""
+def urls_of_hosts(url: str) -> list[str]:
+    """Split `postgresql://user@a:1,b:2/name` into one URL for each host."""
     parts = urlsplit(url)
     user, at, hosts = parts.netloc.rpartition("@")
     return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]
@@ -93,16 +93,16 @@ def each_host(url: str) -> list[str]:
 
 async def connect_to_primary(url: str, **options: Any) -> Any:
     """
-    Ask all hosts at once, and take the one that takes writes.
+    Connect to all hosts at once and return the connection to the one that accepts writes.
 
-    asyncpg asks them one after another under one timeout: behind a frozen one, which accepts a connection and says no
-    more, the others would never be asked.
+    asyncpg tries the hosts one after another under one timeout. A frozen host accepts a connection and then stays
+    silent, so asyncpg would never try the hosts behind it.
     """
-    attempts = [asyncio.ensure_future(asyncpg.connect(host, **options)) for host in each_host(url)]
+    attempts = [asyncio.ensure_future(asyncpg.connect(host, **options)) for host in urls_of_hosts(url)]
     chosen = None
-    last: BaseException = TimeoutError()
+    last_error: BaseException = TimeoutError()
 
-    def hang_up(attempt: asyncio.Future[Any]) -> None:
+    def terminate_unchosen(attempt: asyncio.Future[Any]) -> None:
         if not attempt.cancelled() and attempt.exception() is None and attempt.result() is not chosen:
             attempt.result().terminate()
 
@@ -110,15 +110,21 @@ async def connect_to_primary(url: str, **options: Any) -> Any:
         for attempt in asyncio.as_completed(attempts):
             try:
                 chosen = await attempt
-            except GONE as error:
-                last = error
+            except OUTAGES as error:
+                last_error = error
             else:
                 return chosen
-        raise last
-    finally:  # without waiting: whoever is cancelled here would lose the one that was chosen
+        raise last_error
+    finally:  # do not wait here: a cancellation would lose the chosen connection
         for each in attempts:
             each.cancel()
-            each.add_done_callback(hang_up)
+            each.add_done_callback(terminate_unchosen)
+
+
+def retrieve_exception(future: asyncio.Future[Any]) -> None:
+    """Prevent asyncio's warning about an exception that a cancelled caller does not retrieve."""
+    if not future.cancelled():
+        future.exception()
 
 
 class Waiting(NamedTuple):
@@ -127,7 +133,7 @@ class Waiting(NamedTuple):
 
 
 class Postgres:
-    """A pool of connections to whichever host takes writes."""
+    """A pool of connections to the host that accepts writes."""
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record], probe: asyncpg.Pool[asyncpg.Record]) -> None:
         self.offset_ms = 0
@@ -147,18 +153,23 @@ class Postgres:
             reset=keep_session,
             connect=cast("Any", connect_to_primary),
             target_session_attrs=SessionAttribute.primary if "," in url else SessionAttribute.any,
-            server_settings={"application_name": "topsmile", "idle_in_transaction_session_timeout": FROZEN_MS},
+            server_settings={
+                "application_name": "topsmile",
+                "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_MS,
+            },
         )
         while True:
             pool = pool_of(min_size=1, max_size=connections)
             try:
-                await pool  # type: ignore[unused-awaitable]  # awaiting it is how it is opened
+                await pool  # type: ignore[unused-awaitable]  # this opens the pool
                 async with pool.acquire() as connection:
                     await define_clock(connection)
-            except GONE as error:
+            except OUTAGES as error:
                 pool.terminate()
                 if asyncio.get_running_loop().time() - started > START_TIMEOUT:
-                    raise SystemExit(f"the database does not answer: {type(error).__name__}") from error
+                    raise SystemExit(
+                        f"the database must answer within {START_TIMEOUT:.0f} s: {type(error).__name__}"
+                    ) from error
                 log.warning("database.connect_failed", error=type(error).__name__)
                 await asyncio.sleep(1.0)
             except BaseException:
@@ -169,27 +180,27 @@ class Postgres:
 
     async def run(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         running = asyncio.ensure_future(self._run(partial(transaction, *args, **kwargs)))
-        running.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # its caller may have gone
+        running.add_done_callback(retrieve_exception)
         return await asyncio.shield(running)
 
     async def add(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        answer.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # its caller may have gone
+        answer.add_done_callback(retrieve_exception)
         self._waiting.append(Waiting(partial(transaction, *args, **kwargs), answer))
-        if len(self._committing) < GROUPS:
-            committing = asyncio.create_task(self._commit_what_waits())
+        if len(self._committing) < MAX_GROUPS:
+            committing = asyncio.create_task(self._commit_waiting())
             self._committing.add(committing)
             committing.add_done_callback(self._committing.discard)
         return await asyncio.shield(answer)
 
     async def read(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        if self.offset_ms:  # a transaction is needed to hold the moved clock
+        if self.offset_ms:  # only a transaction can hold the moved clock
             return await self.run(transaction, *args, **kwargs)
         async with self._connection() as connection:
-            return await drive(connection, transaction(*args, **kwargs))
+            return await run_transaction(connection, transaction(*args, **kwargs))
 
     async def ready(self) -> None:
-        """Write on a connection of its own, which never waits for one of the pool."""
+        """Write on a connection of its own, which does not wait for the pool."""
         async with self._connection(self._probe) as connection:
             await connection.execute("UPDATE schema_lock SET touched_at = now_ms()")
 
@@ -197,26 +208,26 @@ class Postgres:
         for pool in (self._probe, self._pool):
             try:
                 await asyncio.wait_for(pool.close(), 5.0)
-            except GONE:
+            except OUTAGES:
                 pool.terminate()
 
-    async def _commit_what_waits(self) -> None:
+    async def _commit_waiting(self) -> None:
         while self._waiting:
             group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_BATCH))]
-            values = await self._together([waiting.transaction for waiting in group])
+            values = await self._commit_group([waiting.transaction for waiting in group])
             for waiting, value in zip(group, values, strict=True):
                 if isinstance(value, BaseException):
                     waiting.answer.set_exception(value)
                 else:
                     waiting.answer.set_result(value)
 
-    async def _together(self, transactions: Sequence[Callable[[], Transaction[Any]]]) -> Sequence[Any]:
-        """Commit them as one; where that fails, each by itself, which shows whose error it is."""
+    async def _commit_group(self, transactions: Sequence[Callable[[], Transaction[Any]]]) -> Sequence[Any]:
+        """Commit the transactions together. If that fails, run each alone, so that each gets its own error."""
         try:
             return await self._commit(transactions)
         except Unavailable as outage:
             return [outage] * len(transactions)
-        except Exception:  # noqa: BLE001 - of whatever kind it is, it comes again
+        except Exception:  # noqa: BLE001 - the transaction that raised it raises it again
             return await asyncio.gather(*map(self._run, transactions), return_exceptions=True)
 
     async def _run(self, transaction: Callable[[], Transaction[T]]) -> T:
@@ -239,38 +250,38 @@ class Postgres:
             if self.offset_ms:
                 moved = str(self.offset_ms)
                 await connection.execute("SELECT set_config('topsmile.clock_offset_ms', $1, true)", moved)
-            return [await drive(connection, transaction()) for transaction in transactions]
+            return [await run_transaction(connection, transaction()) for transaction in transactions]
 
     @asynccontextmanager
     async def _connection(self, pool: asyncpg.Pool[asyncpg.Record] | None = None) -> AsyncIterator[Any]:
-        """Lend a connection; one that met an outage is not lent again."""
+        """Lend a connection; terminate it after an outage."""
         pool = pool or self._pool
         try:
             async with pool.acquire(timeout=ACQUIRE_TIMEOUT) as connection:
                 try:
                     yield connection
-                except GONE:
-                    # At once: it takes back asyncpg's request to cancel what timed out. A COMMIT cancelled while it
-                    # waits for its standby is seen by everybody, and lost with the primary.
+                except OUTAGES:
+                    # Terminate at once: asyncpg would cancel the statement that timed out. A COMMIT that is cancelled
+                    # while it waits for its standby becomes visible, but is lost with the primary.
                     connection.terminate()
                     raise
-        except asyncpg.DataError:  # an InterfaceError by birth, but a bug of ours
+        except asyncpg.DataError:  # asyncpg derives it from InterfaceError, but it is a bug, not an outage
             raise
-        except GONE as error:
+        except OUTAGES as error:
             if isinstance(error, asyncpg.ReadOnlySQLTransactionError | TimeoutError | ConnectionError):
-                # Demoted, frozen or gone: every connection of the pool leads to that host.
+                # The host is demoted, frozen or gone, and every connection of the pool leads to it.
                 await pool.expire_connections()
             reason = "STORE_FULL" if isinstance(error, asyncpg.DiskFullError) else "STORE_UNAVAILABLE"
             raise Unavailable(f"the database: {type(error).__name__}", reason=reason, retry_after=1.0) from error
 
 
-async def drive(connection: Any, transaction: Transaction[T]) -> T:
+async def run_transaction(connection: Any, transaction: Transaction[T]) -> T:
     try:
-        asked = next_statement(transaction, None)
+        statement = next_statement(transaction, None)
         while True:
-            sql, names = numbered(asked.sql)
-            found = await connection.fetch(sql, *(asked.parameters[name] for name in names))
-            asked = next_statement(transaction, found)
+            sql, names = to_positional(statement.sql)
+            found = await connection.fetch(sql, *(statement.parameters[name] for name in names))
+            statement = next_statement(transaction, found)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]  # StopIteration is not generic
     finally:
@@ -278,7 +289,7 @@ async def drive(connection: Any, transaction: Transaction[T]) -> T:
 
 
 async def define_clock(connection: Any) -> None:
-    """Define `now_ms()`; two replicas that start together may both try, and the loser finds the work done."""
+    """Define `now_ms()`, unless another replica that starts at the same time does."""
     if await connection.fetchval("SELECT to_regprocedure('now_ms()')") is None:
         try:
             await connection.execute(NOW_MS)

@@ -1,12 +1,12 @@
 """
 Transactions as values: an `async def` that awaits nothing but statements.
 
-A transaction holds no connection. It yields `Statement`s and is sent rows, so whoever has a connection can drive it by
-hand: SQLite in its one writer thread, PostgreSQL inside a connection's transaction, a test step by step.
+A transaction holds no connection. It yields `Statement`s and receives rows, so SQLite, PostgreSQL and a test can each
+run it with their own connection.
 
-* It is pure: no clock (`now_ms()` is SQL), no randomness, no side effect. It may be run again.
+* It is pure: no clock (`now_ms()` is SQL), no randomness, no side effect. It may run again.
 * It composes by `await`; mypy reports a forgotten one.
-* An error of the database never resumes it. What it raises itself rolls it back.
+* A database error ends it without resuming it. An exception that it raises rolls it back.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Transaction: TypeAlias = Coroutine[Any, Any, T]
 
 
 class Row(Protocol):
-    """What sqlite3.Row and asyncpg.Record have in common: columns by name, and `**` into a dataclass."""
+    """The common part of sqlite3.Row and asyncpg.Record: columns by name, and `**` into a dataclass."""
 
     def keys(self) -> Any: ...
     def __getitem__(self, column: str, /) -> Any: ...
@@ -30,7 +30,7 @@ class Row(Protocol):
 
 @dataclass(frozen=True)
 class Statement:
-    """SQL that both databases understand, with `:name` parameters."""
+    """SQL for both databases, with `:name` parameters."""
 
     sql: str
     parameters: Mapping[str, object]
@@ -49,21 +49,21 @@ async def maybe_one(sql: str, **parameters: object) -> Row | None:
 
 
 async def one(sql: str, **parameters: object) -> Row:
-    """Return the only row; an absent one is a bug of ours."""
+    """Return the only row; raise ValueError if there is none or more than one."""
     (found,) = await rows(sql, **parameters)
     return found
 
 
 class Database(Protocol):
     """
-    Where a process keeps what it must not lose.
+    The durable store of a process.
 
-    `run` commits before it returns or raises what the transaction raised; errors.Unavailable means that the database
-    could not take it (reason STORE_FULL: the disk is full, nothing was stored; STORE_UNAVAILABLE: the commit may or may
-    not have happened, repeating is safe). Cancelling the caller does not stop the transaction.
+    `run` commits before it returns. It raises what the transaction raises, or errors.Unavailable: STORE_FULL means that
+    the disk is full and nothing was stored; after STORE_UNAVAILABLE the commit may have happened, and repeating is
+    safe. Cancelling the caller does not stop the transaction.
     """
 
-    #: Milliseconds added to the database's clock, the only clock there is. Tests move time with it.
+    #: Milliseconds that are added to the database's clock. Tests move time with it.
     offset_ms: int
 
     async def run(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T: ...
@@ -73,11 +73,11 @@ class Database(Protocol):
         ...
 
     async def read(self, transaction: Callable[P, Transaction[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a transaction that only reads; it never waits behind the writers."""
+        """Run a transaction that only reads; it does not wait for writers."""
         ...
 
     async def ready(self) -> None:
-        """Store something; raises errors.Unavailable when that is not possible now."""
+        """Store something; raise errors.Unavailable if that is not possible now."""
         ...
 
     async def close(self) -> None: ...
@@ -85,8 +85,8 @@ class Database(Protocol):
 
 def next_statement(transaction: Transaction[Any], found: Sequence[Row] | None) -> Statement:
     """Resume a transaction until its next statement; StopIteration carries its result."""
-    asked = transaction.send(found)
-    if not isinstance(asked, Statement):
+    statement = transaction.send(found)
+    if not isinstance(statement, Statement):
         transaction.close()
-        raise TypeError(f"a transaction awaits statements only, not {asked!r}")
-    return asked
+        raise TypeError(f"a transaction must await statements only, not {statement!r}")
+    return statement

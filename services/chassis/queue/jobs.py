@@ -1,16 +1,16 @@
 """
 The durable queue: a job is a promise to call a handler.
 
-It is stored with the record it belongs to, before the promise is given, and leaves the queue in the transaction that
-stores what the handler learnt. Everything here is a transaction or a value; `worker.py` has the loop.
+A transaction stores a job together with the record it belongs to. Another one stores the outcome together with what the
+handler changes in that record. This module holds transactions and values; `worker.py` has the loop.
 
     queued ──claim──▶ running ──▶ done
       ▲  ▲               │
-      │  └── Later, failure ──▶ dead (Never, or tried until expires_at)
+      │  └ Snooze, failure ──▶ dead (Discard, or failed until expires_at)
       └── replay, unpark ── dead, parked          queued ──▶ cancelled
 
-A running job's `due_at` is the end of its lease: when that passes, its worker has stalled and the job may be claimed
-again. `claims` fences: an outcome counts only for the latest claim.
+A running job's `due_at` is the end of its lease. After that its worker has stalled, and another one may claim the job.
+`claims` is the fencing token: an outcome counts only for the latest claim.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from services.chassis.database.transactions import Row, Transaction, maybe_one, 
 from services.chassis.queue import rate_limit
 from services.chassis.queue.rate_limit import RateLimit
 
-#: Priorities: verification codes go before confirmations and notices, these before reminders.
+#: Priorities: verification codes go before confirmations and notices, and those before reminders.
 CODES, NOTICES, REMINDERS = 0, 1, 2
 PRIORITIES = (CODES, NOTICES, REMINDERS)
 
-#: Claims that stalled while the job ran alone; a job that kills its worker this often is given up.
+#: A job that stalls this often while it runs alone kills its workers. It becomes a dead letter.
 MAX_CRASHES = 5
-#: Failed tries before a job is given up, however late it is.
+#: A job becomes a dead letter after this many failures at the earliest, even if it has expired.
 MIN_TRIES = 5
 
 
-class LeaseLost(Exception):  # noqa: N818 - an outcome, not an error: somebody else has this job now
-    """Stop, and store nothing: the claim is another worker's, or too short for the act."""
+class LeaseLost(Exception):  # noqa: N818 - an outcome, not an error: another worker has this job now
+    """Stop and store nothing: another worker has the job, or the lease ends before the request would."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,20 @@ class Job:
     due_at: int
     created_at: int
     expires_at: int
-    #: The provider that the claim chose: one of the queue's routes.
+    #: The provider that the claim chose among the queue's routes.
     provider: str
-    #: 1 when expires_at had passed at the claim: the handler says whether the job is still worth doing.
+    #: 1 if `expires_at` had passed at the claim. The handler decides whether the job is still useful.
     expired: int
 
     @property
     def outcome_unknown(self) -> bool:
-        """An earlier attempt may have reached the provider: ask there before doing it again."""
+        """Return whether an earlier attempt may have reached the provider, which must be asked before another one."""
         return self.attempted == 1
 
 
 @dataclass(frozen=True)
 class Complete:
-    """The job is finished; `transaction(*args)` stores what was learnt, together with that."""
+    """Finish the job, and run `transaction(*args)` in the same transaction."""
 
     transaction: Callable[..., Transaction[object]] | None = None
     args: tuple[object, ...] = ()
@@ -79,7 +79,7 @@ class Complete:
 
 @dataclass(frozen=True)
 class Snooze:
-    """Postponed, which is no failure. With `pause` all jobs wait that need the same provider, on all replicas."""
+    """Postpone the job without counting a failure. `pause` stops all jobs of the same provider, on all replicas."""
 
     seconds: float
     reason: str
@@ -88,7 +88,7 @@ class Snooze:
 
 @dataclass(frozen=True)
 class Discard:
-    """A dead letter at once."""
+    """Make the job a dead letter at once."""
 
     reason: str
 
@@ -97,7 +97,11 @@ Outcome: TypeAlias = Complete | Snooze | Discard
 
 
 class MarkAttempted(Protocol):
-    """Called just before a request that cannot be taken back; `transaction(*args)` is stored together with that."""
+    """
+    Store that a request to the provider begins, and run `transaction(*args)` in the same transaction.
+
+    The handler calls it before a request that cannot be undone. `seconds` is the timeout of that request.
+    """
 
     async def __call__(
         self, seconds: float, transaction: Callable[..., Transaction[object]] | None = None, /, *args: object
@@ -109,7 +113,7 @@ class Route:
     """
     One provider of a queue.
 
-    `capacity` says how many calls its breaker lets through. Its rate limit and its pauses are shared by all replicas.
+    `capacity()` is the number of calls that its breaker lets through now. All replicas share its rate limit and pauses.
     """
 
     provider: str
@@ -122,8 +126,8 @@ class Queue:
     """
     What a process does with the jobs of one name.
 
-    The handler calls `mark_attempted(seconds)` just before an act that cannot be taken back. `on_dead(job, reason)` is
-    the transaction that tells the record that its job was given up.
+    The handler calls `mark_attempted(seconds)` before a request that cannot be undone. `on_dead(job, reason)` is the
+    transaction that tells the record that its job became a dead letter.
 
     `routes` are the providers that can do the jobs, in the order of preference. A claim takes the first that has
     capacity, is not paused and has a free slot. A job whose outcome is unknown stays with the provider that was asked.
@@ -136,24 +140,24 @@ class Queue:
     deadline: float = 10.0
     concurrency: int = 20
     rate_limit: RateLimit | None = None
-    #: A job that is done at the first try is logged at DEBUG only: the service that it calls logs the same.
+    #: Log a job that succeeds at its first claim at DEBUG only, because the service that it calls logs the same.
     quiet: bool = False
-    #: Days a finished job is kept; while it is, its id cannot be added again.
+    #: Days for which a finished job is kept. Until then, its id cannot be added again.
     retention_days: int = 35
     routes: tuple[Route, ...] = ()
-    #: Deletes a small batch of what the service need not keep; returns the number of rows.
+    #: Delete a small batch of the service's old rows; return how many.
     purge: Callable[[], Transaction[int]] | None = None
     #: Returns why an operator must not replay a dead letter, or nothing; it gets the row of `operations.show`.
     refuse_replay: Callable[[Row], Transaction[str]] | None = None
 
     def route(self, provider: str) -> Route:
-        """Return the route of a provider; the queue's own where it has none."""
+        """Return the route of a provider, or the queue's own if it has no routes."""
         own = Route(self.name, lambda: self.concurrency, self.rate_limit)
         return next((route for route in self.routes if route.provider == provider), own)
 
     @property
     def lease_ms(self) -> int:
-        """Twice the deadline, so that no heartbeat is needed."""
+        """Return twice the deadline, so that no heartbeat is needed."""
         return int(self.deadline * 2000)
 
 
@@ -171,14 +175,14 @@ ADD = f"""
 """
 
 
-# Due and queued: a new job, or one that failed. Due and running: its worker stalled without an outcome.
-# The IN (...) stands verbatim because SQLite uses the partial index only then; equality of queue and priority because
-# an ORDER BY over all priorities reads every job that is scheduled ahead.
+# A due queued job is new, snoozed or failed. A due running job has stalled.
+# SQLite uses the partial index only if its condition stands here verbatim. An ORDER BY over all priorities would read
+# every job that is scheduled ahead, so each statement asks for one priority.
 def live(priority: object, state: str) -> str:
     return f"queue = :queue AND priority = {priority} AND state IN ('queued', 'running') AND state = {state}"
 
 
-# A lost answer is looked for at the provider that was asked. Every other job is `free`: any provider may take it.
+# Only the provider that got the first request can say what became of it. Every other job is `free` for any provider.
 OF_ROUTE = "(attempted = 1 AND provider = :provider OR :free = 1 AND (attempted = 0 OR provider = ''))"
 CLAIM = f"""
     WITH due AS MATERIALIZED (
@@ -198,7 +202,7 @@ CLAIM_ONE = f"""
 """
 
 
-# Whether a claim is worth its commit, by priority; and when the next job will be due.
+# A claim costs a commit, so a worker first reads, for each priority, whether one would find something.
 def _peek_at(priority: int) -> str:
     queued, running = live(priority, "'queued'"), live(priority, "'running'")
     return f"""
@@ -212,10 +216,10 @@ def _peek_at(priority: int) -> str:
 
 PEEK = " UNION ALL ".join(map(_peek_at, PRIORITIES))
 
-# Ours still, and long enough for the act itself: otherwise somebody else has it, or soon will.
+# The lease must outlast the request. Otherwise another worker could send it at the same time.
 MARK_ATTEMPTED = """
     UPDATE job SET attempted = 1
-    WHERE queue = :queue AND id = :id AND claims = :claims AND state = 'running' AND due_at >= now_ms() + :act
+    WHERE queue = :queue AND id = :id AND claims = :claims AND state = 'running' AND due_at >= now_ms() + :timeout
     RETURNING id
 """
 
@@ -226,13 +230,13 @@ FINISH = """
     RETURNING id
 """
 
-# Given up when the next try would come too late and it was really tried: a job that a pause or an open breaker held
-# back past its expires_at still gets its tries.
-AGAIN = """
+# A dead letter needs MIN_TRIES failures. A pause or an open breaker may hold a job back past its expires_at, and such a
+# job still gets its tries.
+REQUEUE = """
     UPDATE job SET
-        state = CASE WHEN :failures > 0 AND failures + :failures >= :least AND now_ms() + :delay > expires_at
+        state = CASE WHEN :failures > 0 AND failures + :failures >= :min_tries AND now_ms() + :delay > expires_at
             THEN 'dead' ELSE 'queued' END,
-        finished_at = CASE WHEN :failures > 0 AND failures + :failures >= :least AND now_ms() + :delay > expires_at
+        finished_at = CASE WHEN :failures > 0 AND failures + :failures >= :min_tries AND now_ms() + :delay > expires_at
             THEN now_ms() ELSE NULL END,
         due_at = now_ms() + :delay, failures = failures + :failures, attempted = :attempted, crashes = 0, note = :note
     WHERE queue = :queue AND id = :id AND claims = :claims AND state = 'running'
@@ -251,9 +255,9 @@ async def add(
     trace: str | None = None,
 ) -> bool:
     """
-    Queue a job, unless its id is known. `due_at` None is now; `expires_at` None is a day after that.
+    Queue a job and return True; return False if the queue already has its id.
 
-    `trace` None: it is logged as what runs now is. A transaction that is committed with others has to say it.
+    `due_at` defaults to now, `expires_at` to a day after that, `trace` to that of the caller.
     """
     row = await maybe_one(
         ADD, queue=queue, id=id, payload=payload, priority=priority, due_at=due_at, expires_at=expires_at,
@@ -265,7 +269,7 @@ async def add(
 async def add_claimed(
     queue: Queue, id: str, payload: bytes, *, priority: int = NOTICES, expires_at: int | None = None, trace: str = ""
 ) -> Job:
-    """Queue a job already claimed by the caller, who runs it with `Worker.perform`; if he dies, the queue does."""
+    """Queue a job that the caller has claimed and runs with `Worker.perform`; if it dies, another worker runs it."""
     row = await one(
         ADD, queue=queue.name, id=id, payload=payload, priority=priority, due_at=None, expires_at=expires_at,
         trace=trace, state="running", lease=queue.lease_ms, claims=1,
@@ -276,10 +280,10 @@ async def add_claimed(
 @dataclass(frozen=True)
 class QueueSnapshot:
     """
-    What a look saw.
+    Which jobs of a queue a provider could take now.
 
-    `stalled_for` is the seconds since the oldest lease ended whose worker is gone, None where there is none. `wait` is
-    the seconds after which something more may be due, where that is known.
+    `due` holds the priorities that have a due job. `stalled_for` is how many seconds ago the oldest lease of a stalled
+    job ended. `wait` is the number of seconds until another job may be due. Both are None if there is no such job.
     """
 
     due: tuple[int, ...] = ()
@@ -289,7 +293,7 @@ class QueueSnapshot:
 
 
 async def peek(queue: str, provider: str = "", *, free: bool = True) -> QueueSnapshot:
-    """Look without a lock at what is due for a provider, by priority. Costs nothing but a read."""
+    """Read which priorities have due jobs for a provider, without a lock. `free`: see `claim`."""
     provider = provider or queue
     found = await rows(PEEK, queue=queue, provider=provider, free=int(free))
     now = found[0]["now"]
@@ -308,9 +312,10 @@ async def peek(queue: str, provider: str = "", *, free: bool = True) -> QueueSna
 @dataclass(frozen=True)
 class Claimed:
     """
-    What a claim got.
+    The claimed jobs.
 
-    `recovering`: the queue was paused and the job is its trial. `full`: the provider can take no more now.
+    `recovering` is True if the provider was paused and the only job is its trial. `full` is True if the provider can
+    take no more now.
     """
 
     jobs: tuple[Job, ...] = ()
@@ -328,10 +333,11 @@ async def claim(
     stalled: bool = False,
 ) -> Claimed:
     """
-    Claim what is due and can start now: within the slots and the provider's rate limit; one trial after a pause.
+    Claim due jobs, at most as many as the slots and the provider's rate limit allow; after a pause one, as a trial.
 
-    Without `free`, only jobs whose answer this provider lost: a provider before it can take the others.
-    With `stalled`, one job whose worker is gone. Only for a worker that runs nothing else: it may be what killed it.
+    Without `free`, claim only jobs whose answer this provider lost, because an earlier provider can take the others.
+    `stalled` claims one stalled job instead. Only a worker that runs nothing else may do so: that job may have killed
+    its worker.
     """
     route = queue.route(provider)
     slots, limit = (1, None) if stalled else (slots, route.rate_limit)
@@ -355,13 +361,13 @@ async def claim(
 
 
 async def claim_one(queue: Queue, id: str) -> Job | None:
-    """Claim this job, due or backing off; None while another has it, or when it is finished."""
+    """Claim this job even if it is backing off; return None if it is finished or another worker has it."""
     row = await maybe_one(CLAIM_ONE, queue=queue.name, id=id, lease=queue.lease_ms)
     return None if row is None else job_of(row)
 
 
-async def mark_attempted(job: Job, act_ms: int, stored: Complete = Complete()) -> None:
-    if await maybe_one(MARK_ATTEMPTED, queue=job.queue, id=job.id, claims=job.claims, act=act_ms) is None:
+async def mark_attempted(job: Job, timeout_ms: int, stored: Complete = Complete()) -> None:
+    if await maybe_one(MARK_ATTEMPTED, queue=job.queue, id=job.id, claims=job.claims, timeout=timeout_ms) is None:
         raise LeaseLost(job.id)
     if stored.transaction is not None:
         await stored.transaction(*stored.args)
@@ -394,24 +400,24 @@ async def finish(job: Job, state: str, note: str) -> None:
 
 
 async def snooze(job: Job, outcome: Snooze) -> None:
-    # Where its provider is paused, the job is due at once: another provider of the queue may take it.
-    await again(job, 0.0 if outcome.pause else outcome.seconds, outcome.reason, failures=0)
+    # If its provider is paused, the job is due at once, because another provider of the queue may take it.
+    await requeue(job, 0.0 if outcome.pause else outcome.seconds, outcome.reason, failures=0)
     if outcome.pause:
         await rate_limit.pause(job.provider or job.queue, outcome.seconds, outcome.reason)
 
 
 async def fail(job: Job, delay: float, note: str, on_dead: Callable[[Job, str], Transaction[object]]) -> bool:
-    """Back off after a failure; True if the job was given up instead."""
-    given_up = await again(job, delay, note, failures=1) == "dead"
-    if given_up:
+    """Back off after a failure; return True if the job became a dead letter instead."""
+    died = await requeue(job, delay, note, failures=1) == "dead"
+    if died:
         await on_dead(job, note)
-    return given_up
+    return died
 
 
-async def again(job: Job, delay: float, note: str, *, failures: int) -> str:
+async def requeue(job: Job, delay: float, note: str, *, failures: int) -> str:
     row = await maybe_one(
-        AGAIN, queue=job.queue, id=job.id, claims=job.claims, attempted=job.attempted, delay=int(delay * 1000),
-        note=note, failures=failures, least=MIN_TRIES,
+        REQUEUE, queue=job.queue, id=job.id, claims=job.claims, attempted=job.attempted, delay=int(delay * 1000),
+        note=note, failures=failures, min_tries=MIN_TRIES,
     )  # fmt: skip
     if row is None:
         raise LeaseLost(job.id)
@@ -426,7 +432,7 @@ def attempted_as(job: Job, attempted: bool) -> Job:
     return replace(job, attempted=int(attempted))
 
 
-# What was called off needs no words any more.
+# A cancelled job never runs, so its payload, which may name a person, is erased.
 CANCEL = """
     UPDATE job SET state = 'cancelled', payload = :nothing, finished_at = now_ms()
     WHERE queue = :queue AND id = :id AND state IN ('queued', 'parked') AND attempted = 0
@@ -440,9 +446,10 @@ RESCHEDULE = """
 
 
 async def cancel(queue: str, id: str) -> bool:
-    """Call off a job; False is too late: it runs, it ran, or it may have been done."""
+    """Cancel a job; return False if it runs, is finished, or may have reached the provider."""
     return await maybe_one(CANCEL, queue=queue, id=id, nothing=b"") is not None
 
 
 async def reschedule(queue: str, id: str, due_at: int, expires_at: int | None = None) -> bool:
+    """Move a job that has not been attempted; return False if it is too late. `expires_at` moves with it by default."""
     return await maybe_one(RESCHEDULE, queue=queue, id=id, due_at=due_at, expires_at=expires_at) is not None

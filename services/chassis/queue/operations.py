@@ -33,14 +33,14 @@ PURGE = """
     RETURNING id
 """
 PURGE_DEAD = PURGE.replace("state IN ('done', 'cancelled')", "state = 'dead'")
-# No lease is longer than a lease from now, so that a dead worker's job is found again in time.
+# No lease may end later than a full lease from now. Otherwise a stalled job would wait too long.
 LEASES = """
     UPDATE job SET due_at = now_ms() + :lease
     WHERE queue = :queue AND priority = :priority AND state IN ('queued', 'running') AND state = 'running'
         AND due_at > now_ms() + :lease
 """
-# A job that comes from the future and was to run at once, or has failed since, runs at once. A scheduled one keeps its
-# time, which is the wall clock's.
+# A job from the future that was due at once, or has failed, becomes due now. A scheduled job keeps its time, because
+# that is a time of the wall clock.
 FROM_THE_FUTURE = """
     UPDATE job SET due_at = now_ms(), created_at = now_ms()
     WHERE queue = :queue AND priority = :priority AND state IN ('queued', 'running') AND state = 'queued'
@@ -171,7 +171,7 @@ async def census(queue: str, providers: Sequence[str] = ()) -> Mapping[str, Any]
 
 
 async def clock_set_back(queue: str, lease_ms: int) -> None:
-    """Correct what was stored before the database's clock was set back. It reads the whole backlog."""
+    """Correct leases and due times that were stored before the clock was set back. Reads the whole backlog."""
     for priority in PRIORITIES:
         await rows(LEASES, queue=queue, priority=priority, lease=lease_ms)
         await rows(FROM_THE_FUTURE, queue=queue, priority=priority)

@@ -1,7 +1,7 @@
 """
-How fast a provider may be called, by all replicas together, and the pauses it asks for: one row a queue.
+The rate limit and the pause of each provider, which all replicas share: one row for each provider.
 
-A queue that was paused starts again with one trial; `resume` after its success gives it its full width.
+After a pause, the provider gets one trial call. `resume` after its success ends the pause for all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from services.chassis.errors import Throttled, Unavailable
 PEEK = """
     SELECT COALESCE(free_at, 0) AS free_at, COALESCE(paused_at, 0) AS paused_at,
         COALESCE(paused_until, 0) AS paused_until, COALESCE(reason, '') AS reason, now_ms() AS now
-    FROM (SELECT 1) AS asked LEFT JOIN rate_limit ON queue = :queue
+    FROM (SELECT 1) AS always LEFT JOIN rate_limit ON queue = :queue
 """
 LOCKED = "SELECT free_at, paused_at, paused_until, reason FROM rate_limit WHERE queue = :queue FOR UPDATE"
 ENSURE = "INSERT INTO rate_limit (queue) VALUES (:queue) ON CONFLICT (queue) DO NOTHING"
@@ -54,9 +54,9 @@ PAUSED_RETRY = 60.0
 @dataclass(frozen=True)
 class RateLimit:
     """
-    How fast a provider may be called, by all replicas together: GCRA with `burst` calls at once.
+    The calls that a provider gets from all replicas together: GCRA with bursts of `burst` calls.
 
-    Moments are epoch microseconds: at 400 calls a second, one takes two and a half milliseconds.
+    Times are epoch microseconds, because at 400 calls a second each takes 2.5 milliseconds.
     """
 
     per_second: float
@@ -67,7 +67,7 @@ class RateLimit:
         return max(int(self.burst - ahead), 0)
 
     def capped(self, free_at: int, now: int) -> int:
-        """Return `free_at`, at most a burst ahead: it is further ahead only where the clock was set back since."""
+        """Return `free_at`, at most a burst ahead. It is further ahead only if the clock was set back."""
         return min(free_at, now + ceil(self.burst * 1e6 / self.per_second))
 
     def after(self, free_at: int, now: int, taken: int) -> int:
@@ -77,9 +77,9 @@ class RateLimit:
 @dataclass(frozen=True)
 class State:
     """
-    `free_at` and `now` are epoch microseconds, `paused_for` seconds. `reason` stays until a trial has succeeded.
+    `free_at` and `now` are epoch microseconds, `paused_for` is seconds. `reason` stays until a trial succeeds.
 
-    `paused_until` is in epoch milliseconds; None: it is not paused, or nobody knows for how long.
+    `paused_until` is epoch milliseconds, or None if the queue is not paused or the end is unknown.
     """
 
     free_at: int
@@ -99,12 +99,12 @@ async def peek(queue: str) -> State:
 
 
 async def lock(queue: str, rate_limit: RateLimit | None) -> State:
-    """See it, with `free_at` in the range of the rate limit, and keep it from all others until the commit."""
+    """Lock the row until the commit, and correct a `free_at` that lies too far ahead."""
     row = await maybe_one(LOCKED, queue=queue)
     if row is None:
         await rows(ENSURE, queue=queue)
         row = await one(LOCKED, queue=queue)
-    # Afterwards: PostgreSQL's time is from before a statement waits for a lock.
+    # Read the time in a statement of its own: PostgreSQL takes it before a statement waits for a lock.
     state = _state(row, (await one("SELECT now_ms() AS now"))["now"])
     if rate_limit is None or (free_at := rate_limit.capped(state.free_at, state.now)) == state.free_at:
         return state
@@ -113,7 +113,7 @@ async def lock(queue: str, rate_limit: RateLimit | None) -> State:
 
 
 def _state(row: Row, now: int) -> State:
-    # A pause that begins in the future was stored before the clock was set back: nobody knows its end, so it is over.
+    # A pause that begins in the future was stored before the clock was set back. Its end is unknown, so it is over.
     until = row["paused_until"] if row["paused_at"] <= now else 0
     reason = "" if row["reason"] == PAUSED and until <= now else row["reason"]
     known = until if now < until < FOREVER else None
@@ -126,9 +126,9 @@ async def store(queue: str, free_at: int) -> None:
 
 async def acquire(queue: str, rate_limit: RateLimit | None) -> bool:
     """
-    Take a turn for a call that an RPC makes itself; raises, nothing stored, where none is free.
+    Take a slot for a call that an RPC makes itself; return whether it is the trial after a pause.
 
-    Returns whether the queue was paused and this is its trial.
+    Raises Throttled if no slot is free, and Throttled or Unavailable with the pause's reason during a pause.
     """
     state = await lock(queue, rate_limit)
     if state.paused_for > 0 and state.reason == PAUSED:
@@ -140,7 +140,7 @@ async def acquire(queue: str, rate_limit: RateLimit | None) -> bool:
     if rate_limit is not None:
         if rate_limit.free_slots(state.free_at, state.now) < 1:
             wait = (state.free_at - state.now) / 1e6
-            raise Throttled(f"the pace of {queue} is used up", retry_after=max(wait, 0.1))
+            raise Throttled(f"the rate limit of {queue} is used up", retry_after=max(wait, 0.1))
         await store(queue, rate_limit.after(state.free_at, state.now, 1))
     return state.recovering
 
@@ -150,7 +150,7 @@ async def pause(queue: str, seconds: float, reason: str) -> None:
 
 
 async def resume(queue: str) -> None:
-    """Let a paused queue run at full width again: its trial succeeded."""
+    """End the pause of a provider after its trial succeeded."""
     await rows(RESUME, queue=queue)
 
 

@@ -1,8 +1,8 @@
 """
-The loop behind a queue: claim what can start now, run it under a deadline, store its outcome.
+The loop of a queue: claim the jobs that can start now, run each under a deadline, store its outcome.
 
-No leased job waits in memory, a worker is stopped by an event and never by cancelling it, and a database that is away
-for an hour costs nobody a failure.
+A worker claims no job that would wait in memory. An event stops it, never a cancellation. An outage of the database
+counts as no job's failure.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from services.chassis.queue.jobs import Complete, Discard, Job, LeaseLost, Outco
 
 log = structlog.get_logger()
 
-#: Seconds between two looks at an idle queue; what this process adds wakes it at once.
+#: Seconds between two polls of an idle queue. A job that this process adds wakes the worker at once.
 POLL = 0.25
-#: Seconds that a stalled job waits until its worker happens to be idle. After that the worker starts nothing else.
-STALLED_AT_MOST = 3.0
-#: Seconds until refused credentials are tried again: by then somebody may have mended them.
+#: Seconds for which a stalled job waits for an idle worker. After that the worker starts nothing else.
+MAX_STALLED = 3.0
+#: Seconds until refused credentials are tried again.
 CREDENTIALS_PAUSE = 60.0
-#: Seconds between two counts of the queue for the metrics and two looks for what may be forgotten.
-CENSUS_EVERY = 5.0
-#: Seconds a failed job waits, at least and at most.
+#: Seconds between two rounds of maintenance: metrics, retention, the clock.
+MAINTENANCE_INTERVAL = 5.0
+#: Seconds that a failed job waits.
 MIN_BACKOFF, MAX_BACKOFF = 1.0, 3600.0
 
 
 def backoff(failures: int) -> float:
-    """Full jitter between a second and a ceiling that doubles with each failure, up to an hour."""
+    """Return a random number of seconds between 1 and a ceiling that doubles with each failure, up to an hour."""
     ceiling: float = min(MAX_BACKOFF, MIN_BACKOFF * 2**failures)
     return MIN_BACKOFF + random.random() * (ceiling - MIN_BACKOFF)  # noqa: S311 - no secret
 
 
-def verdict_of(error: BaseException) -> Snooze | None:
-    """Which errors postpone a job instead of counting against it; None is a failure."""
+def snooze_for(error: BaseException) -> Snooze | None:
+    """Return how an error postpones a job; None if it counts as a failure."""
     match error:
         case BreakerOpen():
             return Snooze(error.retry_after or 1.0, error.reason)
@@ -55,7 +55,7 @@ def verdict_of(error: BaseException) -> Snooze | None:
 
 
 class Worker:
-    """Runs the jobs of one queue. `capacity()` is the number of calls that the handler's breaker lets through now."""
+    """Run the jobs of one queue. `capacity()` is the number of calls that the handler's breaker lets through now."""
 
     def __init__(self, database: Database, queue: Queue, capacity: Callable[[], int] | None = None) -> None:
         self._database = database
@@ -65,13 +65,13 @@ class Worker:
         self._woken = asyncio.Event()
         self._stopping = False
         self._running: set[asyncio.Task[None]] = set()
-        self._gate = asyncio.Event()  #: Closed while a stalled job needs the worker for itself.
+        self._gate = asyncio.Event()  #: Closed while a stalled job has to run alone.
         self._gate.set()
-        self._held = 0  #: How many of the running wait at the gate.
-        self._look_at = 0.0
+        self._held = 0  #: Running jobs that wait at the gate.
+        self._poll_at = 0.0
         self._store_retry = 0.0
         self._wait: float | None = None
-        self._refill_at = -1  #: How few may run before it is time to look again; -1: nothing more was due.
+        self._refill_at = -1  #: Poll again when so few jobs run; -1 if nothing more was due.
 
     @property
     def queue(self) -> Queue:
@@ -83,40 +83,40 @@ class Worker:
         return [route.provider for route in self._routes]
 
     def wake(self) -> None:
-        """Look now: this process has just added a job."""
+        """Poll now, because this process has added a job."""
         self._woken.set()
 
     def stop(self) -> None:
-        """Claim nothing more; `run` returns when what runs has stored its outcome."""
+        """Claim nothing more; `run` returns when the running jobs have stored their outcomes."""
         self._stopping = True
         self._woken.set()
 
     async def run(self) -> None:
-        watch = asyncio.create_task(self._maintain())
+        maintenance = asyncio.create_task(self._maintain())
         try:
             while not self._stopping:
                 self._woken.clear()
                 if not await self._turn():
                     await self._idle()
         finally:
-            watch.cancel()
+            maintenance.cancel()
             with suppress(asyncio.CancelledError):
-                await watch
+                await maintenance
             self._gate.set()
             while self._running:
                 await asyncio.wait(self._running)
 
     async def perform(self, job: Job, *, recovering: bool = False) -> None:
         """
-        Run a job that the caller has claimed, under the same rules; raises what the handler raised, stored by then.
+        Run a job that the caller has claimed; raise what the handler raised, after the outcome is stored.
 
-        The caller may be cancelled, the job is not: it belongs to the worker.
+        Cancelling the caller does not cancel the job.
         """
         await asyncio.shield(self._start(job, recovering=recovering))
 
     async def _turn(self) -> bool:
         """
-        Claim and start what can start, route by route; True if there may be more at once.
+        Claim and start the jobs that can start, route by route; return whether more may be due now.
 
         A later route takes new work only while every earlier one is full, paused or open. Otherwise a job that is added
         between two claims would go to the provider that is meant for emergencies.
@@ -134,17 +134,17 @@ class Worker:
         if capacity <= 0:
             self._gate.set()
             return False, True
-        if slots <= 0 and now < self._look_at and self._gate.is_set():
+        if slots <= 0 and now < self._poll_at and self._gate.is_set():
             return False, False
-        self._look_at = now + POLL  # a worker that is always full looks too: a job may have stalled
+        self._poll_at = now + POLL  # a full worker polls too, because a job may have stalled
         try:
-            seen = await self._database.read(jobs.peek, self._queue.name, route.provider, free=free)
-            self._wait = seen.wait
-            alone = self._make_room(seen.stalled_for)
-            if not alone and (slots <= 0 or not seen.due or not self._gate.is_set()):
-                return False, seen.paused
+            snapshot = await self._database.read(jobs.peek, self._queue.name, route.provider, free=free)
+            self._wait = snapshot.wait
+            alone = self._may_run_alone(snapshot.stalled_for)
+            if not alone and (slots <= 0 or not snapshot.due or not self._gate.is_set()):
+                return False, snapshot.paused
             claimed = await self._database.run(
-                jobs.claim, self._queue, slots, seen.due, provider=route.provider, free=free, stalled=alone
+                jobs.claim, self._queue, slots, snapshot.due, provider=route.provider, free=free, stalled=alone
             )
         except Unavailable as error:
             self._gate.set()
@@ -156,18 +156,18 @@ class Worker:
         if alone and started:
             await asyncio.wait(started)
         self._gate.set()
-        # Not at every end of a job: to claim a few together costs little more than to claim one.
+        # Claiming a few jobs together costs little more than claiming one, so wait until several slots are free.
         self._refill_at = len(self._running) * 3 // 4 if len(started) == slots else -1
         return bool(started), claimed.full
 
-    def _make_room(self, stalled_for: float | None) -> bool:
+    def _may_run_alone(self, stalled_for: float | None) -> bool:
         """
-        Tell whether a stalled job may be claimed now: it may be what killed its worker, so nothing runs beside it.
+        Return whether a stalled job may be claimed now. It may have killed its worker, so nothing runs beside it.
 
-        Where it has waited too long, the gate closes: what RPCs bring waits there until the stalled job has ended.
+        If it has waited too long, the gate closes: jobs that RPCs bring wait there until the stalled job has ended.
         """
         idle = len(self._running) == self._held
-        if stalled_for is None or (not idle and stalled_for < STALLED_AT_MOST):
+        if stalled_for is None or (not idle and stalled_for < MAX_STALLED):
             self._gate.set()
             return False
         self._gate.clear()
@@ -191,7 +191,7 @@ class Worker:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if not task.cancelled():
-            task.exception()  # stored and logged; only `perform` hands it on
+            task.exception()  # stored and logged; only `perform` raises it
         self._wake_if_few()
 
     def _wake_if_few(self) -> None:
@@ -199,7 +199,7 @@ class Worker:
             self._woken.set()
 
     async def _work(self, job: Job, *, recovering: bool, alone: bool) -> None:
-        begun = False
+        attempted = False
         if not alone and not self._gate.is_set():
             self._held += 1
             self._wake_if_few()
@@ -209,9 +209,9 @@ class Worker:
         async def mark_attempted(
             seconds: float, transaction: Callable[..., Transaction[object]] | None = None, /, *args: object
         ) -> None:
-            nonlocal begun
+            nonlocal attempted
             await self._database.run(jobs.mark_attempted, job, int(seconds * 1000), Complete(transaction, args))
-            begun = True
+            attempted = True
 
         outcome: Outcome | None = None
         error: BaseException | None = None
@@ -225,18 +225,18 @@ class Worker:
             except LeaseLost:
                 log.warning("job.lease_lost", queue=job.queue, job=job.id, claims=job.claims)
                 return
-            except Exception as raised:  # noqa: BLE001 - the one guard around every job: its failure is its own
+            except Exception as raised:  # noqa: BLE001 - one job's error must not end the worker
                 error = raised
             definite = outcome is not None or (isinstance(error, ServiceError) and error.definite)
-            job = jobs.attempted_as(job, not definite if begun else job.outcome_unknown)
-            await self._store(job, outcome or verdict_of(error or TimeoutError()), error, recovering=recovering)
+            job = jobs.attempted_as(job, not definite if attempted else job.outcome_unknown)
+            await self._store(job, outcome or snooze_for(error or TimeoutError()), error, recovering=recovering)
         if error is not None:
             raise error
 
     async def _store(self, job: Job, outcome: Outcome | None, error: BaseException | None, *, recovering: bool) -> None:
-        """Store an outcome in one fenced transaction. Where the database is away, the lease brings the job back."""
+        """Store an outcome in one fenced transaction. If the database is away, the job comes back after its lease."""
         try:
-            name = await self._settle(job, outcome, error)
+            name = await self._finish(job, outcome, error)
             if recovering and not isinstance(outcome, Snooze):
                 await self._database.run(rate_limit.resume, job.provider or job.queue)
                 self.wake()
@@ -250,12 +250,12 @@ class Worker:
         quiet = 10 if self._queue.quiet and first and name == "done" else 20
         log.log(
             40 if bug or name == "dead" else 30 if name in {"failed", "lost"} else quiet,
-            "job", queue=job.queue, job=job.id, outcome=name, reason=reason or None,
+            "job.ran", queue=job.queue, job=job.id, outcome=name, reason=reason or None,
             claims=job.claims if job.claims > 1 else None, failures=job.failures or None,
             outcome_unknown=job.outcome_unknown or None, exc_info=bug,
         )  # fmt: skip
 
-    async def _settle(self, job: Job, outcome: Outcome | None, error: BaseException | None) -> str:
+    async def _finish(self, job: Job, outcome: Outcome | None, error: BaseException | None) -> str:
         run, on_dead = self._database.run, self._queue.on_dead
         match outcome:
             case Complete():
@@ -263,7 +263,7 @@ class Worker:
                 return "done"
             case Snooze():
                 await run(jobs.snooze, job, outcome)
-                return "later"
+                return "snoozed"
             case Discard():
                 await run(jobs.discard, job, outcome.reason, on_dead)
                 return "dead"
@@ -271,7 +271,7 @@ class Worker:
         return "dead" if await run(jobs.fail, job, delay, reason_of(error), on_dead) else "failed"
 
     async def _maintain(self) -> None:
-        """Count for the metrics, forget what is old enough, and correct what a clock that was set back has left."""
+        """Set the metrics, delete old rows, and correct the queue after the clock was set back."""
         name, kept_ms = self._queue.name, self._queue.retention_days * 86_400_000
         purged, clock = 0, None
         while True:
@@ -286,9 +286,9 @@ class Worker:
                 purged += await self._database.run(operations.purge_dead, name, kept_ms)
                 if self._queue.purge is not None:
                     purged += await self._database.run(self._queue.purge)
-            await asyncio.sleep(0.1 if purged else CENSUS_EVERY)
+            await asyncio.sleep(0.1 if purged else MAINTENANCE_INTERVAL)
 
 
 def reason_of(error: BaseException | None) -> str:
-    """What is kept of an error: its reason or its class, never its text, which may name a person."""
+    """Return an error's reason or class. Its text is not stored, because it may name a person."""
     return "" if error is None else error.reason if isinstance(error, ServiceError) else type(error).__name__
