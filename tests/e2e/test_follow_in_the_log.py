@@ -70,11 +70,11 @@ async def follow(system: Whole, payment_id: str) -> None:
         return lines(system, event="notice.queued", job=f"notice:{payment_id}:SUCCEEDED", queue="sms")
 
     async def texted() -> list[dict[str, Any]]:
-        return lines(system, event="job", process="sms", outcome="done", **same)
+        return lines(system, event="job.ran", process="sms", outcome="done", **same)
 
     async def mailed() -> bool:
         calls = lines(system, event="rpc", process="email", method="email.v1.EmailService/SendPaymentNotice", **same)
-        return bool(calls) and bool(lines(system, event="job", process="email", job=calls[0]["email_id"], **same))
+        return bool(calls) and bool(lines(system, event="job.ran", process="email", job=calls[0]["email_id"], **same))
 
     async with clinic(system) as patient:
         await patient.pay(payment_id)
@@ -94,7 +94,7 @@ async def follow(system: Whole, payment_id: str) -> None:
     # The payment's own id finds the call that created it.
     assert lines(system, event="http", route="/v1/payments", payment_id=payment_id)
     assert lines(system, event="rpc", process="payments", payment_id=payment_id)
-    assert lines(system, event="job", process="payments", job=payment_id, outcome="done")
+    assert lines(system, event="job.ran", process="payments", job=payment_id, outcome="done")
 
 
 @pytest.mark.parametrize("count", [1, 10])

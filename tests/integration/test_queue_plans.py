@@ -45,7 +45,15 @@ async def test_claim_behind_200_000_scheduled_jobs_does_not_read_them(
     if not sqlite:
         await database.run(rows, "ANALYZE job")
     await database.run(jobs.add, "post", "now", b"")
-    parameters = {"queue": "post", "priority": 2, "state": state, "slots": 20, "lease": 20_000, "provider": "", "free": 1}
+    parameters = {
+        "queue": "post",
+        "priority": 2,
+        "state": state,
+        "slots": 20,
+        "lease": 20_000,
+        "provider": "",
+        "free": 1,
+    }
 
     for statement in (Statement(jobs.CLAIM, parameters), Statement(jobs.PEEK, parameters)):
         plan = await plan_of(database, sqlite, statement)
