@@ -132,7 +132,7 @@ async def gather(system: System, operations: Sequence[Operation], events: Sequen
             texts={id: await ask.text(id) for id in sorted(known_ids["sms"] | ids_of(posts, "twilio"))},
             jobs=await left_jobs(system),
             freezes=[Freeze(str(e["target"]), e["began"], e["ended"]) for e in events if e["what"] == "freeze"],
-            claims=claims_told(system),
+            claims=logged_claims(system),
         )
 
 
@@ -233,15 +233,16 @@ async def left_jobs(system: System) -> list[LeftJob]:
     return found
 
 
-def claims_told(system: System) -> dict[tuple[str, int], frozenset[str]]:
-    """Which process's log tells of which claim of which job, in the words of the queue's own lines."""
+def logged_claims(system: System) -> dict[tuple[str, int], frozenset[str]]:
+    """Return the processes whose logs name each claim of each job."""
     found: dict[tuple[str, int], set[str]] = {}
     for name in system.names:
         for line in logged(system, name):
-            if '"claims"' in line and '"job"' in line:
+            if '"event":"job.' in line:
                 try:
                     entry = json.loads(line)
-                    found.setdefault((entry["job"], int(entry["claims"])), set()).add(name)
+                    # A line leaves the first claim out.
+                    found.setdefault((entry["job"], int(entry.get("claims", 1))), set()).add(name)
                 except (ValueError, KeyError, TypeError):
                     continue  # the last line of a killed process
     return {claim: frozenset(names) for claim, names in found.items()}
