@@ -26,7 +26,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from launch.certificates import on_this_machine, write
 from launch.demo import Demo, DemoError, perform
-from launch.settings import PROVIDERS, merged, new_secrets
+from launch.settings import PROCESSES, PROVIDERS, merged, new_secrets
 from launch.system import ROOT, System
 
 DOTENV = ROOT / ".env"
@@ -34,7 +34,7 @@ TLS = ROOT / "var" / "tls"
 #: Seconds, once everything is built and started.
 PATIENCE = 120.0
 
-PORTS = {"SANDBOX": 8090, "PAYMENTS": 50051, "EMAIL": 50052, "SMS": 50053, "GATEWAY": 8080}
+PORTS = {name.upper(): port for name, (_, port, _) in PROCESSES.items()}
 REPLICAS = {"PAYMENTS_2": 50061, "EMAIL_2": 50062, "SMS_2": 50063, "GATEWAY_2": 8082}
 
 
