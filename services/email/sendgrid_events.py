@@ -53,8 +53,8 @@ def _status_event(event: common.ProviderEvent, item: dict[str, Any]) -> Event:
     seconds = item.get("timestamp")
     if type(seconds) is not int or not 0 < seconds < END_OF_TIME:
         return InvalidEvent("no timestamp")
-    status, said = STATUSES[item["event"]], _text(item.get("reason") or item.get("response"))
-    if status == "DROPPED" and said.strip().lower() in SUPPRESSIONS:
+    status, detail = STATUSES[item["event"]], _text(item.get("reason") or item.get("response"))
+    if status == "DROPPED" and detail.strip().lower() in SUPPRESSIONS:
         status = "SUPPRESSED"
     elif status == "BOUNCED" and item.get("type") == BLOCKED:
         status = "DROPPED"
@@ -68,7 +68,7 @@ def _status_event(event: common.ProviderEvent, item: dict[str, Any]) -> Event:
         message_id=_email_id(item),
         attempt=int(attempt) if attempt.isascii() and attempt.isdecimal() and len(attempt) < 10 else 0,
         happened_at=seconds * 1000,
-        detail=said,
+        detail=detail,
         failure_reason="PROVIDER_REJECTED" if status in NOT_SENT else "",
         received_at=min(max(event.received_time.seconds, 0), END_OF_TIME) * 1000,
     )

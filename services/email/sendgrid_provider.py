@@ -80,23 +80,25 @@ class SendGridProvider:
 
     def _refusal(self, answer: ProviderResponse) -> ServiceError:
         status = answer.status
-        said = f"SendGrid answered {status}"
+        description = f"SendGrid answered {status}"
         if status == 401 and b"maximum credits exceeded" in answer.body.lower():
             return self._throttled(answer, "SendGrid's credits are used up", QUOTA_PAUSE, reason="QUOTA")
         if status == 429:
-            return self._throttled(answer, said, retry_after(answer.headers, self._clock()) or THROTTLE_PAUSE)
+            return self._throttled(answer, description, retry_after(answer.headers, self._clock()) or THROTTLE_PAUSE)
         if status in CONFIGURATION:
-            return CredentialsRefused(self.name, answer, said)
+            return CredentialsRefused(self.name, answer, description)
         if status in REFUSED_INPUT:
-            return ProviderRefusedInput(self.name, answer, f"{said}{_field(answer)}")
+            return ProviderRefusedInput(self.name, answer, f"{description}{_field(answer)}")
         if 400 <= status < 500 and status != 408:
-            return ProviderRejected(self.name, answer, said)
-        return OutcomeUnknown(self.name, answer, said)  # a 200 too: that is their sandbox mode, nobody gets a mail
+            return ProviderRejected(self.name, answer, description)
+        return OutcomeUnknown(
+            self.name, answer, description
+        )  # a 200 too: that is their sandbox mode, nobody gets a mail
 
     def _throttled(
-        self, answer: ProviderResponse, said: str, seconds: float, *, reason: str | None = None
+        self, answer: ProviderResponse, description: str, seconds: float, *, reason: str | None = None
     ) -> ProviderThrottled:
-        error = ProviderThrottled(self.name, answer, said, retry_after=seconds, reason=reason)
+        error = ProviderThrottled(self.name, answer, description, retry_after=seconds, reason=reason)
         error.retryable = False  # the whole queue waits, not this mail alone
         return error
 

@@ -1,4 +1,4 @@
-"""What a channel needs of whoever delivers its messages."""
+"""What a channel needs of a provider."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ PURGE = """
     DELETE FROM message WHERE message_id IN (
         SELECT message_id FROM message WHERE updated_at < now_ms() - :age AND NOT EXISTS (
             SELECT 1 FROM job WHERE queue = :queue AND id = message_id AND state NOT IN ('done', 'cancelled'))
-        ORDER BY updated_at LIMIT :most)
+        ORDER BY updated_at LIMIT :max_rows)
     RETURNING message_id
 """
 PURGE_CHANGES = "DELETE FROM message_change WHERE message_id = :message_id RETURNING message_id"
@@ -170,13 +170,13 @@ PURGE_ATTEMPTS = "DELETE FROM message_attempt WHERE message_id = :message_id RET
 PURGE_APPOINTMENTS = """
     DELETE FROM appointment WHERE (caller, appointment_id) IN (
         SELECT caller, appointment_id FROM appointment WHERE updated_at < now_ms() - :age
-        ORDER BY updated_at LIMIT :most)
+        ORDER BY updated_at LIMIT :max_rows)
     RETURNING appointment_id
 """
 PURGE_EVENTS = """
     DELETE FROM provider_event WHERE (provider, event_id) IN (
         SELECT provider, event_id FROM provider_event WHERE applied_at < now_ms() - :age
-        ORDER BY applied_at LIMIT :most)
+        ORDER BY applied_at LIMIT :max_rows)
     RETURNING event_id
 """
 
@@ -294,13 +294,13 @@ class Store:
 
     async def purge(self) -> int:
         """Delete a small batch of what is past its retention; return the number of rows."""
-        found = await rows(PURGE, queue=self.queue, age=RETENTION, most=MAX_PURGED)
+        found = await rows(PURGE, queue=self.queue, age=RETENTION, max_rows=MAX_PURGED)
         deleted = len(found)
         for row in found:
             for sql in (PURGE_CHANGES, PURGE_ATTEMPTS):
                 deleted += len(await rows(sql, message_id=row["message_id"]))
         for sql in (PURGE_APPOINTMENTS, PURGE_EVENTS):
-            deleted += len(await rows(sql, age=RETENTION, most=MAX_PURGED))
+            deleted += len(await rows(sql, age=RETENTION, max_rows=MAX_PURGED))
         return deleted
 
 
@@ -425,16 +425,16 @@ async def _apply(event: StatusEvent) -> common.EventOutcome.ValueType:
     if await maybe_one(NEW_EVENT, provider=event.provider, event_id=event.event_id) is None:
         return common.EVENT_OUTCOME_DUPLICATE
     message_id = found["message_id"]
-    learnt = False
+    recorded = False
     if known is None:
         number = event.attempt or await latest_attempt(message_id)
-        learnt = await taken(message_id, number, event.provider, Receipt(id))
+        recorded = await taken(message_id, number, event.provider, Receipt(id))
     moved = await advance(
         message_id, event.status, event.failure_reason, detail=event.detail, changed_at=event.happened_at, event=True
     )
     if moved and event.failure_reason == CredentialsRefused.default_reason:
         await rate_limit.pause(event.provider, ACCOUNT_PAUSE, event.failure_reason)
-    return common.EVENT_OUTCOME_APPLIED if moved or learnt else common.EVENT_OUTCOME_STALE
+    return common.EVENT_OUTCOME_APPLIED if moved or recorded else common.EVENT_OUTCOME_STALE
 
 
 async def waiting(record: MessageRecord, provider: str) -> MessageRecord:

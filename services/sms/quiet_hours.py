@@ -1,4 +1,4 @@
-"""Nobody is reminded at night. Only reminders wait for the morning; a code or a receipt was asked for just now."""
+"""Nobody is reminded at night. Only reminders wait for the morning; a code or a receipt was requested just now."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ class QuietHours:
         except (ValueError, OSError, LookupError):
             raise ValueError("must hold hours from 00:00 to 23:59 and a time zone of the IANA database") from None
 
-    def allowed_at(self, asked: datetime, *, now: datetime, recipient: str, start_at: datetime) -> datetime:
+    def allowed_at(self, requested_at: datetime, *, now: datetime, recipient: str, start_at: datetime) -> datetime:
         """
-        Return when a reminder that is due at `asked` (not before `now`) may be handed over.
+        Return when a reminder that is due at `requested_at` (not before `now`) may be handed over.
 
         By day, at once. At night, in the morning, if that is NOTICE before the start or earlier. Otherwise the evening
         before, or now, while that evening lasts. When it is too late for that: NOTICE before the start, or now.
         """
-        days = list(self._days(asked, recipient))
-        if any(morning <= asked < night for morning, night in days):
-            return asked
-        morning = min(morning for morning, _ in days if morning > asked)
+        days = list(self._days(requested_at, recipient))
+        if any(morning <= requested_at < night for morning, night in days):
+            return requested_at
+        morning = min(morning for morning, _ in days if morning > requested_at)
         if morning <= start_at - NOTICE:
             return morning
-        evening_begin, night = max(day for day in days if day[1] <= asked)
+        evening_begin, night = max(day for day in days if day[1] <= requested_at)
         evening = max(min(night - SLACK, start_at - NOTICE), evening_begin, now)
         return evening if evening < night else max(now, start_at - NOTICE)
 

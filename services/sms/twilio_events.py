@@ -44,11 +44,11 @@ def read(event: common.ProviderEvent) -> Event:
     def first(*names: str) -> str:
         return next((form[name][0] for name in names if name in form), "")
 
-    sid, told, code = first("MessageSid", "SmsSid"), first("MessageStatus", "SmsStatus"), first("ErrorCode")
+    sid, twilio_status, code = first("MessageSid", "SmsSid"), first("MessageStatus", "SmsStatus"), first("ErrorCode")
     number = int(code) if re.fullmatch("[0-9]{1,9}", code) else 0
-    if not event.event_id or not sid or not told:
+    if not event.event_id or not sid or not twilio_status:
         return InvalidEvent("it lacks an event_id, MessageSid or MessageStatus")
-    status, reason = _outcome(STATUSES.get(told, ""), number)
+    status, reason = _outcome(STATUSES.get(twilio_status, ""), number)
     if not status:
         return IgnoredEvent("nothing here depends on this status")
     attempt = query.get("attempt", [""])[0]

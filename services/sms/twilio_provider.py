@@ -117,14 +117,14 @@ class _Transport(AsyncHttpClient):  # type: ignore[misc]  # twilio has no types
 
 def refusal(answer: ProviderResponse) -> ExternalServiceError:
     """Name what an answer other than 2xx means. Twilio's words may hold a number: they stay in `original`."""
-    said = answer.json()
-    said = said if isinstance(said, dict) else {}
-    code = said["code"] if isinstance(said.get("code"), int) else 0
+    body = answer.json()
+    body = body if isinstance(body, dict) else {}
+    code = body["code"] if isinstance(body.get("code"), int) else 0
     kind = CODES.get(code) or STATUSES.get(answer.status)
     if 400 <= answer.status < 500:
         alarm(code, kind)
         kind = kind or ProviderRefusedInput
-    original = f"Twilio {code or answer.status}: {said.get('message') or said.get('detail') or ''}".removesuffix(": ")
+    original = f"Twilio {code or answer.status}: {body.get('message') or body.get('detail') or ''}".removesuffix(": ")
     error = (kind or OutcomeUnknown)("twilio", original, f"Twilio answered {answer.status}, code {code}")
     if isinstance(error, ProviderThrottled):
         error.retry_after = retry_after(answer.headers) or THROTTLE_PAUSE

@@ -71,10 +71,10 @@ async def test_every_rpc_of_the_contract_answers_its_type(tmp_path: Path) -> Non
             },
             grpc_testing.strict_real_time(),
         )
-        asked, sms_id = requests(), ""
+        requests_by_method, sms_id = requests(), ""
         for service in services.values():
             for method in service.methods:
-                request = asked.get(method.name) or pb.GetSmsRequest(sms_id=sms_id)
+                request = requests_by_method.get(method.name) or pb.GetSmsRequest(sms_id=sms_id)
                 call = server.invoke_unary_unary(method, (), request, None)
                 answer, _, code, _ = await asyncio.to_thread(call.termination)
                 assert (method.name, code) == (method.name, grpc.StatusCode.OK)

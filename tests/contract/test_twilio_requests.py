@@ -38,15 +38,15 @@ NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
 
 
 class Twilio:
-    """Answers what it is told to, and remembers what it was asked."""
+    """Give the set answer, and keep every request."""
 
     def __init__(self, status: int = 201, body: object = None, headers: dict[str, str] | None = None) -> None:
         self.status, self.headers = status, headers or {}
         self.body = {"sid": "SM1", "num_segments": "1"} if body is None else body
-        self.asked: list[tuple[web.Request, str]] = []
+        self.received: list[tuple[web.Request, str]] = []
 
     async def answer(self, request: web.Request) -> web.Response:
-        self.asked.append((request, await request.text()))
+        self.received.append((request, await request.text()))
         text = self.body if isinstance(self.body, str) else json.dumps(self.body)
         return web.Response(status=self.status, text=text, headers=self.headers, content_type="application/json")
 
@@ -75,7 +75,7 @@ async def test_sending_is_one_post_that_the_specification_allows() -> None:
     async with provider(twilio) as sending:
         receipt = await sending.send(TEXT)
 
-    ((request, body),) = twilio.asked
+    ((request, body),) = twilio.received
     form = dict(parse_qsl(body, strict_parsing=True))
     assert receipt == Receipt("SM1", 1)
     assert request.headers["Authorization"] == "Basic U0sxOnNlY3JldA=="
@@ -96,7 +96,7 @@ async def test_without_a_public_url_no_callback_is_asked_for() -> None:
     async with provider(twilio, public_url="") as sending:
         await sending.send(TEXT)
 
-    assert "StatusCallback" not in dict(parse_qsl(twilio.asked[0][1]))
+    assert "StatusCallback" not in dict(parse_qsl(twilio.received[0][1]))
 
 
 def listed(body: str, sid: str, created: str = "Thu, 12 Mar 2026 12:00:01 +0000") -> dict[str, object]:
@@ -115,7 +115,7 @@ async def test_looking_for_a_text_asks_by_recipient_and_day_and_compares_the_wor
     async with provider(twilio) as looking:
         found = await looking.find(TEXT.recipient, "Ola", NOON)
 
-    ((request, _),) = twilio.asked
+    ((request, _),) = twilio.received
     assert found == [Receipt("SM1", 2), Receipt("SM4", 2)]
     allowed = {parameter["name"] for parameter in operation(request.path, "get")["parameters"]}
     assert request.query.keys() <= allowed
@@ -162,7 +162,7 @@ async def test_each_answer_has_one_meaning(status: int, body: object, meaning: t
 
     assert type(raised.value) is meaning
     assert TEXT.recipient not in raised.value.message
-    assert len(twilio.asked) == 1
+    assert len(twilio.received) == 1
 
 
 @pytest.mark.parametrize(("status", "code"), [(400, 99999), (400, 21999), (422, 30999), (400, 0)])
@@ -198,8 +198,8 @@ async def test_a_refusal_of_our_account_is_an_alarm(status: int, code: int) -> N
 
 
 async def test_a_429_says_how_long_to_wait() -> None:
-    for told, seconds in (("7", 7.0), ("", 1.0), ("soon", 1.0), ("100000", 600.0)):
-        async with provider(Twilio(429, "", {"Retry-After": told})) as sending:
+    for header, seconds in (("7", 7.0), ("", 1.0), ("soon", 1.0), ("100000", 600.0)):
+        async with provider(Twilio(429, "", {"Retry-After": header})) as sending:
             with pytest.raises(ProviderThrottled) as raised:
                 await sending.send(TEXT)
         assert (raised.value.retry_after, raised.value.retryable) == (seconds, False)

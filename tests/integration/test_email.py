@@ -149,11 +149,11 @@ def confirmation(key: str = "key-1", to: str = "ana@example.com", **changes: Any
 
 def reminder(start_in: timedelta, send_in: timedelta, key: str = "key-2") -> Any:
     now = datetime.now(UTC)
-    asked = pb.SendAppointmentReminderRequest(idempotency_key=key, recipient=recipient(), appointment=appointment())
-    asked.appointment.start_time.FromDatetime(now + start_in)
-    asked.appointment.ClearField("end_time")
-    asked.send_time.FromDatetime(now + send_in)
-    return asked
+    request = pb.SendAppointmentReminderRequest(idempotency_key=key, recipient=recipient(), appointment=appointment())
+    request.appointment.start_time.FromDatetime(now + start_in)
+    request.appointment.ClearField("end_time")
+    request.send_time.FromDatetime(now + send_in)
+    return request
 
 
 def receipt(key: str = "key-3") -> Any:
@@ -236,15 +236,17 @@ async def test_a_later_confirmation_moves_the_calendar_entry_of_the_earlier(serv
     assert before["dtstart"].params["TZID"] == "America/Manaus"
 
 
-async def confirmed(service: Running, asked: Any, caller: str = "local") -> tuple[int, str]:
+async def confirmed(service: Running, request: Any, caller: str = "local") -> tuple[int, str]:
     """Return SEQUENCE and UID of the calendar entry that a confirmation sends."""
-    told = await service.email.SendAppointmentConfirmation(asked, metadata=(("x-topsmile-caller", caller),))
+    response = await service.email.SendAppointmentConfirmation(request, metadata=(("x-topsmile-caller", caller),))
 
     async def mailed() -> bool:
-        return told.email.email_id in [mail["custom_args"]["email_id"] for mail in await service.mails()]
+        return response.email.email_id in [mail["custom_args"]["email_id"] for mail in await service.mails()]
 
     await eventually(mailed)
-    (mail,) = [mail for mail in await service.mails() if mail["custom_args"]["email_id"] == told.email.email_id][-1:]
+    (mail,) = [mail for mail in await service.mails() if mail["custom_args"]["email_id"] == response.email.email_id][
+        -1:
+    ]
     entry = icalendar.Calendar.from_ical(base64.b64decode(mail["attachments"][0]["content"]))
     event = cast("Any", entry.walk("VEVENT")[0])  # its values are a long union
     return int(event["sequence"]), str(event["uid"])
@@ -255,9 +257,9 @@ async def test_a_calendar_entry_is_numbered_beyond_all_before_whatever_the_clock
     for number, passed in enumerate((0, 0, 0, -3 * DAY, -HOUR, 40 * DAY, 0)):
         service.pass_time(passed)
         await service.database.run(Store("email", "eml").purge)
-        asked = confirmation(key=f"key-{number}", professional=f"Dra. {number}")
-        numbers.append((await confirmed(service, asked))[0])
-        assert (await confirmed(service, asked))[0] == numbers[-1]
+        request = confirmation(key=f"key-{number}", professional=f"Dra. {number}")
+        numbers.append((await confirmed(service, request))[0])
+        assert (await confirmed(service, request))[0] == numbers[-1]
 
     assert numbers == sorted(set(numbers))
     assert numbers[-1] < 2**31
@@ -302,13 +304,13 @@ async def test_a_key_used_for_another_request_names_what_differs(service: Runnin
 
 
 async def test_every_wrong_field_is_named_at_once(service: Running) -> None:
-    asked = pb.SendAppointmentReminderRequest(
+    request = pb.SendAppointmentReminderRequest(
         recipient=pb.Recipient(address="ana@", name="Ana\r\nBcc: todos@example.com"),
         appointment=appointment(patient_name="x" * 201, time_zone="Marte/Olimpo"),
     )
-    asked.appointment.end_time.FromDatetime(START - timedelta(minutes=1))
-    asked.send_time.FromDatetime(START + timedelta(minutes=1))
-    code, reason, wrong = await refusal(service.email.SendAppointmentReminder(asked))
+    request.appointment.end_time.FromDatetime(START - timedelta(minutes=1))
+    request.send_time.FromDatetime(START + timedelta(minutes=1))
+    code, reason, wrong = await refusal(service.email.SendAppointmentReminder(request))
 
     assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     assert wrong.keys() == {
@@ -358,21 +360,21 @@ async def test_a_reminder_asked_for_without_a_minute_s_notice_is_refused(
     service: Running, schedule: dict[str, timedelta]
 ) -> None:
     ((field, length),) = schedule.items()
-    asked, in_time = minute_reminder("no notice"), minute_reminder("in time")
-    for request, notice in ((asked, length), (in_time, timedelta(minutes=1))):
+    too_late, in_time = minute_reminder("no notice"), minute_reminder("in time")
+    for request, notice in ((too_late, length), (in_time, timedelta(minutes=1))):
         if field == "before":
             request.before.FromTimedelta(notice)
         else:
             request.send_time.FromDatetime(request.appointment.start_time.ToDatetime(UTC) - notice)
 
-    _, _, wrong = await refusal(service.email.SendAppointmentReminder(asked))
+    _, _, wrong = await refusal(service.email.SendAppointmentReminder(too_late))
     assert wrong == {field: "must be at least a minute before the appointment's start"}
     assert (await service.email.SendAppointmentReminder(in_time)).email.email_id
 
 
 async def test_a_reminder_waits_until_its_moment(service: Running) -> None:
-    asked = reminder(timedelta(days=30), timedelta(days=29))
-    waiting = (await service.email.SendAppointmentReminder(asked)).email
+    request = reminder(timedelta(days=30), timedelta(days=29))
+    waiting = (await service.email.SendAppointmentReminder(request)).email
     await asyncio.sleep(0.5)
     before = await service.mails()
     service.pass_time(29 * DAY + MINUTES)
@@ -384,8 +386,8 @@ async def test_a_reminder_waits_until_its_moment(service: Running) -> None:
 
 
 async def test_a_reminder_is_not_sent_once_the_appointment_has_begun(service: Running) -> None:
-    asked = reminder(timedelta(days=1), timedelta(hours=23))
-    late = (await service.email.SendAppointmentReminder(asked)).email
+    request = reminder(timedelta(days=1), timedelta(hours=23))
+    late = (await service.email.SendAppointmentReminder(request)).email
     service.pass_time(DAY + MINUTES)
     ended = await service.until(late.email_id, "EXPIRED")
 
@@ -396,8 +398,8 @@ async def test_a_reminder_is_not_sent_once_the_appointment_has_begun(service: Ru
 async def test_canceling_an_appointment_stops_its_reminder_and_counts_what_was_too_late(service: Running) -> None:
     await service.until(await send_confirmation(service), "SENT")
     paid = (await service.email.SendPaymentNotice(receipt())).email
-    asked = reminder(timedelta(days=2), timedelta(days=1))
-    waiting = (await service.email.SendAppointmentReminder(asked)).email
+    request = reminder(timedelta(days=2), timedelta(days=1))
+    waiting = (await service.email.SendAppointmentReminder(request)).email
     cancel = pb.CancelEmailsRequest(appointment_id="apt-1")
     first, second = await service.email.CancelEmails(cancel), await service.email.CancelEmails(cancel)
 
@@ -485,8 +487,8 @@ async def test_a_lost_answer_without_an_event_for_ten_minutes_is_sent_again(serv
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_a_reminder_whose_answer_was_lost_is_not_sent_again_after_the_start(service: Running) -> None:
     await service.bench.fault(provider="sendgrid", kind="reset")
-    asked = reminder(timedelta(minutes=5), timedelta(0))
-    email_id = (await service.email.SendAppointmentReminder(asked)).email.email_id
+    request = reminder(timedelta(minutes=5), timedelta(0))
+    email_id = (await service.email.SendAppointmentReminder(request)).email.email_id
     await service.until(email_id, "UNKNOWN")
     service.pass_time(11 * MINUTES)
 

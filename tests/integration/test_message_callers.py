@@ -69,7 +69,7 @@ class Channel:
         return str(getattr(getattr(answer, self.name), self.field))
 
     async def seen(self, token: str, id: str) -> str:
-        """Return the status that a caller is told, or the reason of a refusal."""
+        """Return the status that a caller reads, or the reason of a refusal."""
         request = getattr(self.contract, f"Get{self.name.title()}Request")(**{self.field: id})
         get = getattr(self.stub, f"Get{self.name.title()}")
         try:
@@ -132,19 +132,21 @@ async def channel(request: pytest.FixtureRequest, database_url: str) -> AsyncIte
         yield running
 
 
-@pytest.mark.parametrize(("token", "told"), [("clinic", "QUEUED"), ("lab", "NOT_FOUND"), ("auditor", "QUEUED")])
-async def test_message_of_another_caller_is_not_found(channel: Channel, token: str, told: str) -> None:
+@pytest.mark.parametrize(("token", "expected"), [("clinic", "QUEUED"), ("lab", "NOT_FOUND"), ("auditor", "QUEUED")])
+async def test_message_of_another_caller_is_not_found(channel: Channel, token: str, expected: str) -> None:
     id = await channel.send("clinic")
 
-    assert await channel.seen(token, id) == told
+    assert await channel.seen(token, id) == expected
 
 
-@pytest.mark.parametrize(("token", "told"), [("clinic", (1, 0)), ("lab", "NOT_FOUND"), ("auditor", (1, 0))])
-async def test_message_of_another_caller_is_not_canceled_by_its_id(channel: Channel, token: str, told: object) -> None:
+@pytest.mark.parametrize(("token", "expected"), [("clinic", (1, 0)), ("lab", "NOT_FOUND"), ("auditor", (1, 0))])
+async def test_message_of_another_caller_is_not_canceled_by_its_id(
+    channel: Channel, token: str, expected: object
+) -> None:
     id = await channel.send("clinic")
 
-    assert await channel.cancel(token, **{channel.field: id}) == told
-    assert await channel.seen("clinic", id) == ("QUEUED" if told == "NOT_FOUND" else "CANCELED")
+    assert await channel.cancel(token, **{channel.field: id}) == expected
+    assert await channel.seen("clinic", id) == ("QUEUED" if expected == "NOT_FOUND" else "CANCELED")
 
 
 @pytest.mark.parametrize(

@@ -39,12 +39,12 @@ DAY = 24 * 60 * 60 * 1000
 
 @dataclass
 class FakeProvider:
-    """Takes every message, unless told how to fail; can be asked what it has taken."""
+    """Takes every message unless a failure is set; `find` lists what it has taken."""
 
     name: str
     fail_with: ServiceError | None = None
     taken: list[str] = field(default_factory=list)
-    asked: int = 0
+    find_calls: int = 0
 
     async def send(self, message_id: str) -> Receipt:
         if self.fail_with is not None:
@@ -53,7 +53,7 @@ class FakeProvider:
         return Receipt(f"{self.name}-{message_id}-{len(self.taken)}")
 
     async def find(self, message_id: str, _since: datetime) -> Sequence[Receipt]:
-        self.asked += 1
+        self.find_calls += 1
         return [Receipt(f"{self.name}-found") for taken in self.taken if taken == message_id]
 
 
@@ -222,8 +222,8 @@ async def test_unknown_outcome_stays_with_the_provider_that_was_asked(loft: Pige
 
     assert (waiting.status, waiting.note) == ("UNKNOWN", "OUTCOME_UNKNOWN")
     assert sent.provider == "first"
-    assert (loft.first.taken, loft.second.taken, loft.second.asked) == ([id], [], 0)
-    assert loft.first.asked >= 1
+    assert (loft.first.taken, loft.second.taken, loft.second.find_calls) == ([id], [], 0)
+    assert loft.first.find_calls >= 1
 
 
 async def test_every_attempt_is_a_row_with_its_provider_and_its_outcome(loft: Pigeons) -> None:

@@ -126,8 +126,8 @@ class Desk:
         now = datetime.fromtimestamp((await self.row("SELECT now_ms() AS now"))["now"] / 1000, UTC)
         self.later(seconds=(moment - now).total_seconds())
 
-    async def callback(self, sms: pb.Sms, told: str, *, event_id: str, **form: str) -> common.EventResult:
-        fields = {"MessageSid": sms.provider_message_id, "MessageStatus": told, "To": sms.recipient, **form}
+    async def callback(self, sms: pb.Sms, twilio_status: str, *, event_id: str, **form: str) -> common.EventResult:
+        fields = {"MessageSid": sms.provider_message_id, "MessageStatus": twilio_status, "To": sms.recipient, **form}
         event = common.ProviderEvent(
             event_id=event_id,
             body=urlencode(fields).encode(),
@@ -683,18 +683,18 @@ async def test_a_callback_proves_what_a_lost_answer_was(desk: Desk) -> None:
     request = custom()
     sms = (await desk.stub.SendSms(request)).sms
     await desk.becomes(sms.sms_id, "UNKNOWN")
-    told = await desk.callback(sms, "sent", event_id="e1", MessageSid="SM" + "a" * 32)
+    result = await desk.callback(sms, "sent", event_id="e1", MessageSid="SM" + "a" * 32)
     desk.later(minutes=5)
     await asyncio.sleep(1.0)
 
-    assert told.outcome == common.EVENT_OUTCOME_APPLIED
+    assert result.outcome == common.EVENT_OUTCOME_APPLIED
     assert (await desk.get(sms.sms_id)).provider_message_id == "SM" + "a" * 32
     assert len(await desk.requests(request.recipient)) == 1
 
 
 async def test_callbacks_in_any_order_and_twice_move_a_text_only_forward(desk: Desk) -> None:
     sms = await desk.becomes((await desk.stub.SendSms(custom())).sms.sms_id, "SENT")
-    told = [
+    results = [
         await desk.callback(sms, "delivered", event_id="e1"),
         await desk.callback(sms, "delivered", event_id="e1"),
         await desk.callback(sms, "sent", event_id="e2"),
@@ -703,7 +703,7 @@ async def test_callbacks_in_any_order_and_twice_move_a_text_only_forward(desk: D
         await desk.callback(pb.Sms(sms_id=sms.sms_id), "delivered", event_id="e5"),
     ]
 
-    assert [common.EventOutcome.Name(result.outcome).removeprefix("EVENT_OUTCOME_") for result in told] == [
+    assert [common.EventOutcome.Name(result.outcome).removeprefix("EVENT_OUTCOME_") for result in results] == [
         "APPLIED", "DUPLICATE", "STALE", "IGNORED_FOREIGN", "IGNORED_FOREIGN", "REJECTED"
     ]  # fmt: skip
     delivered = await desk.get(sms.sms_id)
@@ -712,7 +712,7 @@ async def test_callbacks_in_any_order_and_twice_move_a_text_only_forward(desk: D
 
 
 @pytest.mark.parametrize(
-    ("told", "ends"),
+    ("statuses", "ends"),
     [
         (["undelivered", "delivered"], "DELIVERED"),
         (["delivered", "undelivered"], "DELIVERED"),
@@ -721,9 +721,9 @@ async def test_callbacks_in_any_order_and_twice_move_a_text_only_forward(desk: D
         (["sent", "undelivered", "queued"], "UNDELIVERED"),
     ],
 )
-async def test_status_does_not_depend_on_the_order_of_callbacks(desk: Desk, told: list[str], ends: str) -> None:
+async def test_status_does_not_depend_on_the_order_of_callbacks(desk: Desk, statuses: list[str], ends: str) -> None:
     sms = await desk.becomes((await desk.stub.SendSms(custom())).sms.sms_id, "SENT")
-    for number, word in enumerate(told):
+    for number, word in enumerate(statuses):
         code = {"ErrorCode": "30003"} if word in {"undelivered", "failed"} else {}
         await desk.callback(sms, word, event_id=f"e{number}", **code)
     ended = await desk.get(sms.sms_id)
@@ -750,12 +750,12 @@ async def test_waiting_text_says_what_holds_it_back(desk: Desk) -> None:
         (await desk.stub.SendVerificationCode(code)).sms,
         (await desk.stub.SendAppointmentReminder(reminder("r", daytime(days=9), before=timedelta(hours=2)))).sms,
     ]
-    told = [(await desk.get(sms.sms_id)).waiting_reason for sms in held]
+    reasons = [(await desk.get(sms.sms_id)).waiting_reason for sms in held]
     desk.breaker.release()
     desk.later(seconds=61)
     sent = await desk.becomes(held[0].sms_id, "SENT")
 
-    assert told == ["BREAKER_OPEN", "BREAKER_OPEN", ""]  # the last one waits for its own time
+    assert reasons == ["BREAKER_OPEN", "BREAKER_OPEN", ""]  # the last one waits for its own time
     assert (sent.waiting_reason, sent.HasField("waiting_time")) == ("", False)
 
 
@@ -791,9 +791,9 @@ async def test_a_service_killed_between_twilio_s_yes_and_its_own_note_texts_once
         with process("services.sms", settings) as running:
             async with grpc.aio.insecure_channel(running.listening["grpc"]) as channel:
                 stub: SmsServiceAsyncStub = SmsServiceStub(channel)
-                asked = pb.GetSmsRequest(sms_id=sms.sms_id)
+                read = pb.GetSmsRequest(sms_id=sms.sms_id)
                 found = await eventually(
-                    lambda: stub.GetSms(asked), lambda got: got.sms.status == common.MESSAGE_STATUS_SENT
+                    lambda: stub.GetSms(read), lambda got: got.sms.status == common.MESSAGE_STATUS_SENT
                 )
             assert running.end() == 0
             logged = logged + running.lines
@@ -825,16 +825,16 @@ async def test_a_reminder_asked_for_without_a_minute_s_notice_is_refused(
     desk: Desk, schedule: dict[str, timedelta]
 ) -> None:
     ((field, length),) = schedule.items()
-    asked, in_time = (
+    too_late, in_time = (
         reminder("no notice", datetime(2030, 3, 14, 17, 30, tzinfo=UTC)),
         reminder("in time", datetime(2030, 3, 14, 17, 30, tzinfo=UTC)),
     )
-    for request, notice in ((asked, length), (in_time, timedelta(minutes=1))):
+    for request, notice in ((too_late, length), (in_time, timedelta(minutes=1))):
         if field == "before":
             request.before.FromTimedelta(notice)
         else:
             request.send_time.FromDatetime(request.appointment.start_time.ToDatetime(UTC) - notice)
 
-    error = await refused(desk.stub.SendAppointmentReminder(asked), InvalidRequest)
+    error = await refused(desk.stub.SendAppointmentReminder(too_late), InvalidRequest)
     assert [(each.field, each.reason) for each in error.violations] == [(field, "NOT_BEFORE_START")]
     assert (await desk.stub.SendAppointmentReminder(in_time)).sms.sms_id

@@ -145,7 +145,7 @@ def test_times_are_told_in_the_clinic_s_zone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("amount", "currency", "told"),
+    ("amount", "currency", "text"),
     [
         (15000, "BRL", "R$ 150,00"),
         (123456789, "BRL", "R$ 1.234.567,89"),
@@ -153,12 +153,12 @@ def test_times_are_told_in_the_clinic_s_zone() -> None:
         (12340, "KWD", "KWD 12,340"),
     ],
 )
-def test_money_is_told_from_the_minor_units_it_is_counted_in(amount: int, currency: str, told: str) -> None:
-    assert reais(amount, currency) == told
+def test_money_is_written_from_its_minor_units(amount: int, currency: str, text: str) -> None:
+    assert reais(amount, currency) == text
 
 
 @pytest.mark.parametrize(
-    ("amount", "currency", "told"),
+    ("amount", "currency", "text"),
     [
         (1250, "RSD", "RSD 12,50"),
         (999, "LBP", "LBP 9,99"),
@@ -168,8 +168,8 @@ def test_money_is_told_from_the_minor_units_it_is_counted_in(amount: int, curren
         (1, "TND", "TND 0,001"),
     ],
 )
-def test_money_of_a_currency_that_is_written_without_cents_keeps_them(amount: int, currency: str, told: str) -> None:
-    assert reais(amount, currency) == told
+def test_money_of_a_currency_that_is_written_without_cents_keeps_them(amount: int, currency: str, text: str) -> None:
+    assert reais(amount, currency) == text
 
 
 @settings(max_examples=20)
@@ -177,7 +177,7 @@ def test_money_of_a_currency_that_is_written_without_cents_keeps_them(amount: in
 def test_money_in_words_is_the_same_amount_in_every_currency(amount: int) -> None:
     for currency in CURRENCIES:
         decimals = 0 if currency in NO_DECIMALS else 3 if currency in THREE_DECIMALS else 2
-        told = reais(amount, currency)
-        number = told[told.rindex(" ") + 1 :]
-        assert parse_decimal(number, locale="pt_BR", strict=True).scaleb(decimals) == amount, told
-        assert len(number.partition(",")[2]) == decimals, told
+        text = reais(amount, currency)
+        number = text[text.rindex(" ") + 1 :]
+        assert parse_decimal(number, locale="pt_BR", strict=True).scaleb(decimals) == amount, text
+        assert len(number.partition(",")[2]) == decimals, text

@@ -31,7 +31,7 @@ def test_statement_for_one_message_uses_an_index(statement: str) -> None:
             database.executescript(script.read_text())
     given = {
         "provider": "twilio", "provider_message_id": "SM1", "message_id": "sms_1", "number": 1, "appointment_id": "a1",
-        "caller": "clinic", "key": "k", "queue": "sms", "age": 1, "most": 10,
+        "caller": "clinic", "key": "k", "queue": "sms", "age": 1, "max_rows": 10,
     }  # fmt: skip
     plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {statement}", given)]
     database.close()

@@ -21,13 +21,18 @@ def at(hour: int, minute: int = 0, day: int = 12, zone: ZoneInfo = SAO_PAULO) ->
 
 
 def allowed_at(
-    asked: datetime, start: datetime, *, now: datetime = LONG_AGO, to: str = IN_SAO_PAULO, hours: QuietHours = USUAL
+    requested_at: datetime,
+    start: datetime,
+    *,
+    now: datetime = LONG_AGO,
+    to: str = IN_SAO_PAULO,
+    hours: QuietHours = USUAL,
 ) -> datetime:
-    return hours.allowed_at(asked, now=now, recipient=to, start_at=start)
+    return hours.allowed_at(requested_at, now=now, recipient=to, start_at=start)
 
 
 @pytest.mark.parametrize(
-    ("asked", "start", "allowed"),
+    ("requested_at", "start", "allowed"),
     [
         (at(8), at(15), at(8)),
         (at(20, 59), at(15, day=13), at(20, 59)),
@@ -36,12 +41,14 @@ def allowed_at(
         (at(23), at(9, day=13), at(8, day=13)),  # NOTICE is left, to the minute
     ],
 )
-def test_a_reminder_due_at_night_waits_for_the_morning(asked: datetime, start: datetime, allowed: datetime) -> None:
-    assert allowed_at(asked, start) == allowed
+def test_a_reminder_due_at_night_waits_for_the_morning(
+    requested_at: datetime, start: datetime, allowed: datetime
+) -> None:
+    assert allowed_at(requested_at, start) == allowed
 
 
 @pytest.mark.parametrize(
-    ("asked", "start"),
+    ("requested_at", "start"),
     [
         (at(22, day=11), at(8, 1)),
         (at(21, day=11), at(8, 59)),
@@ -51,8 +58,10 @@ def test_a_reminder_due_at_night_waits_for_the_morning(asked: datetime, start: d
         (at(6, 50), at(7, 30)),
     ],
 )
-def test_a_reminder_whose_morning_is_too_late_is_sent_the_evening_before(asked: datetime, start: datetime) -> None:
-    assert allowed_at(asked, start) == at(21, day=11) - SLACK
+def test_a_reminder_whose_morning_is_too_late_is_sent_the_evening_before(
+    requested_at: datetime, start: datetime
+) -> None:
+    assert allowed_at(requested_at, start) == at(21, day=11) - SLACK
 
 
 @pytest.mark.parametrize(
@@ -169,16 +178,16 @@ MINUTES = st.integers(0, 4 * 24 * 60).map(lambda minutes: datetime(2026, 3, 7, t
 def test_a_reminder_is_sent_by_day_and_in_time_unless_no_such_moment_is_left(
     times: list[datetime], to: str, text: str
 ) -> None:
-    now, asked, start = times
+    now, requested_at, start = times
     hours = QuietHours.parse(text)
 
     def by_day(moment: datetime) -> bool:
         return hours.allowed_at(moment, now=moment, recipient=to, start_at=datetime.max.replace(tzinfo=UTC)) == moment
 
-    allowed = allowed_at(asked, start, now=now, to=to, hours=hours)
+    allowed = allowed_at(requested_at, start, now=now, to=to, hours=hours)
 
     assert now <= allowed <= start
-    if allowed != asked and allowed > start - NOTICE:
+    if allowed != requested_at and allowed > start - NOTICE:
         assert allowed == now
     if not by_day(allowed):
         in_time = range(max(0, int((start - NOTICE - now).total_seconds() // 60)))

@@ -54,7 +54,7 @@ def test_a_receipt_says_what_was_paid_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "shown"),
     [
         ("Đặng Thị Hồng", "Paciente: Dang Thi Hong"),
         ("Łukasz Øyen", "Paciente: Lukasz Øyen"),
@@ -65,16 +65,16 @@ def test_a_receipt_says_what_was_paid_for() -> None:
         ("A\N{COMBINING LONG STROKE OVERLAY}na", ""),
     ],
 )
-def test_a_detail_is_written_in_latin_letters_or_left_out(name: str, told: str) -> None:
+def test_a_detail_is_written_in_latin_letters_or_left_out(name: str, shown: str) -> None:
     about = replace(appointment(professional="", clinic=""), patient_name=name)
     bare = "Lembrete: Consulta agendada para quinta-feira, 12 de marco às 14h30"
 
-    assert rendering.reminder(about) == (f"{bare}. {told}" if told else bare)
+    assert rendering.reminder(about) == (f"{bare}. {shown}" if shown else bare)
 
 
 def test_a_receipt_keeps_the_currency_of_every_amount() -> None:
     for currency in CURRENCIES:
         paid = Payment("pay_1", 15000, currency, "", "", "", datetime(2026, 3, 13, 1, tzinfo=UTC), "")
-        told = rendering.receipt(paid)
-        assert size(told).encoding == "GSM_7"
-        assert re.search(r"recebido: \D{1,5} [\d.,]+ em 12/03/2026$", told), told
+        shown = rendering.receipt(paid)
+        assert size(shown).encoding == "GSM_7"
+        assert re.search(r"recebido: \D{1,5} [\d.,]+ em 12/03/2026$", shown), shown

@@ -19,7 +19,7 @@ def event(query: str = "sms_id=sms_1&attempt=2", **form: str) -> common.Provider
 
 
 @pytest.mark.parametrize(
-    ("told", "code", "status", "reason"),
+    ("twilio_status", "code", "status", "reason"),
     [
         ("accepted", "", "SENT", ""),
         ("queued", "", "SENT", ""),
@@ -34,26 +34,26 @@ def event(query: str = "sms_id=sms_1&attempt=2", **form: str) -> common.Provider
         ("failed", "30001", "FAILED", "THROTTLED"),
     ],
 )
-def test_twilio_s_words_become_ours(told: str, code: str, status: str, reason: str) -> None:
-    got = read(event(MessageStatus=told, ErrorCode=code))
+def test_twilio_s_words_become_ours(twilio_status: str, code: str, status: str, reason: str) -> None:
+    got = read(event(MessageStatus=twilio_status, ErrorCode=code))
 
     assert isinstance(got, StatusEvent)
     assert (got.event_id, got.provider_message_id, got.message_id, got.attempt) == ("e1", "SM1", "sms_1", 2)
     assert (got.status, got.detail, got.failure_reason) == (status, f"Twilio {code}" if code else "", reason)
 
 
-@pytest.mark.parametrize("told", ["received", "receiving", "canceled", "partially_delivered", "?"])
-def test_status_without_meaning_here_is_ignored(told: str) -> None:
-    assert isinstance(read(event(MessageStatus=told)), IgnoredEvent)
+@pytest.mark.parametrize("twilio_status", ["received", "receiving", "canceled", "partially_delivered", "?"])
+def test_status_without_meaning_here_is_ignored(twilio_status: str) -> None:
+    assert isinstance(read(event(MessageStatus=twilio_status)), IgnoredEvent)
 
 
-@pytest.mark.parametrize("told", ["failed", "undelivered"])
+@pytest.mark.parametrize("twilio_status", ["failed", "undelivered"])
 @pytest.mark.parametrize(
     "code", ["10001", "20003", "20005", "20403", "21606", "21659", "21660", "21661", "30002", "30024", "30034"]
 )
-def test_a_fault_of_our_account_is_not_the_recipient_s(told: str, code: str) -> None:
+def test_a_fault_of_our_account_is_not_the_recipient_s(twilio_status: str, code: str) -> None:
     with capture_logs() as logs:
-        got = read(event(MessageStatus=told, ErrorCode=code))
+        got = read(event(MessageStatus=twilio_status, ErrorCode=code))
 
     assert isinstance(got, StatusEvent)
     assert (got.status, got.failure_reason) == ("FAILED", "PROVIDER_CREDENTIALS")
@@ -69,7 +69,7 @@ def test_a_fault_of_our_account_is_not_the_recipient_s(told: str, code: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "logged_code"),
     [
         ("30999", 30999),
         ("63999", 63999),
@@ -80,7 +80,7 @@ def test_a_fault_of_our_account_is_not_the_recipient_s(told: str, code: str) -> 
         ("9" * 50, 0),
     ],
 )
-def test_a_code_that_is_not_in_the_table_is_final_and_an_alarm(code: str, told: int) -> None:
+def test_a_code_that_is_not_in_the_table_is_final_and_an_alarm(code: str, logged_code: int) -> None:
     before = REGISTRY.get_sample_value(UNEXPECTED, {"service": "twilio", "what": "error_code"}) or 0.0
     with capture_logs() as logs:
         got = read(event(MessageStatus="undelivered", ErrorCode=code))
@@ -89,7 +89,13 @@ def test_a_code_that_is_not_in_the_table_is_final_and_an_alarm(code: str, told: 
     assert (got.status, got.failure_reason) == ("UNDELIVERED", "PROVIDER_REJECTED")
     assert REGISTRY.get_sample_value(UNEXPECTED, {"service": "twilio", "what": "error_code"}) == before + 1
     assert logs == [
-        {"event": "provider.unexpected", "service": "twilio", "what": "error_code", "code": told, "log_level": "error"}
+        {
+            "event": "provider.unexpected",
+            "service": "twilio",
+            "what": "error_code",
+            "code": logged_code,
+            "log_level": "error",
+        }
     ]
 
 
