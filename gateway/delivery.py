@@ -123,6 +123,7 @@ def _event(row: Row) -> common.ProviderEvent:
         body=row["body"],
         livemode=bool(row["livemode"]),
         query=row["query"],
+        provider=row["provider"],
     )
     event.received_time.FromMilliseconds(row["received_at"])
     return event

@@ -8,17 +8,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from services.chassis.lifecycle import run
-from services.chassis.outbound.breaker import CircuitBreaker
-from services.chassis.outbound.client import outbound
-from services.chassis.queue.rate_limit import RateLimit
 from services.chassis.rpc.server import Service
 from services.chassis.settings import load
-from services.email.rendering import Mail, Renderer
-from services.email.sendgrid_provider import SendGridProvider
+from services.email.rendering import Renderer
+from services.email.sendgrid_provider import sendgrid
 from services.email.servicer import EmailAdminServicer, EmailServicer
 from services.email.settings import Settings
 from services.messaging.channel import Channel, assemble, run_channel
-from services.messaging.provider import Provider
 from services.messaging.sender import SEND_TIMEOUT, Policy
 from services.messaging.store import Store
 from topsmile.email.v1.email_pb2_grpc import (
@@ -31,16 +27,12 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 
 @asynccontextmanager
 async def assembled(settings: Settings, timeout: float = SEND_TIMEOUT) -> AsyncIterator[Channel]:
-    key = {"Authorization": f"Bearer {settings.sendgrid_api_key.get_secret_value()}"}
-    renderer = Renderer(settings.from_email)
-    async with outbound(settings.sendgrid_api_base, service="sendgrid", headers=key, timeout=timeout) as http:
-        sendgrid = SendGridProvider(http, settings.from_email)
-        rate_limit = RateLimit(settings.sendgrid_per_second, burst=20)
-        # SendGrid cannot be asked about a mail: its events prove that a lost answer was a yes.
-        providers = [Provider[Mail]("sendgrid", sendgrid.send, CircuitBreaker("sendgrid"), rate_limit)]
-
-        async with assemble(settings, MIGRATIONS, Store("email", "eml"), providers, Policy(renderer.render)) as channel:
-            yield channel
+    policy = Policy(Renderer(settings.from_email).render)
+    async with (
+        sendgrid(settings, timeout) as provider,
+        assemble(settings, MIGRATIONS, Store("email", "eml"), [provider], policy) as channel,
+    ):
+        yield channel
 
 
 def rpc_services(channel: Channel) -> list[Service]:

@@ -6,7 +6,8 @@ Its own library builds the mail, ours sends it: theirs follows a 302 as a GET an
 
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import ClassVar
 
 from sendgrid.helpers.mail import (
@@ -29,10 +30,14 @@ from services.chassis.errors import (
     ProviderThrottled,
     ServiceError,
 )
-from services.chassis.outbound.client import Outbound, ProviderResponse, retry_after
+from services.chassis.outbound.breaker import CircuitBreaker
+from services.chassis.outbound.client import Outbound, ProviderResponse, outbound, retry_after
+from services.chassis.queue.rate_limit import RateLimit
+from services.email import sendgrid_events
 from services.email.rendering import Mail
 from services.email.requests import Mailbox
-from services.messaging.provider import Receipt
+from services.email.settings import Settings
+from services.messaging.provider import Provider, Receipt
 
 #: Seconds until used-up credits are tried again, and a throttled call that was not told when.
 QUOTA_PAUSE, THROTTLE_PAUSE = 60.0, 5.0
@@ -41,6 +46,22 @@ CONFIGURATION = {401, 403, 404, 405}
 REFUSED_INPUT = {400, 413, 415, 422}
 #: Without a charset, which SendGrid answers with a 400; it is UTF-8.
 CALENDAR = "text/calendar; method=REQUEST"
+
+
+@asynccontextmanager
+async def sendgrid(settings: Settings, timeout: float) -> AsyncIterator[Provider[Mail]]:
+    """Open the connections to SendGrid; `timeout` in seconds is for one request."""
+    key = {"Authorization": f"Bearer {settings.sendgrid_api_key.get_secret_value()}"}
+    async with outbound(settings.sendgrid_api_base, service="sendgrid", headers=key, timeout=timeout) as http:
+        yield Provider(
+            "sendgrid",
+            SendGridProvider(http, settings.from_email).send,
+            CircuitBreaker("sendgrid"),
+            RateLimit(settings.sendgrid_per_second, burst=20),
+            sendgrid_events.read,
+            # SendGrid cannot be asked about a mail: its events prove that a lost answer was a yes.
+            find=None,
+        )
 
 
 class SendGridProvider:

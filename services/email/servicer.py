@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from services.email import requests, sendgrid_events
+from services.email import requests
 from services.email.rendering import SUBJECTS
 from services.email.requests import EmailRequest
 from services.messaging.outbox import Outbox
@@ -51,7 +51,7 @@ class EmailAdminServicer(EmailAdminServiceServicer):
         self._outbox = outbox
 
     async def ApplyEvents(self, request: pb.ApplyEventsRequest, _rpc: Rpc) -> pb.ApplyEventsResponse:
-        return pb.ApplyEventsResponse(results=await self._outbox.apply(request.events, sendgrid_events.read))
+        return pb.ApplyEventsResponse(results=await self._outbox.apply(request.events))
 
 
 def to_proto(record: MessageRecord) -> pb.Email:

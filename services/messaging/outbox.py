@@ -77,14 +77,19 @@ class Outbox:
         cancel = self._store.cancel if reference == field else self._store.cancel_appointment
         return await self._database.run(cancel, id, _rows_of())
 
-    async def apply(
-        self, events: Sequence[common.ProviderEvent], read: Callable[[common.ProviderEvent], Event]
-    ) -> Iterable[common.EventResult]:
+    async def apply(self, events: Sequence[common.ProviderEvent]) -> Iterable[common.EventResult]:
+        """Store what the events say; each is read by the provider that it names, by the first one if it names none."""
         check_events(events)
-        readings = [read(event) for event in events]
+        readings = [self._read(event) for event in events]
         statuses = [reading for reading in readings if isinstance(reading, StatusEvent)]
         applied = iter(await self._database.run(transactions.apply, statuses))
         return [_result(event, reading, applied) for event, reading in zip(events, readings, strict=True)]
+
+    def _read(self, event: common.ProviderEvent) -> Event:
+        for provider in self._providers:
+            if event.provider in {"", provider.name}:
+                return provider.read_event(event)
+        return InvalidEvent(f"provider must be one of {', '.join(provider.name for provider in self._providers)}")
 
 
 def _result(

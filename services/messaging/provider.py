@@ -11,6 +11,8 @@ from services.chassis.errors import ProviderRejected
 from services.chassis.outbound.breaker import CircuitBreaker
 from services.chassis.queue.jobs import Route
 from services.chassis.queue.rate_limit import RateLimit
+from services.messaging.events import Event
+from topsmile.common.v1 import common_pb2 as common
 
 C = TypeVar("C")
 
@@ -37,6 +39,8 @@ class Provider(Generic[C]):
     `send` raises NotSent, ProviderThrottled, CredentialsRefused (nothing was sent, later it may work),
     ProviderRefusedInput, ProviderRejected, OptedOut (it never will) and OutcomeUnknown (it may have been taken).
 
+    `read_event` says what an event of this provider means; it never raises.
+
     `find` lists what it has taken since a time with the same recipient and words, other messages' texts included. None:
     it cannot be asked. Then only its events prove that a lost answer was a yes.
     """
@@ -45,6 +49,7 @@ class Provider(Generic[C]):
     send: Callable[[C], Awaitable[Receipt]]
     breaker: CircuitBreaker
     rate_limit: RateLimit
+    read_event: Callable[[common.ProviderEvent], Event]
     find: Callable[[C, datetime], Awaitable[Sequence[Receipt]]] | None = None
     #: Seconds after a lost answer until "not found" counts as "not taken".
     patience: float = 600.0

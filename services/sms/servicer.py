@@ -8,7 +8,7 @@ import grpc
 from services.messaging.outbox import Outbox
 from services.messaging.record import MessageRecord
 from services.messaging.requests import NewMessage
-from services.sms import requests, twilio_events
+from services.sms import requests
 from services.sms.pepper import Pepper
 from services.sms.requests import Numbers
 from topsmile.sms.v1 import sms_pb2 as pb
@@ -64,7 +64,7 @@ class SmsAdminServicer(pb_grpc.SmsAdminServiceServicer):
         self._outbox = outbox
 
     async def ApplyEvents(self, request: pb.ApplyEventsRequest, _rpc: Rpc) -> pb.ApplyEventsResponse:
-        return pb.ApplyEventsResponse(results=await self._outbox.apply(request.events, twilio_events.read))
+        return pb.ApplyEventsResponse(results=await self._outbox.apply(request.events))
 
 
 def to_proto(record: MessageRecord) -> pb.Sms:

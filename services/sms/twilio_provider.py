@@ -6,7 +6,8 @@ headers of an error.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 from urllib.parse import urlencode, urlsplit
@@ -23,9 +24,14 @@ from services.chassis.errors import (
     ProviderRefusedInput,
     ProviderThrottled,
 )
-from services.chassis.outbound.client import Outbound, ProviderResponse, retry_after
-from services.messaging.provider import Receipt
+from services.chassis.outbound.breaker import CircuitBreaker
+from services.chassis.outbound.client import Outbound, ProviderResponse, outbound, retry_after
+from services.chassis.queue.rate_limit import RateLimit
+from services.messaging.provider import Provider, Receipt
+from services.messaging.sender import SEND_TIMEOUT
+from services.sms import twilio_events
 from services.sms.rendering import Text
+from services.sms.settings import Settings
 from services.sms.twilio_codes import CODES, alarm
 
 #: For answers without a code that says more.
@@ -41,6 +47,27 @@ THROTTLE_PAUSE = 1.0
 TRIAL = "Sent from your Twilio trial account - "
 #: Texts to one recipient in a day that are looked through.
 LOOKED_THROUGH = 200
+
+
+@asynccontextmanager
+async def twilio(settings: Settings) -> AsyncIterator[Provider[Text]]:
+    """Open the connections to Twilio."""
+    base, per_second = settings.twilio_api_base, settings.twilio_per_second
+    async with outbound(base, service="twilio", auth=settings.credentials, timeout=SEND_TIMEOUT) as http:
+        sender = TwilioProvider(
+            http, base, settings.twilio_account_sid, settings.twilio_phone_number, settings.public_url or ""
+        )
+        yield Provider(
+            "twilio",
+            sender.send,
+            CircuitBreaker("twilio"),
+            RateLimit(per_second, burst=max(1, int(per_second))),
+            twilio_events.read,
+            find=lambda text, since: sender.find(text.recipient, text.body, since),
+            # Twilio lists what it takes within seconds, and its callbacks are faster.
+            patience=60.0,
+            ask_every=10.0,
+        )
 
 
 class TwilioProvider:

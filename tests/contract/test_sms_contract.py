@@ -18,6 +18,8 @@ from services.messaging.store import SCHEMA, Store
 from services.sms.__main__ import MIGRATIONS
 from services.sms.pepper import Pepper
 from services.sms.servicer import SmsAdminServicer, SmsServicer
+from services.sms.settings import Settings
+from services.sms.twilio_provider import twilio
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.sms.v1 import sms_pb2 as pb
 
@@ -61,8 +63,19 @@ def requests() -> dict[str, Message]:
 async def test_every_rpc_of_the_contract_answers_its_type(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     services = pb.DESCRIPTOR.services_by_name
-    async with connect(f"sqlite:///{tmp_path}/sms.db", SCHEMA, MIGRATIONS) as database:
-        outbox = Outbox(database, Store("sms", "sms"), Fingerprints(), [], lambda: None)
+    settings = Settings.model_validate(
+        {
+            "twilio_account_sid": "AC1",
+            "twilio_auth_token": "token",
+            "twilio_phone_number": "+15005550006",
+            "sms_pepper": "a pepper of sixteen",
+        }
+    )
+    async with (
+        connect(f"sqlite:///{tmp_path}/sms.db", SCHEMA, MIGRATIONS) as database,
+        twilio(settings) as provider,
+    ):
+        outbox = Outbox(database, Store("sms", "sms"), Fingerprints(), [provider], lambda: None)
         servicer = SmsServicer(outbox, Pepper("a pepper of sixteen"), mobile)
         server = grpc_testing.server_from_dictionary(
             {

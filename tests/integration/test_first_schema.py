@@ -22,11 +22,9 @@ from services.chassis.database.sqlite import SQLite
 from services.chassis.database.transactions import Database, rows
 from services.chassis.queue import operations
 from services.email import __main__ as email_service
-from services.email import sendgrid_events
 from services.email.settings import Settings as EmailSettings
 from services.messaging.channel import Channel
 from services.sms import __main__ as sms_service
-from services.sms import twilio_events
 from services.sms.settings import Settings as SmsSettings
 from tests.fakes.gateway import running, until
 from tests.fakes.sandbox_bench import TWILIO_TOKEN, Bench, sandbox_bench
@@ -128,7 +126,7 @@ async def test_first_emails_go_on_and_each_is_sent_once(database_url: str, tmp_p
             }
             for sid in await provider_ids(channel, ids["sent"])
         ]
-        outcomes = await channel.outbox.apply([event_of(each) for each in events], sendgrid_events.read)
+        outcomes = await channel.outbox.apply([event_of(each) for each in events])
         assert await channel.database.run(operations.replay, "email", ids["dead"])
 
         async def handed_over() -> bool:
@@ -157,7 +155,7 @@ async def test_first_texts_go_on_and_each_is_sent_once(database_url: str, tmp_pa
         at_first = await statuses(channel, ids)
         sid = (await provider_ids(channel, ids["undelivered"]))[0]
         late = common.ProviderEvent(event_id="late", body=f"MessageSid={sid}&MessageStatus=delivered".encode())
-        outcomes = await channel.outbox.apply([late], twilio_events.read)
+        outcomes = await channel.outbox.apply([late])
         await channel.database.run(operations.replay, "sms", ids["dead"])
         await channel.database.run(rows, "UPDATE rate_limit SET paused_until = 0")
 

@@ -48,10 +48,13 @@ async def test_each_provider_s_event_reaches_its_own_service_as_it_came(database
         assert (stripe.event_id, stripe.account, stripe.type) == ("evt_1", "acct_1", "payment_intent.succeeded")
         assert (stripe.body, stripe.livemode) == (event(1), True)
         assert stripe.received_time.seconds > 1_700_000_000
+        assert stripe.provider == "stripe"
         (mail,) = gateway.email.events.applied.values()
         assert json.loads(mail.body) == json.loads(mailed(1))[0]
+        assert mail.provider == "sendgrid"
         (text,) = gateway.sms.events.applied.values()
         assert (text.query, text.body) == ("attempt=att_1", b"MessageSid=SM1&MessageStatus=sent")
+        assert text.provider == "twilio"
         assert {job["payload"] for job in await gateway.jobs()} == {b""}
 
 

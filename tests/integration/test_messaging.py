@@ -27,12 +27,14 @@ from services.chassis.queue.jobs import Job, Queue
 from services.chassis.queue.rate_limit import RateLimit
 from services.chassis.settings import ProcessSettings
 from services.messaging.channel import Channel, assemble
+from services.messaging.events import Event, StatusEvent
 from services.messaging.provider import Provider, Receipt
 from services.messaging.record import MessageRecord
 from services.messaging.requests import NewMessage
 from services.messaging.sender import Policy
 from services.messaging.store import RETENTION, Store
 from tests.fakes.gateway import running, until
+from topsmile.common.v1 import common_pb2 as common
 
 DAY = 24 * 60 * 60 * 1000
 
@@ -51,6 +53,9 @@ class FakeProvider:
             raise self.fail_with
         self.taken.append(message_id)
         return Receipt(f"{self.name}-{message_id}-{len(self.taken)}")
+
+    def read_event(self, event: common.ProviderEvent) -> Event:
+        return StatusEvent(self.name, event.event_id, event.body.decode(), message_id=event.query, attempt=1)
 
     async def find(self, message_id: str, _since: datetime) -> Sequence[Receipt]:
         self.find_calls += 1
@@ -102,12 +107,20 @@ async def pigeons(database_url: str, tmp_path: Path, *, first_per_second: float 
             first.send,
             CircuitBreaker("first"),
             RateLimit(first_per_second, burst=max(1, int(first_per_second / 20))),
+            first.read_event,
             first.find,
             60.0,
             1.0,
         ),
         Provider[str](
-            "second", second.send, CircuitBreaker("second"), RateLimit(1000, burst=50), second.find, 60.0, 1.0
+            "second",
+            second.send,
+            CircuitBreaker("second"),
+            RateLimit(1000, burst=50),
+            second.read_event,
+            second.find,
+            60.0,
+            1.0,
         ),
     ]
     settings = Settings.model_validate({"database_url": database_url})
@@ -238,6 +251,37 @@ async def test_every_attempt_is_a_row_with_its_provider_and_its_outcome(loft: Pi
         (refused, 1, "first", "REFUSED", "no such loft"),
         (sent, 1, "first", "SENT", ""),
     ]
+
+
+@pytest.mark.parametrize(
+    ("provider", "event_ids", "outcomes"),
+    [
+        ("first", ["e1", "e2"], ["APPLIED", "APPLIED"]),
+        ("second", ["e1", "e2"], ["APPLIED", "APPLIED"]),
+        ("", ["e1", "e1"], ["APPLIED", "DUPLICATE"]),
+        ("third", ["e1", "e2"], ["REJECTED", "REJECTED"]),
+        ("First", ["e1", "e2"], ["REJECTED", "REJECTED"]),
+        (" first", ["e1", "e2"], ["REJECTED", "REJECTED"]),
+    ],
+)
+async def test_event_is_read_by_the_provider_that_it_names(
+    loft: Pigeons, provider: str, event_ids: list[str], outcomes: list[str]
+) -> None:
+    loft.first.fail_with = ProviderThrottled("first", "", "full", retry_after=3600) if provider == "second" else None
+    id = (await loft.becomes((await loft.send()).message_id, "SENT")).message_id
+    events = [
+        common.ProviderEvent(event_id=event_id, provider=provider, query=id, body=status)
+        for event_id, status in zip(event_ids, (b"DEFERRED", b"DELIVERED"), strict=True)
+    ]
+    results = list(await loft.channel.outbox.apply(events))
+    applied = await loft.database.read(rows, "SELECT provider FROM provider_event")
+
+    assert [common.EventOutcome.Name(result.outcome) for result in results] == [
+        f"EVENT_OUTCOME_{outcome}" for outcome in outcomes
+    ]
+    assert {row["provider"] for row in applied} == ({provider or "first"} if "APPLIED" in outcomes else set())
+    rejected = [result.detail for result in results if result.outcome == common.EVENT_OUTCOME_REJECTED]
+    assert rejected == ["provider must be one of first, second"] * outcomes.count("REJECTED")
 
 
 async def counts(database: Database) -> dict[str, int]:

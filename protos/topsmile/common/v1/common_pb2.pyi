@@ -829,6 +829,7 @@ class ProviderEvent(message.Message):
     RECEIVED_TIME_FIELD_NUMBER: builtins.int
     LIVEMODE_FIELD_NUMBER: builtins.int
     QUERY_FIELD_NUMBER: builtins.int
+    PROVIDER_FIELD_NUMBER: builtins.int
     event_id: builtins.str
     """Stripe's `evt_…`, else the gateway's id; the same whenever the same fact is reported again. DUPLICATE goes by it."""
     type: builtins.str
@@ -841,6 +842,8 @@ class ProviderEvent(message.Message):
     """Stripe's: true for real money."""
     query: builtins.str
     """The query of the URL it came to, without the `?`. Twilio's names the attempt and the text."""
+    provider: builtins.str
+    """The provider whose event it is: `stripe`, `sendgrid`, `twilio`. Empty: the service's first provider."""
     @builtins.property
     def received_time(self) -> timestamp_pb2.Timestamp:
         """When the gateway received it."""
@@ -855,10 +858,11 @@ class ProviderEvent(message.Message):
         received_time: timestamp_pb2.Timestamp | None = ...,
         livemode: builtins.bool = ...,
         query: builtins.str = ...,
+        provider: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["received_time", b"received_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["account", b"account", "body", b"body", "event_id", b"event_id", "livemode", b"livemode", "query", b"query", "received_time", b"received_time", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["account", b"account", "body", b"body", "event_id", b"event_id", "livemode", b"livemode", "provider", b"provider", "query", b"query", "received_time", b"received_time", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
