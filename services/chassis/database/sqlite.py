@@ -56,10 +56,10 @@ def without_locks(sql: str) -> str:
 
 def drive(connection: sqlite3.Connection, transaction: Transaction[T]) -> T:
     try:
-        asked = next_statement(transaction, None)
+        statement = next_statement(transaction, None)
         while True:
-            found = connection.execute(without_locks(asked.sql), asked.parameters).fetchall()
-            asked = next_statement(transaction, found)
+            found = connection.execute(without_locks(statement.sql), statement.parameters).fetchall()
+            statement = next_statement(transaction, found)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]  # StopIteration is not generic
     finally:
@@ -145,12 +145,12 @@ class SQLite:
     def _probe(self) -> None:
         if self._probing is None:
             self._probing = self._connection()
-        asked_at = time.monotonic()
+        started_at = time.monotonic()
         try:
             self._probing.execute("UPDATE schema_lock SET touched_at = now_ms()")
         except sqlite3.Error as error:
             busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-            if not (busy and self._committed_at > asked_at):  # the writer is at work
+            if not (busy and self._committed_at > started_at):  # the writer is at work
                 raise storable(error) from error
 
     def _now_ms(self) -> int:

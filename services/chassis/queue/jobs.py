@@ -203,12 +203,12 @@ CLAIM_ONE = f"""
 
 
 # A claim costs a commit, so a worker first reads, for each priority, whether one would find something.
+# MIN, not EXISTS: PostgreSQL answers EXISTS from the whole table once old statistics make it believe that much is due.
 def _peek_at(priority: int) -> str:
     queued, running = live(priority, "'queued'"), live(priority, "'running'")
     return f"""
         SELECT {priority} AS priority, now_ms() AS now,
-            CASE WHEN EXISTS (SELECT 1 FROM job WHERE {queued} AND due_at <= now_ms() AND {OF_ROUTE})
-                THEN 1 ELSE 0 END AS due,
+            (SELECT MIN(due_at) FROM job WHERE {queued} AND due_at <= now_ms() AND {OF_ROUTE}) AS due_at,
             (SELECT MIN(due_at) FROM job WHERE {running} AND due_at <= now_ms() AND {OF_ROUTE}) AS stalled_at,
             (SELECT MIN(due_at) FROM job WHERE {queued} AND due_at > now_ms()) AS next_at
     """
@@ -303,7 +303,7 @@ async def peek(queue: str, provider: str = "", *, free: bool = True) -> QueueSna
     next_at = [row["next_at"] for row in found if row["next_at"] is not None]
     stalled_at = [row["stalled_at"] for row in found if row["stalled_at"] is not None]
     return QueueSnapshot(
-        due=tuple(row["priority"] for row in found if row["due"]),
+        due=tuple(row["priority"] for row in found if row["due_at"] is not None),
         stalled_for=(now - min(stalled_at)) / 1000 if stalled_at else None,
         wait=(min(next_at) - now) / 1000 if next_at else None,
     )
