@@ -26,7 +26,8 @@ POSTGRES_FILL = """
 
 POSTGRES_FILL_DUE = """
     INSERT INTO job (queue, id, priority, state, due_at, payload, created_at, expires_at)
-    SELECT 'post', 'due' || i, i % 3, 'queued', now_ms() - i % 60000 + CAST(:ahead_ms AS BIGINT), '\\x78', now_ms(), now_ms() + 86400000
+    SELECT 'post', 'due' || i, i % 3, 'queued', now_ms() - i % 60000 + CAST(:ahead_ms AS BIGINT),
+        '\\x78', now_ms(), now_ms() + 86400000
     FROM generate_series(1, 100000) AS i
 """
 FINISH_ALL = "UPDATE job SET state = 'done', finished_at = now_ms()"
