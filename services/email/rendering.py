@@ -16,19 +16,12 @@ from services.brazil.money import reais
 from services.chassis.queue.jobs import Job
 from services.chassis.rpc.validation import CLINIC_ZONE
 from services.email.invitation import invitation
-from services.email.requests import Mailbox, stored
+from services.email.requests import SUBJECTS, Mailbox, stored
 from services.messaging.record import MessageRecord
-from services.messaging.requests import CONFIRMATION, RECEIPT, REMINDER, Appointment, Payment
+from services.messaging.requests import CONFIRMATION, Appointment, Payment
 
 TEMPLATES = Path(__file__).with_name("templates")
 METHODS = {"CARD": "Cartão", "PIX": "Pix", "BOLETO": "Boleto"}
-
-
-SUBJECTS = {
-    CONFIRMATION: "Confirmação de Agendamento",
-    REMINDER: "Lembrete de Consulta",
-    RECEIPT: "Recibo de Pagamento",
-}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,11 @@ REQUESTS: dict[str, type[EmailRequest]] = {
     REMINDER: pb.SendAppointmentReminderRequest,
     RECEIPT: pb.SendPaymentNoticeRequest,
 }
+SUBJECTS = {
+    CONFIRMATION: "Confirmação de Agendamento",
+    REMINDER: "Lembrete de Consulta",
+    RECEIPT: "Recibo de Pagamento",
+}
 
 
 class Mailbox(NamedTuple):

@@ -8,8 +8,7 @@ from typing import Any
 import grpc
 
 from services.email import requests
-from services.email.rendering import SUBJECTS
-from services.email.requests import EmailRequest
+from services.email.requests import SUBJECTS, EmailRequest
 from services.messaging.outbox import Outbox
 from services.messaging.record import MessageRecord
 from topsmile.email.v1 import email_pb2 as pb

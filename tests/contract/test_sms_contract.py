@@ -8,7 +8,9 @@ from typing import Any
 
 import grpc
 import grpc_testing
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from services.brazil.phones import mobile
 from services.chassis.database.connect import connect
@@ -60,6 +62,12 @@ def requests() -> dict[str, Message]:
     }
 
 
+def request_of(kind: Descriptor, sms_id: str) -> Message:
+    """Return a request that names the text, or its appointment."""
+    known = {"sms_id": sms_id, "appointment_id": "apt-1"}
+    return GetMessageClass(kind)(**{name: value for name, value in known.items() if name in kind.fields_by_name})
+
+
 async def test_every_rpc_of_the_contract_answers_its_type(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     services = pb.DESCRIPTOR.services_by_name
@@ -87,7 +95,7 @@ async def test_every_rpc_of_the_contract_answers_its_type(tmp_path: Path) -> Non
         requests_by_method, sms_id = requests(), ""
         for service in services.values():
             for method in service.methods:
-                request = requests_by_method.get(method.name) or pb.GetSmsRequest(sms_id=sms_id)
+                request = requests_by_method.get(method.name) or request_of(method.input_type, sms_id)
                 call = server.invoke_unary_unary(method, (), request, None)
                 answer, _, code, _ = await asyncio.to_thread(call.termination)
                 assert (method.name, code) == (method.name, grpc.StatusCode.OK)
