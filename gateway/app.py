@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.appointments import Appointments
 from gateway.bodies import CLOSE
 from gateway.clients import Clients
+from gateway.messages import Messages
 from gateway.payments import Payments
 from gateway.settings import Settings
 from gateway.signatures import TwilioSecrets
@@ -240,7 +241,7 @@ def application(
     seconds: float = DEADLINE,
 ) -> ASGIApp:
     authorization = Authorization(settings, seconds)
-    appointments, payments = Appointments(clients), Payments(clients)
+    appointments, payments, messages = Appointments(clients), Payments(clients), Messages(clients)
     app = Starlette(
         routes=[
             Route(
@@ -257,6 +258,8 @@ def application(
                 methods=["GET", "POST"],
             ),
             Route("/v1/payments/{id}", authorization.before("read", payments.get)),
+            Route("/v1/emails/{id}", authorization.before("read", messages.get_email)),
+            Route("/v1/sms/{id}", authorization.before("read", messages.get_sms)),
             Route("/v1/status", authorization.before("read", Status(settings, clients))),
         ],
         exception_handlers={ServiceError: _problem, HTTPException: _problem, Exception: _problem},

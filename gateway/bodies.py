@@ -9,6 +9,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from starlette.requests import Request
@@ -199,3 +200,8 @@ def _enum(kind: Any, value: object) -> int:
     if not isinstance(value, str) or value.removeprefix(prefix) not in known:
         raise InvalidValueError(Rule.NOT_A_CHOICE, choices=", ".join(known))
     return known[value.removeprefix(prefix)]
+
+
+def to_json(message: Message) -> dict[str, Any]:
+    """Return a message of a contract as JSON: names in snake_case, enum values by name."""
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)

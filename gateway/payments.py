@@ -1,13 +1,9 @@
 """The payments contract over HTTP and JSON, names in snake_case."""
 
-from typing import Any
-
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from gateway.bodies import fill, idempotency_key, json_object
+from gateway.bodies import fill, idempotency_key, json_object, to_json
 from gateway.clients import Clients
 from services.chassis.errors import InvalidRequest, NotFound
 from services.chassis.violations import Rule, Violation
@@ -51,7 +47,3 @@ class Payments:
             raise NotFound("a payment's id begins with pay_ or pi_")
         answered = await self._service.call(self._stub.GetPayment, message)
         return JSONResponse(to_json(answered))
-
-
-def to_json(message: Message) -> dict[str, Any]:
-    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)

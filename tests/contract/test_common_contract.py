@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 
-from gateway.payments import to_json
+from gateway.bodies import to_json
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.common.v1 import queue_admin_pb2
 from topsmile.email.v1 import email_pb2

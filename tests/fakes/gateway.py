@@ -68,6 +68,10 @@ class RunningGateway:
             changes["auth_tokens"] = parse_tokens(changes["auth_tokens"])
         return Settings(**(variables | changes))
 
+    async def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, dict[str, Any]]:
+        async with self.http.get(f"http://{self.address}{path}", headers=headers) as answer:
+            return answer.status, await answer.json(content_type=None)
+
     async def post(
         self, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> tuple[int, dict[str, Any]]:

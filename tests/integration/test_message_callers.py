@@ -193,3 +193,39 @@ async def test_message_sent_over_http_belongs_to_the_gateway_s_caller(channel: C
     assert await channel.cancel("lab", appointment_id="apt-1") == (1, 0)
     assert await channel.seen("clinic", ids["clinic"]) == "QUEUED"
     assert await channel.seen("lab", ids["lab"]) == "CANCELED"
+
+
+@pytest.mark.parametrize(
+    ("token", "status", "reason"),
+    [
+        ("clinic", 200, None),
+        ("lab", 404, "NOT_FOUND"),
+        ("reader", 404, "NOT_FOUND"),
+        ("sender", 403, "PERMISSION_DENIED"),
+        ("stranger", 401, "UNAUTHENTICATED"),
+    ],
+)
+async def test_message_read_over_http_is_the_caller_s_own(
+    channel: Channel, tmp_path: Path, token: str, status: int, reason: str | None
+) -> None:
+    id = await channel.send("clinic")
+    target: dict[str, Any] = {f"{channel.name}_target": channel.target}
+    callers = [*CALLERS, entry("reader", "read"), entry("sender", "send")]
+    path = {"email": "/v1/emails", "sms": "/v1/sms"}[channel.name]
+    async with running_gateway(
+        f"sqlite:///{tmp_path}/gateway.db",
+        working=False,
+        auth_tokens=",".join(callers),
+        gateway_token=SecretStr("gateway"),
+        **target,
+    ) as gateway:
+        headers = {"authorization": f"Bearer {token}"}
+        found, answer = await gateway.get(f"{path}/{id}", headers)
+        strange = [
+            (await gateway.get(f"{path}/{other}", headers))[0] for other in ("pay_1", "%00", f"{id}%00", "x" * 500)
+        ]
+
+    assert (found, answer.get("reason")) == (status, reason)
+    assert set(strange) <= ({404, 422} if status in {200, 404} else {status})
+    if found == 200:
+        assert (answer[channel.name][channel.field], answer[channel.name]["status"]) == (id, "MESSAGE_STATUS_QUEUED")

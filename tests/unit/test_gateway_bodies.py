@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.bodies import fill
-from gateway.payments import to_json
+from gateway.bodies import fill, to_json
 from services.chassis.errors import Violation
 from topsmile.common.v1.common_pb2 import PaymentMethod
 from topsmile.email.v1.email_pb2 import SendAppointmentReminderRequest
