@@ -50,8 +50,8 @@ SABOTAGES = {
     "act-unannounced": Sabotage(
         "services/chassis/queue/jobs.py",
         {
-            "    if await maybe_one(MARK_ATTEMPTED, queue=job.queue, id=job.id, claims=job.claims, act=act_ms) is None:"
-            "\n        raise LeaseLost(job.id)": "    del job, act_ms"
+            "    if await maybe_one(MARK_ATTEMPTED, queue=job.queue, id=job.id, claims=job.claims, timeout=timeout_ms)"
+            " is None:\n        raise LeaseLost(job.id)": "    del job, timeout_ms"
         },
         "kill_after_accepting",
         "nobody is mailed or texted twice",
@@ -63,9 +63,9 @@ SABOTAGES = {
                 "\n\nasync def add_all(found: Sequence[Notice], trace: str) -> None:\n"
                 "    for notice in found:\n        await jobs.add("
             ),
-            "await self._database.run(remember, cursor, response.cursor, found, context.trace())": (
-                "await self._database.run(remember, cursor, response.cursor, found, context.trace())\n"
-                "            await self._database.run(add_all, found, context.trace())"
+            "await self._database.run(remember, cursor, response.cursor, found, trace)": (
+                "await self._database.run(remember, cursor, response.cursor, found, trace)\n"
+                "                await self._database.run(add_all, found, trace)"
             ),
         },
         "kill_at_cursor",
