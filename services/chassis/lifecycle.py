@@ -1,6 +1,7 @@
 """How every process starts, drains and stops, with gRPC or HTTP."""
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -16,6 +17,8 @@ GRACE = 10.0  # seconds for running calls to finish
 #: Seconds after which a busy thread lets another on. SQLite's writer comes off with each statement: at Python's own
 #: 5 ms, an event loop with nothing but refusals to do would leave it a few hundred statements a second.
 TURN = 0.0005
+#: Allocations until a collection of the youngest objects, and collections until one of the next older ones.
+GC_THRESHOLDS = (10_000, 20, 20)
 
 log = structlog.get_logger()
 
@@ -87,6 +90,10 @@ async def working(workers: Sequence[Worker]) -> AsyncIterator[asyncio.Event]:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
+    # Modules and servers live as long as the process, and a call leaves few cycles.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     tasks = [asyncio.create_task(worker.run()) for worker in workers]
     for task in tasks:
         task.add_done_callback(lambda _: over.set())

@@ -32,6 +32,9 @@ P = ParamSpec("P")
 WAITING = 10_000
 #: Transactions committed with one fsync.
 MAX_BATCH = 500
+#: Seconds that the writer waits after a commit, so that the next one has company: for each transaction but the first of
+#: the group that it has committed, and at most. A transaction that comes alone never waits.
+PAUSE_EACH, MAX_PAUSE = 0.0005, 0.004
 #: Seconds for which a commit proves that the file takes writes.
 COMMITTED_LATELY = 1.0
 
@@ -176,6 +179,7 @@ class SQLite:
             answers = self._together(group)
             with suppress(RuntimeError):  # the loop is gone, and with it everyone who waited
                 self._loop.call_soon_threadsafe(deliver, answers)
+            time.sleep(min(MAX_PAUSE, (len(group) - 1) * PAUSE_EACH))
 
     def _groups(self) -> Iterator[list[Waiting]]:
         while (first := self._queue.get()) is not None:
