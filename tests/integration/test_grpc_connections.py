@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -219,3 +220,33 @@ async def test_server_has_the_required_options() -> None:
             call.cancel()
 
     assert waiting.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # it waits at the client: 256 streams are open
+
+
+@pytest.mark.parametrize("excess", [1, 3, 20])
+async def test_connections_above_the_limit_are_closed_and_the_others_are_served(excess: int) -> None:
+    limit = 5
+    async with served(max_allowed_incoming_connections=limit) as target:
+        host, _, port = target.rpartition(":")
+        async with grpc.aio.insecure_channel(target, OWN_CONNECTION) as early:
+            await Stub(early).SendEcho(StringValue(value="0"))
+            idle = [await asyncio.open_connection(host, int(port)) for _ in range(limit - 1 + excess)]
+            for _, writer in idle:
+                writer.write(PREFACE)
+            received = await asyncio.gather(*(first_bytes(reader) for reader, _ in idle))
+            served_meanwhile = await Stub(early).SendEcho(StringValue(value="0.01"))
+            for _, writer in idle:
+                writer.close()
+            async with grpc.aio.insecure_channel(target, OWN_CONNECTION) as late:
+                served_after = await Stub(late).SendEcho(StringValue(value="0.02"), wait_for_ready=True, timeout=10)
+
+    assert [bool(start) for start in received].count(False) == excess
+    assert all(json.loads(served.value)["caller"] == "local" for served in (served_meanwhile, served_after))
+
+
+async def first_bytes(reader: asyncio.StreamReader) -> bytes:
+    """Return what the server sends first; nothing where it closes the connection."""
+    try:
+        async with asyncio.timeout(5):
+            return await reader.read(9)
+    except ConnectionError:
+        return b""

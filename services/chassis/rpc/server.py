@@ -33,6 +33,8 @@ OPTIONS = (
     # With overload protection, the server refuses allowed calls that begin just as others end.
     ("grpc.http.overload_protection", 0),
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # One more is closed at once. A connection that does nothing takes about 10 KiB and a file descriptor.
+    ("grpc.max_allowed_incoming_connections", 2_000),
     ("grpc.max_connection_idle_ms", 300_000),
     # A client resolves its target at each new connection, so it finds new replicas. Streams that are open after the
     # grace end with UNAVAILABLE.
