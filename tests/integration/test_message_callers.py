@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.json_format import ParseDict
 from pydantic import SecretStr
 
 from services.chassis.rpc.health import Readiness
@@ -23,7 +24,7 @@ from services.email.settings import Settings as EmailSettings
 from services.messaging.channel import Channel as Parts
 from services.sms import __main__ as sms_service
 from services.sms.settings import Settings as SmsSettings
-from tests.fakes.gateway import running_gateway
+from tests.fakes.gateway import RunningGateway, running_gateway
 from topsmile.common.v1 import common_pb2 as common
 from topsmile.email.v1 import email_pb2, email_pb2_grpc
 from topsmile.sms.v1 import sms_pb2, sms_pb2_grpc
@@ -37,6 +38,9 @@ def entry(name: str, scopes: str) -> str:
 CALLERS = [entry("clinic", "read+send"), entry("lab", "read+send"), entry("auditor", "read+send+admin")]
 TOKENS = ",".join([*CALLERS, entry("gateway", "read+send+events+forward")])
 START = datetime.now(UTC).replace(microsecond=0) + timedelta(days=30)
+
+
+CLINIC = {"authorization": "Bearer clinic"}
 
 
 def bearer(token: str) -> tuple[tuple[str, str]]:
@@ -56,6 +60,9 @@ class Channel:
     @property
     def field(self) -> str:
         return f"{self.name}_id"
+
+    def path(self, id: str) -> str:
+        return f"/v1/{'emails' if self.name == 'email' else 'sms'}/{id}"
 
     def confirmation(self, key: str, appointment_id: str = "apt-1") -> Any:
         about = common.Appointment(appointment_id=appointment_id, patient_name="Ana")
@@ -168,18 +175,54 @@ async def test_same_key_of_two_callers_makes_two_messages(channel: Channel) -> N
     assert len(ids) == 3
 
 
-async def test_message_sent_over_http_belongs_to_the_gateway_s_caller(channel: Channel, tmp_path: Path) -> None:
-    address = {"email": "ana@example.com"} if channel.name == "email" else {"phone": "+5511912345678"}
-    body = {"patient": {"name": "Ana", **address}, "appointment": {"start_time": START.isoformat()}}
+@asynccontextmanager
+async def gateway_of(channel: Channel, tmp_path: Path) -> AsyncIterator[RunningGateway]:
     target: dict[str, Any] = {f"{channel.name}_target": channel.target}
-    ids: dict[str, str] = {}
     async with running_gateway(
         f"sqlite:///{tmp_path}/gateway.db",
         working=False,
-        auth_tokens=",".join(CALLERS),
+        auth_tokens=",".join([*CALLERS, entry("reader", "read"), entry("sender", "send")]),
         gateway_token=SecretStr("gateway"),
         **target,
     ) as gateway:
+        yield gateway
+
+
+async def test_message_read_over_http_is_the_contract_s_json(channel: Channel, tmp_path: Path) -> None:
+    id = await channel.send("clinic")
+    request = getattr(channel.contract, f"Get{channel.name.title()}Request")(**{channel.field: id})
+    async with gateway_of(channel, tmp_path) as gateway:
+        status, found = await gateway.get(channel.path(id), CLINIC)
+
+    response = await getattr(channel.stub, f"Get{channel.name.title()}")(request, metadata=bearer("clinic"))
+    assert (status, ParseDict(found, type(response)())) == (200, response)
+    message = found[channel.name]
+    assert (message[channel.field], message["status"]) == (id, "MESSAGE_STATUS_QUEUED")
+    assert (message["appointment_id"], message["provider_message_id"]) == ("apt-1", "")
+
+
+async def test_message_read_over_http_by_an_unknown_id_is_not_found(channel: Channel, tmp_path: Path) -> None:
+    prefix = (await channel.send("clinic"))[:4]
+    ids = ["x", "pay_1", "%00", prefix, f"{prefix}9", f"{prefix}%ff", f"{prefix}%0d%0a"]
+    async with gateway_of(channel, tmp_path) as gateway:
+        for id in ids:
+            status, problem = await gateway.get(channel.path(id), CLINIC)
+            assert (id, status, problem["reason"]) == (id, 404, "NOT_FOUND")
+
+
+async def test_message_read_over_http_by_a_malformed_id_names_it(channel: Channel, tmp_path: Path) -> None:
+    prefix = (await channel.send("clinic"))[:4]
+    async with gateway_of(channel, tmp_path) as gateway:
+        for id in [f"{prefix}%00", f"{prefix}9%07", prefix + "x" * 9000]:
+            status, problem = await gateway.get(channel.path(id), CLINIC)
+            assert (status, [error["field"] for error in problem["errors"]]) == (422, [channel.field])
+
+
+async def test_message_sent_over_http_belongs_to_the_gateway_s_caller(channel: Channel, tmp_path: Path) -> None:
+    address = {"email": "ana@example.com"} if channel.name == "email" else {"phone": "+5511912345678"}
+    body = {"patient": {"name": "Ana", **address}, "appointment": {"start_time": START.isoformat()}}
+    ids: dict[str, str] = {}
+    async with gateway_of(channel, tmp_path) as gateway:
         for owner in ("clinic", "lab"):
             headers = {"authorization": f"Bearer {owner}", "idempotency-key": "k-1"}
             path = "/v1/appointments/apt-1/confirmation"
@@ -209,20 +252,11 @@ async def test_message_read_over_http_is_the_caller_s_own(
     channel: Channel, tmp_path: Path, token: str, status: int, reason: str | None
 ) -> None:
     id = await channel.send("clinic")
-    target: dict[str, Any] = {f"{channel.name}_target": channel.target}
-    callers = [*CALLERS, entry("reader", "read"), entry("sender", "send")]
-    path = {"email": "/v1/emails", "sms": "/v1/sms"}[channel.name]
-    async with running_gateway(
-        f"sqlite:///{tmp_path}/gateway.db",
-        working=False,
-        auth_tokens=",".join(callers),
-        gateway_token=SecretStr("gateway"),
-        **target,
-    ) as gateway:
+    async with gateway_of(channel, tmp_path) as gateway:
         headers = {"authorization": f"Bearer {token}"}
-        found, answer = await gateway.get(f"{path}/{id}", headers)
+        found, answer = await gateway.get(channel.path(id), headers)
         strange = [
-            (await gateway.get(f"{path}/{other}", headers))[0] for other in ("pay_1", "%00", f"{id}%00", "x" * 500)
+            (await gateway.get(channel.path(other), headers))[0] for other in ("pay_1", "%00", f"{id}%00", "x" * 500)
         ]
 
     assert (found, answer.get("reason")) == (status, reason)
