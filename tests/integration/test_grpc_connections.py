@@ -203,6 +203,7 @@ def test_server_options_end_idle_and_old_connections() -> None:
     assert 300_000 <= options["grpc.max_connection_age_ms"] <= 1_800_000
     assert options["grpc.max_connection_age_grace_ms"] <= 60_000
     assert options["grpc.max_concurrent_streams"] >= MAX_STREAMS_PER_CALLER
+    assert 1_000 <= options["grpc.max_allowed_incoming_connections"] <= 10_000
 
 
 async def test_server_has_the_required_options() -> None:

@@ -252,7 +252,7 @@ def alone(path: str) -> int:
 
 
 def keep_private(path: str) -> None:
-    """Let nobody but the owner read the file and what SQLite puts beside it, whoever made them."""
+    """Make the file, and the files that SQLite puts beside it, readable by their owner only."""
     Path(path).touch(mode=0o600)  # SQLite gives its other files the mode of this one
     for name in (path, f"{path}-wal", f"{path}-shm", f"{path}.lock"):
         with suppress(FileNotFoundError):
