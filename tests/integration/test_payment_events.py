@@ -411,8 +411,18 @@ async def stand(payment_id: str, wanted: str) -> None:
     await store.save(before, after)
 
 
-async def test_refused_key_returns_its_payment_after_it_is_paid(payments: Payments, bench: Bench) -> None:
-    await bench.fault(provider="stripe", kind="status", status=402, path="POST /v1/payment_intents")
+@pytest.mark.parametrize(
+    ("response", "code", "reason"),
+    [
+        (402, "card_declined", "DECLINED"),
+        (402, "insufficient_funds", "DECLINED"),
+        (400, "parameter_invalid_integer", "PROVIDER_REFUSED_INPUT"),
+    ],
+)
+async def test_refused_key_returns_its_payment_after_it_is_paid(
+    payments: Payments, bench: Bench, response: int, code: str, reason: str
+) -> None:
+    await bench.fault(provider="stripe", kind="status", status=response, code=code, path="POST /v1/payment_intents")
     refused = await refusal(payments.create())
     intent = (await bench.stripe("POST", "/v1/payment_intents", amount=15000, currency="brl")).json
     metadata = {"topsmile_payment_id": refused.metadata["payment_id"]}
@@ -421,7 +431,7 @@ async def test_refused_key_returns_its_payment_after_it_is_paid(payments: Paymen
         "data": {"object": {**intent, "metadata": metadata, "status": "succeeded", "amount_received": 15000}},
     }  # fmt: skip
 
-    assert (await refusal(payments.create())).reason == "DECLINED"
+    assert (await refusal(payments.create())).reason == reason
     assert await payments.apply(body) == ["APPLIED"]
     answer = await payments.create()
     assert (answer.payment_id, status(answer)) == (refused.metadata["payment_id"], "SUCCEEDED")
