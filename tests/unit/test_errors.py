@@ -9,14 +9,16 @@ from services.chassis.errors import (
     DeadlineExceeded,
     ExternalServiceError,
     InvalidRequest,
+    NotFound,
     NotSent,
     OutcomeUnknown,
     ProviderRejected,
     ServiceError,
+    Unavailable,
     Violation,
     retry_after,
 )
-from services.chassis.rpc.error_details import DETAILS_KEY, KINDS, from_rpc_error, to_status
+from services.chassis.rpc.error_details import DETAILS_KEY, KINDS, from_rpc_error, kinds, to_status
 
 
 def every_kind() -> list[type[ServiceError]]:
@@ -109,6 +111,14 @@ def test_details_of_another_domain_are_ignored() -> None:
     )
 
     assert type(from_rpc_error(foreign)) is OutcomeUnknown
+
+
+@pytest.mark.parametrize("base", [ProviderRejected, NotFound, Unavailable])
+def test_error_class_of_a_service_changes_nothing_for_others(base: type[ServiceError]) -> None:
+    own = type("OfOneService", (base,), {"__module__": __name__})
+
+    assert issubclass(own, ServiceError)
+    assert kinds() == KINDS
 
 
 def test_docstring_names_every_error() -> None:

@@ -93,13 +93,14 @@ def _locale(text: str) -> error_details_pb2.LocalizedMessage | None:
     return error_details_pb2.LocalizedMessage(locale="pt-BR", message=text) if text else None
 
 
-def _kinds() -> dict[tuple[grpc.StatusCode, str, bool], type[ServiceError]]:
+def kinds() -> dict[tuple[grpc.StatusCode, str, bool], type[ServiceError]]:
     """Return (code, reason, caused by a provider) → class. Reason "" stands for reasons that are not a class's own."""
     found: dict[tuple[grpc.StatusCode, str, bool], type[ServiceError]] = {}
-    waiting = list(ServiceError.__subclasses__())
+    waiting = [kind for kind in ServiceError.__subclasses__() if kind.__module__ == ServiceError.__module__]
     while waiting:
         kind = waiting.pop(0)
-        waiting += [child for child in kind.__subclasses__() if child not in waiting]
+        # A service's own subclasses stay out: the table must not depend on what was imported before.
+        waiting += [child for child in kind.__subclasses__() if child.__module__ == ServiceError.__module__]
         external = issubclass(kind, ExternalServiceError)
         if kind is not ExternalServiceError:
             found[kind.code, kind.default_reason, external] = kind
@@ -109,7 +110,7 @@ def _kinds() -> dict[tuple[grpc.StatusCode, str, bool], type[ServiceError]]:
     return found
 
 
-KINDS = _kinds()
+KINDS = kinds()
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> ServiceError:
